@@ -1,0 +1,210 @@
+//! What a bundle says of itself.
+
+use crate::Digest;
+use serde::{Deserialize, Serialize};
+
+/// The version of the manifest that is written and read.
+pub const FORMAT: u32 = 1;
+
+const NAME_BYTES_MAX: usize = 200;
+const CLASSES_MAX: usize = 100_000;
+const SEGMENTS_MAX: usize = 4_096;
+const EXITS_MAX: usize = 64;
+
+/// A network as a tree: its boundaries, the segments between them, and the exits at its leaves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The model's name.
+    pub name: String,
+    /// What each element of an exit's output stands for.
+    pub classes: Vec<String>,
+    /// The first is the network's input.
+    pub boundaries: Vec<Boundary>,
+    /// Each comes after those it depends on.
+    pub segments: Vec<Segment>,
+    /// In the network's order.
+    pub exits: Vec<Exit>,
+    /// What the bundle can be verified with. Hosts that only serve never read it.
+    pub evidence: Evidence,
+}
+
+/// A place where the network can be cut, and what crosses it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Boundary {
+    /// The tensor's name in the network.
+    pub name: String,
+    /// `f32`, `u8` and so on.
+    pub element_type: String,
+    /// Its dimensions.
+    pub dims: Vec<usize>,
+}
+
+/// The layers between two boundaries, as one component.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Segment {
+    /// For people and messages; unique in the bundle.
+    pub name: String,
+    /// Index of the boundary it starts from.
+    pub from: usize,
+    /// Index of the boundary it leads to.
+    pub to: usize,
+    /// What it does, in order.
+    pub layers: Vec<Layer>,
+    /// Multiply-accumulates of one run.
+    pub macs: u64,
+    /// How the graph in the component is written: `nnef`.
+    pub graph_format: String,
+    /// Where the arithmetic runs.
+    pub tier: Tier,
+    /// The component.
+    pub component: Blob,
+}
+
+/// One operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layer {
+    /// Its name in the network.
+    pub name: String,
+    /// Its kind.
+    pub operator: String,
+}
+
+/// Where a segment's arithmetic runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tier {
+    /// The guest calls `wasi:nn`; tract runs in the host.
+    Native,
+}
+
+/// Where the network can stop and answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exit {
+    /// The output's name in the network.
+    pub name: String,
+    /// The segments from the input to this exit.
+    pub path: Vec<usize>,
+    /// Share of the validation samples that it answers rightly.
+    pub accuracy: f64,
+    /// The same where the activation crosses a cut in a lossy codec.
+    pub coded: Vec<CodedAccuracy>,
+}
+
+/// An exit's accuracy with one cut's activation coded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CodedAccuracy {
+    /// How many segments of the exit's path lie before the cut.
+    pub cut: usize,
+    /// How the activation is coded there.
+    pub codec: Codec,
+    /// Share of the validation samples answered rightly.
+    pub accuracy: f64,
+}
+
+/// How an activation is written for the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Codec {
+    /// The elements as they are.
+    Raw,
+    /// One byte an element, affine for each channel.
+    U8,
+}
+
+/// What a bundle can be verified with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evidence {
+    /// The ONNX file that the segments were cut from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Blob>,
+    /// Inputs, and the outputs that another runtime gave for them (safetensors).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub golden: Option<Blob>,
+    /// Labelled test samples: a PNG sheet of square tiles…
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<Blob>,
+    /// …and their class indices, one a line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Blob>,
+}
+
+/// A file of the bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Blob {
+    /// What it must hash to; its name in the store.
+    pub digest: Digest,
+    /// Its size.
+    pub bytes: u64,
+}
+
+impl Manifest {
+    /// Whether everything in it refers to something that exists and hangs together. Code that gets a
+    /// checked manifest indexes into it without looking again.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        let wrong = |what: String| Err(ManifestError(what));
+        if self.format != FORMAT {
+            return wrong(format!("format {} is not {FORMAT}, the one this program reads; rebuild the bundle", self.format));
+        }
+        for (what, count, limit) in [
+            ("classes", self.classes.len(), CLASSES_MAX),
+            ("segments", self.segments.len(), SEGMENTS_MAX),
+            ("exits", self.exits.len(), EXITS_MAX),
+            ("boundaries", self.boundaries.len(), SEGMENTS_MAX + 1),
+        ] {
+            if count == 0 || count > limit {
+                return wrong(format!("{count} {what}; there must be 1 to {limit}"));
+            }
+        }
+        let names = [&self.name].into_iter().chain(&self.classes);
+        let names = names.chain(self.boundaries.iter().map(|b| &b.name)).chain(self.segments.iter().map(|s| &s.name));
+        for name in names.chain(self.exits.iter().map(|e| &e.name)) {
+            if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
+                return wrong(format!("the name {name:?} is empty, has control characters or is over {NAME_BYTES_MAX} bytes"));
+            }
+        }
+        for segment in &self.segments {
+            if segment.from >= self.boundaries.len() || segment.to >= self.boundaries.len() {
+                return wrong(format!("segment '{}' joins boundaries that do not exist", segment.name));
+            }
+        }
+        self.exits.iter().try_for_each(|exit| self.check_exit(exit))
+    }
+
+    fn check_exit(&self, exit: &Exit) -> Result<(), ManifestError> {
+        let wrong = |what: &str| Err(ManifestError(format!("exit '{}': {what}", exit.name)));
+        let mut at = 0;
+        for index in &exit.path {
+            match self.segments.get(*index) {
+                Some(segment) if segment.from == at => at = segment.to,
+                Some(_) => return wrong("its segments do not follow one another from the input"),
+                None => return wrong("its path names a segment that does not exist"),
+            }
+        }
+        let known = |accuracy: f64| (0.0..=1.0).contains(&accuracy);
+        if exit.path.is_empty() || exit.path.len() > SEGMENTS_MAX {
+            return wrong("its path is empty or endless");
+        }
+        if self.boundaries[at].dims.iter().product::<usize>() != self.classes.len() {
+            return wrong("its output has not one element for each class");
+        }
+        if !known(exit.accuracy) || !exit.coded.iter().all(|coded| known(coded.accuracy) && coded.cut < exit.path.len()) {
+            return wrong("an accuracy is not between 0 and 1, or of a cut that does not exist");
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with a manifest.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ManifestError(pub(crate) String);

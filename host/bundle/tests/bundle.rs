@@ -1,0 +1,118 @@
+//! A bundle is read as it was written, or refused with the reason.
+#![allow(clippy::unwrap_used)]
+
+use edgent_bundle::*;
+use std::fs;
+use std::path::Path;
+
+fn manifest(draft: &mut Draft) -> Manifest {
+    let boundary = |name: &str, dims: &[usize]| Boundary { name: name.into(), element_type: "f32".into(), dims: dims.into() };
+    let segment = |name: &str, from, to, component| Segment {
+        name: name.into(),
+        from,
+        to,
+        layers: vec![Layer { name: "l".into(), operator: "Conv".into() }],
+        macs: 1,
+        graph_format: "nnef".into(),
+        tier: Tier::Native,
+        component,
+    };
+    Manifest {
+        format: FORMAT,
+        name: "tiny".into(),
+        classes: vec!["no".into(), "yes".into()],
+        boundaries: vec![boundary("image", &[1, 4]), boundary("mid", &[1, 3]), boundary("out", &[1, 2])],
+        segments: vec![
+            segment("a", 0, 1, draft.add(b"component a".to_vec())),
+            segment("b", 1, 2, draft.add(b"component b".to_vec())),
+        ],
+        exits: vec![Exit {
+            name: "out".into(),
+            path: vec![0, 1],
+            accuracy: 0.5,
+            coded: vec![CodedAccuracy { cut: 1, codec: Codec::U8, accuracy: 0.25 }],
+        }],
+        evidence: Evidence::default(),
+    }
+}
+
+fn write(dir: &Path) -> Bundle {
+    let mut draft = Draft::default();
+    let manifest = manifest(&mut draft);
+    draft.write(dir, &manifest).unwrap()
+}
+
+#[test]
+fn a_bundle_is_read_as_it_was_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = write(&dir.path().join("m"));
+    let opened = Bundle::open(written.dir()).unwrap();
+    assert_eq!(opened.digest(), written.digest());
+    assert_eq!(opened.manifest(), written.manifest());
+    assert_eq!(opened.blob(&opened.manifest().segments[1].component).unwrap(), b"component b");
+    // Writing again replaces it and leaves nothing beside it.
+    assert_eq!(write(written.dir()).digest(), written.digest());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_folder_that_is_no_bundle_is_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("thesis.tex"), "years of work").unwrap();
+    let mut draft = Draft::default();
+    let manifest = manifest(&mut draft);
+    assert!(matches!(draft.write(dir.path(), &manifest), Err(BundleError::Occupied(_))));
+    assert!(dir.path().join("thesis.tex").exists());
+}
+
+#[test]
+fn a_damaged_blob_is_found_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = write(&dir.path().join("m"));
+    let blob = bundle.manifest().segments[0].component.clone();
+    let path = bundle.dir().join("blobs/sha256").join(blob.digest.hex());
+    for damage in [&b"component A"[..], b"component", b"component a and more", b""] {
+        fs::write(&path, damage).unwrap();
+        assert!(bundle.blob(&blob).is_err(), "{damage:?}");
+    }
+    fs::remove_file(&path).unwrap();
+    assert!(matches!(bundle.blob(&blob), Err(BundleError::Io { .. })));
+}
+
+#[test]
+fn a_manifest_that_does_not_hang_together_is_refused() {
+    type Break = fn(&mut Manifest);
+    let cases: [(&str, Break); 12] = [
+        ("format 2", |m| m.format = 2),
+        ("0 exits", |m| m.exits.clear()),
+        ("0 segments", |m| m.segments.clear()),
+        ("boundaries that do not exist", |m| m.segments[0].to = 3),
+        ("segment that does not exist", |m| m.exits[0].path = vec![0, 2]),
+        ("do not follow", |m| m.exits[0].path = vec![1]),
+        ("do not follow", |m| m.exits[0].path = vec![0, 0]),
+        ("one element for each class", |m| m.exits[0].path = vec![0]),
+        ("empty or endless", |m| m.exits[0].path.clear()),
+        ("an accuracy", |m| m.exits[0].accuracy = f64::NAN),
+        ("cut that does not exist", |m| m.exits[0].coded[0].cut = 2),
+        ("control characters", |m| m.segments[0].name = "\u{1b}[2J".into()),
+    ];
+    for (expected, damage) in cases {
+        let mut manifest = manifest(&mut Draft::default());
+        manifest.check().unwrap();
+        damage(&mut manifest);
+        let error = manifest.check().unwrap_err().to_string();
+        assert!(error.contains(expected), "{error} does not say {expected:?}");
+    }
+}
+
+#[test]
+fn unknown_fields_and_huge_manifests_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = write(&dir.path().join("m"));
+    let path = bundle.dir().join("manifest.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replacen('{', "{\"surprise\": 1,", 1)).unwrap();
+    assert!(Bundle::open(bundle.dir()).unwrap_err().to_string().contains("surprise"));
+    fs::write(&path, vec![b' '; usize::try_from(MANIFEST_BYTES_MAX).unwrap() + 1]).unwrap();
+    assert!(matches!(Bundle::open(bundle.dir()), Err(BundleError::TooLarge { .. })));
+}

@@ -1,0 +1,142 @@
+//! One caller's execution of a graph, and the means to stop it.
+
+use crate::guard::guarded;
+use crate::{Graph, Port, Tensor};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use tract_onnx::prelude::{TVec, TractResult};
+use tract_onnx::tract_core::model::TypedSimpleState;
+use tract_onnx::tract_core::plan::eval;
+
+/// Execution state of a [`Graph`] for one call at a time.
+pub struct Context {
+    graph: Graph,
+    state: TypedSimpleState,
+}
+
+impl Context {
+    pub(crate) fn new(graph: &Graph) -> TractResult<Self> {
+        Ok(Self { graph: graph.clone(), state: graph.plan().spawn()? })
+    }
+
+    /// Runs the graph. Inputs may come in any order; they are matched by name, and each must have
+    /// the declared type and dimensions. Outputs come in the graph's order.
+    ///
+    /// `stop` is looked at between operators: tract cannot be interrupted inside one.
+    pub fn compute(&mut self, inputs: Vec<(String, Tensor)>, stop: &Stop) -> Result<Vec<(String, Tensor)>, ComputeError> {
+        let values = self.arrange(inputs)?.into_iter().map(Tensor::into_value).collect::<TVec<_>>();
+        let state = &mut self.state;
+        let ran = guarded(|| {
+            state.run_plan_with_eval(values, |context, op_state, node, inputs| {
+                if stop.reached() {
+                    return Err(Stopped.into());
+                }
+                eval(context, op_state, node, inputs)
+            })
+        });
+        match ran {
+            Ok(values) => self.name_outputs(values.into_iter().map(Tensor::from_value)),
+            Err(message) => {
+                // The state is half-run now: the next call gets a fresh one.
+                self.state = guarded(|| self.graph.plan().spawn()).map_err(ComputeError::Failed)?;
+                Err(if stop.reached() { ComputeError::Stopped } else { ComputeError::Failed(message) })
+            }
+        }
+    }
+
+    fn arrange(&self, mut inputs: Vec<(String, Tensor)>) -> Result<Vec<Tensor>, ComputeError> {
+        let ports = self.graph.inputs();
+        if inputs.len() != ports.len() {
+            return Err(ComputeError::Input(format!("{} inputs were given, {} are needed", inputs.len(), ports.len())));
+        }
+        ports
+            .iter()
+            .map(|Port { name, fact }| {
+                let position = inputs
+                    .iter()
+                    .position(|(given, _)| given == name)
+                    .ok_or_else(|| ComputeError::Input(format!("input '{name}' is missing")))?;
+                let (_, tensor) = inputs.swap_remove(position);
+                if tensor.fact() != *fact {
+                    return Err(ComputeError::Input(format!("input '{name}' must be {fact}, not {}", tensor.fact())));
+                }
+                Ok(tensor)
+            })
+            .collect()
+    }
+
+    fn name_outputs(
+        &self,
+        values: impl Iterator<Item = Option<Tensor>>,
+    ) -> Result<Vec<(String, Tensor)>, ComputeError> {
+        self.graph
+            .outputs()
+            .iter()
+            .zip(values)
+            .map(|(port, value)| match value {
+                Some(tensor) => Ok((port.name.clone(), tensor)),
+                None => Err(ComputeError::Failed(format!("output '{}' has a type that wasi:nn does not name", port.name))),
+            })
+            .collect()
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("graph", &self.graph).finish_non_exhaustive()
+    }
+}
+
+/// A way to end a computation from outside: at a moment, or when told.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    at: Option<Instant>,
+    told: Arc<AtomicBool>,
+}
+
+impl Stop {
+    /// Stops only when [`cancel`](Self::cancel)led.
+    pub fn never() -> Self {
+        Self { at: None, told: Arc::default() }
+    }
+
+    /// Stops at `moment`, or when cancelled before it.
+    pub fn at(moment: Instant) -> Self {
+        Self { at: Some(moment), told: Arc::default() }
+    }
+
+    /// The moment, if there is one.
+    pub fn moment(&self) -> Option<Instant> {
+        self.at
+    }
+
+    /// Stops this and every clone of it.
+    pub fn cancel(&self) {
+        self.told.store(true, Ordering::Release);
+    }
+
+    /// Whether work should end now.
+    pub fn reached(&self) -> bool {
+        self.told.load(Ordering::Acquire) || self.at.is_some_and(|at| Instant::now() >= at)
+    }
+}
+
+/// Why a computation gave no answer.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ComputeError {
+    /// The [`Stop`] was reached.
+    #[error("stopped: the time was up or the call was cancelled")]
+    Stopped,
+    /// The caller's inputs do not fit the graph.
+    #[error("{0}")]
+    Input(String),
+    /// An operator failed.
+    #[error("the graph failed: {0}")]
+    Failed(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("stopped")]
+struct Stopped;

@@ -1,0 +1,152 @@
+//! A segment's graph, optimised for the processor it was loaded on.
+
+use crate::guard::guarded;
+use crate::{Context, ElementType, Fact, Tensor};
+use std::fmt;
+use std::sync::Arc;
+use tract_onnx::WithOnnx;
+use tract_onnx::prelude::{Framework, IntoRunnable, TypedFact, TypedModel};
+use tract_onnx::tract_core::model::{TypedRunnableModel, TypedSimplePlan};
+
+/// A graph ready to run: shared, immutable, cheap to clone.
+#[derive(Clone)]
+pub struct Graph(Arc<Loaded>);
+
+struct Loaded {
+    plan: Arc<TypedRunnableModel>,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+}
+
+/// A named place where a tensor goes into a graph or comes out of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// The name that callers use.
+    pub name: String,
+    /// What fits it.
+    pub fact: Fact,
+}
+
+/// How a segment's graph is written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GraphFormat {
+    /// A tar of NNEF with tract's extensions.
+    Nnef,
+}
+
+impl GraphFormat {
+    /// The name used in manifests.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nnef => "nnef",
+        }
+    }
+}
+
+impl Graph {
+    /// Reads a graph and optimises it for this processor.
+    pub fn load(bytes: &[u8], format: GraphFormat) -> Result<Self, GraphError> {
+        let GraphFormat::Nnef = format;
+        let model = guarded(|| nnef().model_for_read(&mut &*bytes)?.into_decluttered()).map_err(GraphError::Unreadable)?;
+        Self::prepare(model)
+    }
+
+    /// A graph that hands its only input back: the same handle, no copy, no arithmetic. What is
+    /// measured through it is the cost of the call alone.
+    pub fn identity(name: &str, fact: &Fact) -> Result<Self, GraphError> {
+        let mut model = TypedModel::default();
+        let wired = guarded(|| {
+            let source = model.add_source(name, typed(fact))?;
+            model.select_output_outlets(&[source])
+        });
+        wired.map_err(GraphError::Unusable)?;
+        Self::prepare(model)
+    }
+
+    /// What goes in.
+    pub fn inputs(&self) -> &[Port] {
+        &self.0.inputs
+    }
+
+    /// What comes out.
+    pub fn outputs(&self) -> &[Port] {
+        &self.0.outputs
+    }
+
+    /// A new execution state.
+    pub fn context(&self) -> Result<Context, GraphError> {
+        guarded(|| Context::new(self)).map_err(GraphError::Unusable)
+    }
+
+    /// Runs the graph once on its only input, with a context of its own: the undivided reference
+    /// that segments are compared with.
+    pub fn run_once(&self, input: Tensor) -> Result<Vec<Tensor>, crate::ComputeError> {
+        let mut context = self.context().map_err(|e| crate::ComputeError::Failed(e.to_string()))?;
+        let name = self.inputs().first().map(|port| port.name.clone()).unwrap_or_default();
+        let outputs = context.compute(vec![(name, input)], &crate::Stop::never())?;
+        Ok(outputs.into_iter().map(|(_, tensor)| tensor).collect())
+    }
+
+    pub(crate) fn prepare(decluttered: TypedModel) -> Result<Self, GraphError> {
+        let inputs = ports(&decluttered, decluttered.input_outlets()).map_err(GraphError::Unusable)?;
+        let outputs = ports(&decluttered, decluttered.output_outlets()).map_err(GraphError::Unusable)?;
+        let plan = guarded(|| decluttered.into_optimized()?.into_runnable()).map_err(GraphError::Unusable)?;
+        Ok(Self(Arc::new(Loaded { plan, inputs, outputs })))
+    }
+
+    pub(crate) fn plan(&self) -> &Arc<TypedSimplePlan> {
+        &self.0.plan
+    }
+}
+
+impl fmt::Debug for Graph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Graph").field("inputs", &self.0.inputs).field("outputs", &self.0.outputs).finish()
+    }
+}
+
+/// NNEF as segments use it: tract's core operators and the ONNX ones that NNEF lacks.
+pub(crate) fn nnef() -> tract_nnef::framework::Nnef {
+    let mut nnef = tract_nnef::nnef().with_onnx();
+    nnef.allow_extended_identifier_syntax(true);
+    nnef
+}
+
+pub(crate) fn typed(fact: &Fact) -> TypedFact {
+    TypedFact::dt_shape(fact.element_type.into(), &fact.dims)
+}
+
+/// The concrete type and dimensions of a fact; symbolic ones are refused, since a segment's host
+/// must know what a stranger's tensor may be before it asks for memory.
+pub(crate) fn concrete(fact: &TypedFact) -> Result<Fact, String> {
+    let dims = fact.shape.as_concrete().ok_or_else(|| format!("the dimensions {:?} are not fixed", fact.shape))?;
+    let element_type = ElementType::of(fact.datum_type)
+        .ok_or_else(|| format!("elements of type {:?} have no name in wasi:nn", fact.datum_type))?;
+    Fact::new(element_type, dims).map_err(|e| e.to_string())
+}
+
+fn ports(
+    model: &TypedModel,
+    outlets: tract_onnx::prelude::TractResult<&[tract_onnx::prelude::OutletId]>,
+) -> Result<Vec<Port>, String> {
+    outlets
+        .map_err(|e| format!("{e:#}"))?
+        .iter()
+        .map(|outlet| {
+            let name = crate::cut::outlet_name(model, *outlet);
+            let fact = model.outlet_fact(*outlet).map_err(|e| format!("{e:#}"))?;
+            Ok(Port { fact: concrete(fact).map_err(|why| format!("'{name}': {why}"))?, name })
+        })
+        .collect()
+}
+
+/// Why bytes are no graph that can run here.
+#[derive(Debug, thiserror::Error)]
+pub enum GraphError {
+    /// The bytes cannot be read.
+    #[error("the graph cannot be read: {0}; rebuild the bundle with `edgent build`")]
+    Unreadable(String),
+    /// It was read, but cannot be prepared on this host.
+    #[error("the graph cannot be prepared: {0}")]
+    Unusable(String),
+}

@@ -1,0 +1,26 @@
+//! Tensors, graphs and execution contexts in the sense of `wasi:nn`, on tract; and the import and
+//! cutting of ONNX models.
+//!
+//! This is the only crate that names tract, and none of tract's types appear in its public API.
+//! The types climb the ladder of `wasi:nn`: a [`Graph`] is loaded from a segment's bytes, a
+//! [`Context`] is one caller's execution state, and [`Tensor`]s go in and out of it as handles.
+//! Building a bundle goes the other way, by stages: [`Imported`] (an ONNX file as one decluttered
+//! network) → [`Cut`] (its tree of segments) → the bytes of each segment, read back and compared.
+//!
+//! tract is trusted code that parses untrusted files. Its panics are caught here and become
+//! errors; limits on sizes are checked before memory is asked for.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod context;
+mod cut;
+mod graph;
+mod guard;
+mod import;
+mod tensor;
+
+pub use context::{ComputeError, Context, Stop};
+pub use cut::{Boundary, Cut, CutError, Exit, Layer, SegmentGraph};
+pub use graph::{Graph, GraphError, GraphFormat, Port};
+pub use import::{ImportError, Imported, MODEL_BYTES_MAX};
+pub use tensor::{ElementType, Fact, TENSOR_BYTES_MAX, Tensor, TensorError, bytes_copied, count_copied};

@@ -1,0 +1,24 @@
+//! Decides where a network is cut, where it is left, and when that decision changes.
+//!
+//! Pure: no IO, no clock, no randomness. Everything that happened, and the time at which it did,
+//! comes in as arguments; what should be done comes out as values. All durations are `f64`
+//! microseconds unless their type says otherwise.
+//!
+//! * [`Network`] and [`Profile`]: what can be planned, and what it costs.
+//! * [`choose`]: Algorithm 1 of Li, Zhou and Chen (2018, section 3.3), extended.
+//! * [`LinkEstimate`]: the link's rate and round trip, from what was sent anyway.
+//! * [`Controller`]: `(state, event, now) → actions` of the device.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod choose;
+mod controller;
+mod estimate;
+mod network;
+mod timing;
+
+pub use choose::{Candidate, Choice, Constraints, Cost, Link, choose, explain};
+pub use controller::{Action, Controller, Event, Installed, Settings};
+pub use estimate::{Exchange, LinkEstimate};
+pub use network::{Boundary, Codec, Direction, Exit, Network, NetworkError, Placement, Plan, Profile};
+pub use timing::Timings;

@@ -1,0 +1,52 @@
+//! What a guest may take.
+
+use wasmtime::{StoreLimits, StoreLimitsBuilder};
+
+const MEMORY_BYTES_MAX: usize = 16 << 20;
+const TABLE_ELEMENTS_MAX: usize = 10_000;
+const CORE_INSTANCES_MAX: usize = 16;
+const HANDLES_MAX: usize = 64;
+const TENSOR_BYTES_MAX: usize = 64 << 20;
+const TEXT_BYTES_MAX: usize = 4 << 10;
+
+/// Bounds on one instance of a segment.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Linear memory.
+    pub memory_bytes: usize,
+    /// Elements of all tables.
+    pub table_elements: usize,
+    /// Core instances that the component may consist of.
+    pub core_instances: usize,
+    /// Tensors, graphs, contexts and errors held at a time.
+    pub handles: usize,
+    /// Tensor bytes that one call may copy into or out of the guest.
+    pub tensor_bytes: usize,
+    /// Bytes of a guest's error message that are kept.
+    pub text_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_bytes: MEMORY_BYTES_MAX,
+            table_elements: TABLE_ELEMENTS_MAX,
+            core_instances: CORE_INSTANCES_MAX,
+            handles: HANDLES_MAX,
+            tensor_bytes: TENSOR_BYTES_MAX,
+            text_bytes: TEXT_BYTES_MAX,
+        }
+    }
+}
+
+impl Limits {
+    pub(crate) fn store_limits(&self) -> StoreLimits {
+        StoreLimitsBuilder::new()
+            .memory_size(self.memory_bytes)
+            .table_elements(self.table_elements)
+            .instances(self.core_instances)
+            .memories(1)
+            .tables(self.core_instances)
+            .build()
+    }
+}
