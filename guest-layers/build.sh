@@ -1,32 +1,51 @@
 #!/usr/bin/env bash
-# Builds the guests into prebuilt/. With --check: builds them elsewhere and compares bytes.
+# Builds the guests into prebuilt/. With --check: builds them from nothing in a temporary folder and compares
+# bytes with the committed ones, which only the compiler that made those can do.
 set -euo pipefail
 cd "$(dirname "$0")"
 guests=(segment hostile)
-target=${CARGO_TARGET_DIR:-$PWD/target}
-out=prebuilt
-[ "${1:-}" = --check ] && out=$(mktemp -d)
+scratch=$(mktemp -d); trap 'rm -rf "$scratch"' EXIT
+compiler=$(./toolchain.sh rustc)
+echo "guests' compiler: $compiler" >&2
 
-prefix=${EDGENT_WASM_TOOLCHAIN:-$HOME/.cache/edgent-wasm-toolchain}
-cargo_home=${CARGO_HOME:-$HOME/.cargo}
+if [ "${1:-}" = --check ] && ! grep -qF "$compiler" prebuilt/README.md; then
+  echo "the committed guests were built with another compiler (prebuilt/README.md): cannot compare bytes" >&2
+  exit 2
+fi
+
 # No path of this machine may get into a guest: its bytes must not depend on where it was built.
-export RUSTFLAGS="--remap-path-prefix=$(dirname "$PWD")=/edgent --remap-path-prefix=$cargo_home=/cargo --remap-path-prefix=$prefix=/toolchain"
+prefix=${EDGENT_WASM_TOOLCHAIN:-$HOME/.cache/edgent-wasm-toolchain}
+flags=("--remap-path-prefix=$(dirname "$PWD")=/edgent" "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+  "--remap-path-prefix=$prefix=/toolchain" "--remap-path-prefix=$scratch=/target")
 for guest in "${guests[@]}"; do
-  CARGO_TARGET_DIR=$target ./toolchain.sh build --locked --release -p "edgent-guest-$guest"
+  CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f'; echo "${flags[*]}") CARGO_TARGET_DIR=$scratch/guests \
+    ./toolchain.sh build --locked --release -p "edgent-guest-$guest"
 done
-unset RUSTFLAGS
-CARGO_TARGET_DIR=$target cargo build --locked --release -p componentize
+env -u RUSTC CARGO_TARGET_DIR="$PWD/target" cargo build --locked --release -p componentize
+mkdir "$scratch/prebuilt"
 for guest in "${guests[@]}"; do
-  "$target/release/componentize" "$target/wasm32-unknown-unknown/release/edgent_guest_$guest.wasm" "$out/$guest.wasm"
+  target/release/componentize "$scratch/guests/wasm32-unknown-unknown/release/edgent_guest_$guest.wasm" \
+    "$scratch/prebuilt/$guest.wasm"
 done
 
-if [ "$out" != prebuilt ]; then
-  for guest in "${guests[@]}"; do
-    cmp "$out/$guest.wasm" "prebuilt/$guest.wasm" || {
-      echo "prebuilt/$guest.wasm is not what its source gives; run guest-layers/build.sh and commit" >&2
-      exit 1
-    }
-  done
-  rm -rf "$out"
+cat > "$scratch/prebuilt/README.md" <<END
+# Guests, built
+
+Written by \`guest-layers/build.sh\` from the sources beside this folder; committed so that the host builds
+without a WebAssembly compiler. \`build.sh --check\` builds them again and compares bytes. The same bytes come
+out on any machine and in any folder, but only with this compiler (Debian's \`rustc-web\`):
+
+    $compiler
+
+$(cd "$scratch/prebuilt" && sha256sum -- *.wasm | sed 's/^/    /')
+END
+
+if [ "${1:-}" = --check ]; then
+  diff -r prebuilt "$scratch/prebuilt" >&2 || {
+    echo "prebuilt/ is not what its source gives; run guest-layers/build.sh and commit" >&2
+    exit 1
+  }
   echo "prebuilt guests are fresh"
+else
+  mkdir -p prebuilt && cp "$scratch/prebuilt/"* prebuilt/
 fi

@@ -1,11 +1,13 @@
 //! Makes a component of a guest's core module: `componentize MODULE.wasm COMPONENT.wasm`.
 //!
-//! The result may import `wasi:nn` and our own types, nothing else: a guest that drags in WASI by
-//! accident is found here, not by the host that refuses it.
+//! The result imports `wasi:nn` and nothing else: a guest that drags in WASI by accident is found
+//! here, not by the host that refuses it. And it holds nothing but what runs: names and the list of
+//! tools would make its bytes differ between machines that build the same thing.
 
 use std::error::Error;
-use std::{env, fs};
-use wasmparser::{Parser, Payload};
+use std::{env, fs, mem};
+use wasm_encoder::{Component, ComponentSectionId, Encode, Module, RawSection, Section};
+use wasmparser::{Encoding, Parser, Payload};
 use wit_component::ComponentEncoder;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -13,23 +15,59 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [module, component] = arguments.as_slice() else {
         return Err("usage: componentize MODULE.wasm COMPONENT.wasm".into());
     };
-    let bytes = ComponentEncoder::default().validate(true).module(&fs::read(module)?)?.encode()?;
+    let encoded = ComponentEncoder::default().validate(true).module(&fs::read(module)?)?.encode()?;
+    let stripped = without_custom_sections(&encoded)?;
+    wasmparser::validate(&stripped)?;
+    if let Some(import) = imports(&stripped)?.iter().find(|name| !name.starts_with("wasi:nn/")) {
+        return Err(format!("{module} imports {import}, which no host gives").into());
+    }
+    Ok(fs::write(component, stripped)?)
+}
+
+/// What the component asks of its host; the components nested in it ask only it.
+fn imports(component: &[u8]) -> Result<Vec<String>, Box<dyn Error>> {
     let mut depth = 0;
-    for payload in Parser::new(0).parse_all(&bytes) {
+    let mut names = Vec::new();
+    for payload in Parser::new(0).parse_all(component) {
         match payload? {
             Payload::Version { .. } => depth += 1,
             Payload::End(_) => depth -= 1,
-            // Components nested in this one import from it, not from the host.
-            Payload::ComponentImportSection(imports) if depth == 1 => {
-                for import in imports {
-                    let name = import?.name.name.to_owned();
-                    if !name.starts_with("wasi:nn/") && !name.starts_with("edgent:segment/") {
-                        return Err(format!("{module} imports {name}, which no host gives").into());
-                    }
+            Payload::ComponentImportSection(section) if depth == 1 => {
+                for import in section {
+                    names.push(import?.name.name.to_owned());
                 }
             }
             _ => {}
         }
     }
-    Ok(fs::write(component, bytes)?)
+    Ok(names)
+}
+
+/// The component without custom sections, its own and those of everything nested in it.
+fn without_custom_sections(component: &[u8]) -> Result<Vec<u8>, Box<dyn Error>> {
+    let mut enclosing = Vec::new();
+    let mut current = Vec::new();
+    for payload in Parser::new(0).parse_all(component) {
+        match payload? {
+            Payload::Version { encoding: Encoding::Component, .. } => current.extend(Component::HEADER),
+            Payload::Version { encoding: Encoding::Module, .. } => current.extend(Module::HEADER),
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => enclosing.push(mem::take(&mut current)),
+            Payload::End(_) => {
+                let Some(parent) = enclosing.pop() else { break };
+                let nested = mem::replace(&mut current, parent);
+                let is_component = nested.starts_with(&Component::HEADER);
+                let id = if is_component { ComponentSectionId::Component } else { ComponentSectionId::CoreModule };
+                current.push(id.into());
+                nested.encode(&mut current);
+            }
+            Payload::CustomSection(_) => {}
+            other => {
+                if let Some((id, range)) = other.as_section() {
+                    let data = &component[usize::try_from(range.start)?..usize::try_from(range.end)?];
+                    RawSection { id, data }.append_to(&mut current);
+                }
+            }
+        }
+    }
+    Ok(current)
 }

@@ -1,1 +1,46 @@
-//! stub
+//! What device, edge and the `edgent` tool say to each other: Cap'n Proto RPC over TCP.
+//!
+//! This is the only crate that knows Cap'n Proto; what it offers is plain Rust. Its schema is
+//! `schema/edgent.capnp`, its generated code is committed (`schema/generate.sh` renews it).
+//!
+//! * [`Link`] owns the one thread on which everything of Cap'n Proto lives: its objects are `!Send`.
+//! * [`Link::serve`] offers a [`Service`]; the service answers through a [`Reply`], from any thread.
+//! * [`Link::connect`] gives a [`Client`], whose futures are `Send` and may be dropped at any time.
+//!
+//! The peer is not trusted. capnp-rpc has no inbound limits and panics in states that a peer can
+//! reach, so it gets its bytes from our own network: `frame` refuses sizes before it allocates,
+//! `screen` lets through the few kinds of RPC message that this protocol needs, and `wire` bounds
+//! what is queued. All figures are in [`Limits`].
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod client;
+mod convert;
+mod error;
+mod frame;
+mod limits;
+mod link;
+mod meter;
+mod screen;
+mod server;
+mod service;
+mod splice;
+mod types;
+mod wire;
+
+#[rustfmt::skip]
+#[allow(clippy::all, clippy::unwrap_used, missing_docs, unused_qualifications)]
+mod edgent_capnp;
+
+pub use client::{Client, ProbeTimes};
+pub use error::{ActivationError, Fault, FaultKind, LinkError};
+pub use limits::Limits;
+pub use link::Link;
+pub use meter::Traffic;
+pub use server::Server;
+pub use service::{Reply, Service};
+pub use types::{
+    Activation, Answer, AskRequest, Codec, Description, Digest, Direction, ElementType, ExitDescription, Hello,
+    InferReply, InferRequest, ModelDescription, ModelProfile, PROTOCOL_VERSION, Placement, Plan, RANK_MAX, Role,
+    SegmentTime, Stats,
+};

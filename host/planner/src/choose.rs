@@ -10,8 +10,10 @@
 //!   leaving them out is what others regret;
 //! * the activation may cross as u8 where the accuracy lost by that was measured and is small;
 //! * if nothing fits, the answer says so, and the plan of least latency is taken.
+//!
+//! Any figures are taken: what is no time counts as unknown, so no plan relies on it.
 
-use crate::network::{Codec, Direction, Exit, Network, Placement, Plan, Profile};
+use crate::network::{Codec, Direction, Exit, Network, Plan, Profile};
 
 /// The link as it is now.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,10 +42,14 @@ pub struct Constraints {
 pub struct Cost {
     /// Segments on the device.
     pub device_us: f64,
-    /// Segments on the edge, and the wait before them.
+    /// Segments on the edge.
     pub edge_us: f64,
-    /// Bytes over the link, both ways, and the round trip.
+    /// The wait at the edge before they run.
+    pub queue_us: f64,
+    /// Bytes over the link, both ways.
     pub transfer_us: f64,
+    /// The round trip.
+    pub rtt_us: f64,
     /// Coding and decoding.
     pub codec_us: f64,
 }
@@ -51,7 +57,12 @@ pub struct Cost {
 impl Cost {
     /// All parts together.
     pub fn total_us(&self) -> f64 {
-        self.device_us + self.edge_us + self.transfer_us + self.codec_us
+        self.device_us + self.edge_us + self.queue_us + self.transfer_us + self.rtt_us + self.codec_us
+    }
+
+    fn fits(&self, deadline_us: f64) -> bool {
+        // Without a deadline (infinity), an unknown cost still does not fit.
+        self.total_us().is_finite() && self.total_us() <= deadline_us
     }
 }
 
@@ -75,114 +86,202 @@ pub struct Choice {
     pub fits: bool,
 }
 
+/// A plan, and what became of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Explained {
+    /// The plan.
+    pub candidate: Candidate,
+    /// Why it was taken, or was not.
+    pub verdict: Verdict,
+}
+
+/// Why a plan was taken, or was not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It was taken.
+    Chosen,
+    /// It would send the raw input, which must stay.
+    InputMustStay,
+    /// Coding the activation there costs too much accuracy.
+    CodecTooLossy,
+    /// It is predicted to miss the deadline.
+    TooSlow,
+    /// It fits, and so does one for the same exit that is no slower.
+    Slower,
+    /// It fits, and so does one for an exit that is at least as accurate.
+    LessAccurate,
+}
+
 /// The plan to take now.
 pub fn choose(network: &Network, profile: &Profile, constraints: &Constraints) -> Choice {
-    let mut order: Vec<usize> = (0..network.exits().len()).collect();
-    order.sort_by(|a, b| network.exits()[*b].accuracy.total_cmp(&network.exits()[*a].accuracy));
-    let fastest = |exit: usize| {
-        let mut best: Option<Candidate> = None;
-        each_candidate(network, profile, constraints, exit, &mut |candidate| {
-            if best.is_none_or(|best| preferred(&candidate, &best)) {
-                best = Some(candidate);
-            }
-        });
-        best
-    };
-    let mut least: Option<Candidate> = None;
-    for candidate in order.into_iter().filter_map(fastest) {
-        if candidate.cost.total_us() <= constraints.deadline_us {
-            return Choice { candidate, fits: true };
+    let exits = network.exits();
+    let mut order: Vec<usize> = (0..exits.len()).collect();
+    order.sort_by(|a, b| exits[*b].accuracy.total_cmp(&exits[*a].accuracy));
+    let way = |exit| Way::new(network, profile, constraints, exit);
+    let mut least = way(order[0]).device_only();
+    for exit in order {
+        let fastest = way(exit).fastest();
+        if fastest.cost.fits(constraints.deadline_us) {
+            return Choice { candidate: fastest, fits: true };
         }
-        if least.is_none_or(|least| preferred(&candidate, &least)) {
-            least = Some(candidate);
+        if fastest.cost.total_us() < least.cost.total_us() {
+            least = fastest;
         }
     }
-    let device_only = || candidate(network, profile, constraints, Plan::device_only(network, 0));
-    Choice { candidate: least.or_else(device_only).unwrap_or_else(|| nothing_known(network)), fits: false }
+    Choice { candidate: least, fits: false }
 }
 
-/// Every plan that the constraints allow, whatever its latency.
-pub fn explain(network: &Network, profile: &Profile, constraints: &Constraints) -> Vec<Candidate> {
-    let mut all = Vec::new();
-    for exit in 0..network.exits().len() {
-        each_candidate(network, profile, constraints, exit, &mut |candidate| all.push(candidate));
+/// Every plan that is possible, with what it would cost and why it was taken or not. Not listed:
+/// plans with an edge while there is none or it is not known what it costs, and codecs that were
+/// not measured at a cut.
+pub fn explain(network: &Network, profile: &Profile, constraints: &Constraints) -> Vec<Explained> {
+    let chosen = choose(network, profile, constraints).candidate.plan;
+    let ways = (0..network.exits().len()).map(|exit| Way::new(network, profile, constraints, exit));
+    ways.flat_map(|way| {
+        let explained = |plan| {
+            let candidate = way.candidate(plan)?;
+            let verdict = match way.refusal(&candidate) {
+                Some(refusal) => refusal,
+                None if plan == chosen => Verdict::Chosen,
+                None if !candidate.cost.fits(constraints.deadline_us) => Verdict::TooSlow,
+                None if plan.exit == chosen.exit => Verdict::Slower,
+                None => Verdict::LessAccurate,
+            };
+            Some(Explained { candidate, verdict })
+        };
+        way.plans().filter_map(explained).collect::<Vec<_>>()
+    })
+    .collect()
+}
+
+/// One plan with its cost, or `None` if it may not or cannot be taken.
+pub(crate) fn predict(network: &Network, profile: &Profile, constraints: &Constraints, plan: Plan) -> Option<Candidate> {
+    let way = network.has(&plan).then(|| Way::new(network, profile, constraints, plan.exit))?;
+    way.candidate(plan).filter(|candidate| way.refusal(candidate).is_none())
+}
+
+/// The way to one exit, with the times of its ends summed, so that each cut costs the same to judge.
+struct Way<'a> {
+    network: &'a Network,
+    profile: &'a Profile,
+    constraints: &'a Constraints,
+    index: usize,
+    exit: &'a Exit,
+    device: Sums,
+    edge: Sums,
+}
+
+impl<'a> Way<'a> {
+    fn new(network: &'a Network, profile: &'a Profile, constraints: &'a Constraints, index: usize) -> Self {
+        let exit = &network.exits()[index];
+        let device = Sums::new(&profile.device_us, &exit.path);
+        let edge = Sums::new(&profile.edge_us, &exit.path);
+        Self { network, profile, constraints, index, exit, device, edge }
     }
-    all
-}
 
-/// Less latency; between equals, the plan that leaves more on the device, so that ties do not flap.
-fn preferred(a: &Candidate, b: &Candidate) -> bool {
-    let latency = a.cost.total_us().total_cmp(&b.cost.total_us());
-    latency.then(a.cost.transfer_us.total_cmp(&b.cost.transfer_us)).is_lt()
-}
+    fn plans(&self) -> impl Iterator<Item = Plan> {
+        let (exit, segments) = (self.index, self.exit.path.len());
+        // The two ends are the same in either direction; they are counted once, as device first.
+        let cuts = (0..=segments).map(|cut| (cut, Direction::DeviceFirst));
+        let cuts = cuts.chain((1..segments).map(|cut| (cut, Direction::EdgeFirst)));
+        cuts.flat_map(move |(cut, direction)| [Codec::Raw, Codec::U8].map(|codec| Plan { exit, cut, direction, codec }))
+    }
 
-fn each_candidate(
-    network: &Network,
-    profile: &Profile,
-    constraints: &Constraints,
-    exit: usize,
-    visit: &mut dyn FnMut(Candidate),
-) {
-    let segments = network.exits()[exit].path.len();
-    let mut consider = |cut, direction, codec| {
-        if let Some(candidate) = candidate(network, profile, constraints, Plan { exit, cut, direction, codec }) {
-            visit(candidate);
+    fn fastest(&self) -> Candidate {
+        let allowed = self.plans().filter_map(|plan| self.candidate(plan)).filter(|candidate| self.refusal(candidate).is_none());
+        allowed.fold(self.device_only(), |best, next| if self.is_preferred(&next, &best) { next } else { best })
+    }
+
+    /// Less latency; between equals, what sends less and leaves more on the device, so that ties do not flap.
+    fn is_preferred(&self, a: &Candidate, b: &Candidate) -> bool {
+        let on_edge = |candidate: &Candidate| candidate.plan.edge_segments(self.exit.path.len());
+        let latency = a.cost.total_us().total_cmp(&b.cost.total_us());
+        latency.then(a.cost.transfer_us.total_cmp(&b.cost.transfer_us)).then(on_edge(a).cmp(&on_edge(b))).is_lt()
+    }
+
+    fn device_only(&self) -> Candidate {
+        let cost = Cost { device_us: self.device.first(self.exit.path.len()), ..Cost::default() };
+        Candidate { plan: Plan::device_only(self.network, self.index), cost, accuracy: self.exit.accuracy }
+    }
+
+    /// The plan with its cost and accuracy, or `None` if it cannot be told or does not exist.
+    fn candidate(&self, plan: Plan) -> Option<Candidate> {
+        let Self { network, profile, exit, .. } = self;
+        let segments = exit.path.len();
+        let on_edge = plan.edge_segments(segments);
+        if on_edge == 0 {
+            return (plan == Plan::device_only(network, self.index)).then(|| self.device_only());
         }
-    };
-    // The two ends are the same in either direction; they are counted once, as device first.
-    for codec in [Codec::Raw, Codec::U8] {
-        (0..=segments).for_each(|cut| consider(cut, Direction::DeviceFirst, codec));
-        (1..segments).for_each(|cut| consider(cut, Direction::EdgeFirst, codec));
+        let link = self.constraints.link?;
+        let crossing = network.boundary(exit, plan.cut);
+        let (bytes, coded_bytes, accuracy) = match plan.codec {
+            Codec::Raw => (crossing.raw_bytes, 0, exit.accuracy),
+            Codec::U8 => (crossing.u8_bytes?, crossing.u8_bytes?, exit.u8_accuracy[plan.cut]?),
+        };
+        let (device_us, edge_us, others) = match plan.direction {
+            // Up goes the activation, down comes the answer.
+            Direction::DeviceFirst => (self.device.first(plan.cut), self.edge.last(on_edge), network.boundary(exit, segments)),
+            // Up goes the input, down comes the activation.
+            Direction::EdgeFirst => (self.device.last(segments - plan.cut), self.edge.first(on_edge), network.boundary(exit, 0)),
+        };
+        let cost = Cost {
+            device_us,
+            edge_us,
+            queue_us: known(profile.edge_queue_us),
+            transfer_us: known((bytes as f64 + others.raw_bytes as f64) * 8e6 / link.rate_bps),
+            rtt_us: known(link.rtt_us),
+            codec_us: known(coded_bytes as f64 * profile.codec_us_per_byte),
+        };
+        cost.total_us().is_finite().then_some(Candidate { plan, cost, accuracy })
+    }
+
+    /// Why a plan may not be taken, however fast it is.
+    fn refusal(&self, candidate: &Candidate) -> Option<Verdict> {
+        let Plan { cut, direction, codec, .. } = candidate.plan;
+        let input_leaves = direction == Direction::EdgeFirst || cut == 0;
+        // A bound that is no number (NaN) is kept by no codec.
+        let loss_is_small = candidate.accuracy >= self.exit.accuracy - self.constraints.codec_loss_max;
+        if input_leaves && !self.constraints.input_may_leave {
+            Some(Verdict::InputMustStay)
+        } else if codec != Codec::Raw && !loss_is_small {
+            Some(Verdict::CodecTooLossy)
+        } else {
+            None
+        }
     }
 }
 
-/// The plan with its cost and accuracy, or `None` if it is not allowed.
-fn candidate(network: &Network, profile: &Profile, constraints: &Constraints, plan: Plan) -> Option<Candidate> {
-    let exit = &network.exits()[plan.exit];
-    let (first, second) = exit.path.split_at(plan.cut);
-    let sum = |times: &[f64], segments: &[usize]| -> f64 {
-        segments.iter().map(|s| times.get(*s).copied().unwrap_or(f64::INFINITY)).sum()
-    };
-    if plan.placement(network) == Placement::DeviceOnly {
-        let cost = Cost { device_us: sum(&profile.device_us, first), ..Cost::default() };
-        return (plan.codec == Codec::Raw).then_some(Candidate { plan, cost, accuracy: exit.accuracy });
-    }
-    let link = constraints.link?;
-    let input_leaves = plan.direction == Direction::EdgeFirst || plan.cut == 0;
-    if input_leaves && !constraints.input_may_leave {
-        return None;
-    }
-    let (bytes, accuracy) = crossing(network, exit, &plan)?;
-    if accuracy < exit.accuracy - constraints.codec_loss_max {
-        return None;
-    }
-    let (on_device, on_edge, others) = match plan.direction {
-        // Up goes the activation, down comes the answer.
-        Direction::DeviceFirst => (first, second, network.boundary(exit, exit.path.len()).raw_bytes),
-        // Up goes the input, down comes the activation.
-        Direction::EdgeFirst => (second, first, network.boundary(exit, 0).raw_bytes),
-    };
-    let coded_bytes = if plan.codec == Codec::U8 { bytes } else { 0 };
-    let cost = Cost {
-        device_us: sum(&profile.device_us, on_device),
-        edge_us: sum(&profile.edge_us, on_edge) + profile.edge_queue_us,
-        transfer_us: (bytes + others) as f64 * 8e6 / link.rate_bps + link.rtt_us,
-        codec_us: coded_bytes as f64 * profile.codec_us_per_byte,
-    };
-    cost.total_us().is_finite().then_some(Candidate { plan, cost, accuracy })
+/// Times of a path's first and last segments. Both are added up rather than one subtracted from the
+/// whole: beside an unknown time, a known one must stay known.
+struct Sums {
+    first_us: Vec<f64>,
+    last_us: Vec<f64>,
 }
 
-/// Bytes of the activation at the cut, and the exit's accuracy when it crosses there.
-fn crossing(network: &Network, exit: &Exit, plan: &Plan) -> Option<(u64, f64)> {
-    let boundary = network.boundary(exit, plan.cut);
-    match plan.codec {
-        Codec::Raw => Some((boundary.raw_bytes, exit.accuracy)),
-        Codec::U8 => Some((boundary.u8_bytes?, exit.u8_accuracy[plan.cut]?)),
+impl Sums {
+    fn new(times_us: &[f64], path: &[usize]) -> Self {
+        let time = |segment: &usize| times_us.get(*segment).map_or(f64::INFINITY, |us| known(*us));
+        let add = |sum: &mut f64, us: f64| {
+            *sum += us;
+            Some(*sum)
+        };
+        let start = || std::iter::once(0.0);
+        Self {
+            first_us: start().chain(path.iter().map(time).scan(0.0, add)).collect(),
+            last_us: start().chain(path.iter().rev().map(time).scan(0.0, add)).collect(),
+        }
+    }
+
+    fn first(&self, segments: usize) -> f64 {
+        self.first_us[segments]
+    }
+
+    fn last(&self, segments: usize) -> f64 {
+        self.last_us[segments]
     }
 }
 
-/// Before anything has been measured: the first exit, here.
-fn nothing_known(network: &Network) -> Candidate {
-    let cost = Cost { device_us: f64::INFINITY, ..Cost::default() };
-    Candidate { plan: Plan::device_only(network, 0), cost, accuracy: network.exits()[0].accuracy }
+/// A time, or infinity for what is none.
+fn known(us: f64) -> f64 {
+    if us >= 0.0 { us } else { f64::INFINITY }
 }

@@ -1,19 +1,23 @@
 //! What the device does next: `(state, event, now) → actions`.
 
-use crate::choose::{Candidate, Choice, Constraints, Link, choose};
+use crate::choose::{Candidate, Choice, Constraints, Link, choose, predict};
 use crate::estimate::{Exchange, LinkEstimate};
 use crate::network::{Network, Plan, Profile};
 use crate::timing::Timings;
+use std::cmp::Ordering;
 use std::time::Duration;
 
 /// A plan is planned with this share of the deadline, so that a little bad luck does not miss it.
 const DEADLINE_SHARE: f64 = 0.9;
 
-/// A new plan that is no more accurate must be faster by this factor to be worth a change.
+/// A new plan for an equally good exit must be faster by this factor to be worth a change.
 const WORTHWHILE: f64 = 0.85;
 
-/// The link is probed when nothing has told of its rate for this long.
-const PROBE_AFTER: Duration = Duration::from_millis(400);
+/// What was asked for and neither done nor refused for this long is not going to be.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// After a refusal the edge is left alone for this long.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// What the operator asks for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,8 +39,13 @@ pub struct Controller {
     edge: Option<Edge>,
     link: LinkEstimate,
     installed: Installed,
-    wanted: Plan,
+    /// The plan that the edge was asked to accept, and when.
+    asked: Option<(Installed, Duration)>,
+    refused_at: Option<Duration>,
     probing_since: Option<Duration>,
+    /// The last epoch given to a plan. Never given twice: two plans under one epoch would let the
+    /// hosts run different halves.
+    last_epoch: u64,
     plan_changes: u64,
 }
 
@@ -86,7 +95,7 @@ pub enum Event {
     EdgeLost,
     /// Something was sent and something came back.
     Exchanged(Exchange),
-    /// Something was sent and nothing has come back yet.
+    /// Something was sent, by the plan in force or as a probe, and nothing has come back yet.
     Waiting {
         /// Bytes of the request.
         bytes: u64,
@@ -97,6 +106,13 @@ pub enum Event {
     Probed,
     /// The edge accepted a plan.
     Accepted(Installed),
+    /// The edge did not accept the plan it was asked to.
+    Refused,
+    /// The operator wants answers within another time.
+    DeadlineChanged {
+        /// From the request to its answer.
+        deadline_us: f64,
+    },
     /// Time passed.
     Tick,
 }
@@ -114,22 +130,22 @@ pub enum Action {
 }
 
 impl Controller {
-    /// Starts on the device alone, with the exit that its profile allows.
-    pub fn new(network: Network, settings: Settings, device: Timings) -> Self {
+    /// Starts on the device alone, with the exit that its profile allows; epochs count from `first_epoch`.
+    pub fn new(network: Network, settings: Settings, device: Timings, first_epoch: u64) -> Self {
         let mut controller = Self {
-            installed: Installed { epoch: 0, plan: Plan::device_only(&network, 0) },
-            wanted: Plan::device_only(&network, 0),
+            installed: Installed { epoch: first_epoch, plan: Plan::device_only(&network, 0) },
             network,
             settings,
             device,
             edge: None,
             link: LinkEstimate::default(),
+            asked: None,
+            refused_at: None,
             probing_since: None,
+            last_epoch: first_epoch,
             plan_changes: 0,
         };
-        let plan = controller.choose(None, controller.planned_us()).candidate.plan;
-        controller.installed.plan = plan;
-        controller.wanted = plan;
+        controller.installed.plan = controller.choose(controller.planned_us()).candidate.plan;
         controller
     }
 
@@ -150,25 +166,41 @@ impl Controller {
                 let mut timings = Timings::new(self.network.segments());
                 segments_us.iter().enumerate().for_each(|(segment, us)| timings.record(segment, *us));
                 self.edge = Some(Edge { timings, codec_us_per_byte, queue_us });
-                self.probing_since = None;
             }
             Event::EdgeLost => {
                 self.edge = None;
-                // What comes back may be another link.
+                // What comes back may be another link, to another host.
                 self.link = LinkEstimate::default();
-                let plan = self.choose(None, self.planned_us()).candidate.plan;
-                // No peer to agree with: the device alone moves on at once.
-                self.move_to(Installed { epoch: self.installed.epoch + 1, plan });
+                (self.asked, self.refused_at, self.probing_since) = (None, None, None);
+                let plan = self.choose(self.planned_us()).candidate.plan;
+                // A new epoch even for the same plan: what the lost edge still accepts comes too late.
+                let alone = self.next(plan);
+                self.move_to(alone);
                 return Vec::new();
             }
             Event::Exchanged(exchange) => self.link.exchanged(exchange, now),
-            Event::Waiting { bytes, waited_us } => self.link.waiting(bytes, waited_us, now),
+            Event::Waiting { bytes, waited_us } => {
+                // Part of the wait may be the edge at work rather than the link.
+                let busy = self.predicted(self.installed.plan).map(|plan| plan.cost.edge_us + plan.cost.queue_us);
+                self.link.waiting(bytes, waited_us - busy.unwrap_or(0.0), now);
+            }
             Event::Probed => self.probing_since = None,
             Event::Accepted(installed) => {
-                if installed.epoch > self.installed.epoch && self.edge.is_some() {
+                let is_news = installed.epoch > self.installed.epoch && installed.epoch <= self.last_epoch;
+                if is_news && self.edge.is_some() && self.network.has(&installed.plan) {
                     self.move_to(installed);
                 }
                 return Vec::new();
+            }
+            Event::Refused => {
+                // Asked for again later, if it is still worthwhile then.
+                (self.asked, self.refused_at) = (None, Some(now));
+                return Vec::new();
+            }
+            Event::DeadlineChanged { deadline_us } => {
+                if deadline_us > 0.0 {
+                    self.settings.deadline_us = deadline_us;
+                }
             }
             Event::Tick => {}
         }
@@ -195,9 +227,12 @@ impl Controller {
         self.plan_changes
     }
 
-    /// The best the device can do alone in the time that is left: what a request falls back on.
+    /// The best the device can do alone in the time that is left: what a request falls back on. There
+    /// is no second chance behind it, so it counts on slow runs rather than on usual ones.
     pub fn local(&self, remaining_us: f64) -> Choice {
-        self.choose(None, remaining_us)
+        let device_us = (0..self.network.segments()).map(|segment| self.device.p90_us(segment)).collect();
+        let profile = Profile { device_us, ..self.profile() };
+        choose(&self.network, &profile, &Constraints { link: None, ..self.constraints(remaining_us) })
     }
 
     /// The plan for one request: the one in force, unless it cannot keep this request's deadline
@@ -210,72 +245,94 @@ impl Controller {
         if alone.fits { Installed { plan: alone.candidate.plan, ..self.installed } } else { self.installed }
     }
 
+    fn next(&mut self, plan: Plan) -> Installed {
+        self.last_epoch += 1;
+        Installed { epoch: self.last_epoch, plan }
+    }
+
     fn move_to(&mut self, installed: Installed) {
         self.plan_changes += u64::from(installed.plan != self.installed.plan);
         self.installed = installed;
-        self.wanted = installed.plan;
+        self.asked = self.asked.filter(|(asked, _)| asked.epoch > installed.epoch);
     }
 
+    /// Planning is cheap, so there is no test for "has enough changed?" before it: what keeps small
+    /// changes from changing the plan is the hysteresis behind it.
     fn replan(&mut self, now: Duration) -> Vec<Action> {
+        let overdue = |since: Duration, after: Duration| now.saturating_sub(since) >= after;
+        self.asked = self.asked.filter(|(_, since)| !overdue(*since, PATIENCE));
+        self.probing_since = self.probing_since.filter(|since| !overdue(*since, PATIENCE));
+        self.refused_at = self.refused_at.filter(|since| !overdue(*since, ASK_AGAIN_AFTER));
+
         let mut actions = Vec::new();
-        if self.edge.is_none() {
-            return actions;
-        }
-        let stale = self.link.age(now).is_none_or(|age| age >= PROBE_AFTER);
-        if stale && self.probing_since.is_none() {
+        if self.edge.is_some() && self.probing_since.is_none() && self.link.should_probe(now) {
             self.probing_since = Some(now);
             actions.push(Action::Probe { bytes: self.link.probe_bytes() });
         }
-        let Some(link) = self.usable_link() else { return actions };
-        let choice = self.choose(Some(link), self.planned_us());
-        if choice.candidate.plan != self.wanted && self.is_worthwhile(&choice) {
-            self.wanted = choice.candidate.plan;
-            actions.push(Action::Install(Installed { epoch: self.installed.epoch + 1, plan: self.wanted }));
+        let choice = self.choose(self.planned_us());
+        if self.refused_at.is_none() && self.is_worthwhile(&choice.candidate) {
+            let next = self.next(choice.candidate.plan);
+            if self.edge.is_some() {
+                self.asked = Some((next, now));
+                actions.push(Action::Install(next));
+            } else {
+                // No peer to agree with: the device alone moves on at once.
+                self.move_to(next);
+            }
         }
         actions
     }
 
-    /// Hysteresis: the plan in force stays unless it no longer fits, or the new one answers better
-    /// or clearly faster.
-    fn is_worthwhile(&self, choice: &Choice) -> bool {
-        let Some(wanted) = self.predicted(self.wanted) else { return true };
-        let new = &choice.candidate;
-        if wanted.cost.total_us() > self.settings.deadline_us {
-            return new.cost.total_us() < wanted.cost.total_us();
+    /// Hysteresis. A plan that keeps the deadline gives way to one for a better exit, or to a clearly
+    /// faster one for an equally good exit; never to a worse exit. Since new plans are held to
+    /// [`DEADLINE_SHARE`] of the deadline and old ones to all of it, a link that wavers by less than the
+    /// difference changes nothing.
+    fn is_worthwhile(&self, new: &Candidate) -> bool {
+        let old = self.asked.map_or(self.installed.plan, |(asked, _)| asked.plan);
+        if new.plan == old {
+            return false;
         }
-        new.accuracy > wanted.accuracy || new.cost.total_us() < WORTHWHILE * wanted.cost.total_us()
+        let Some(old) = self.predicted(old) else { return true };
+        let (old_us, new_us) = (old.cost.total_us(), new.cost.total_us());
+        let is_clearly_faster = new_us < WORTHWHILE * old_us;
+        if old_us > self.settings.deadline_us {
+            return new_us <= self.settings.deadline_us || is_clearly_faster;
+        }
+        // Of the exits, not of the plans: what a codec loses was found small enough to trade for time.
+        let accuracy = |plan: Plan| self.network.exits()[plan.exit].accuracy;
+        match accuracy(new.plan).total_cmp(&accuracy(old.plan)) {
+            Ordering::Greater => true,
+            Ordering::Equal => is_clearly_faster,
+            Ordering::Less => false,
+        }
     }
 
     fn predicted(&self, plan: Plan) -> Option<Candidate> {
-        let constraints = self.constraints(self.usable_link(), self.settings.deadline_us);
-        crate::explain(&self.network, &self.profile(), &constraints).into_iter().find(|candidate| candidate.plan == plan)
-    }
-
-    fn usable_link(&self) -> Option<Link> {
-        self.edge.as_ref()?;
-        Some(Link { rate_bps: self.link.rate_bps()?, rtt_us: self.link.rtt_us() })
+        predict(&self.network, &self.profile(), &self.constraints(self.settings.deadline_us), plan)
     }
 
     fn planned_us(&self) -> f64 {
         self.settings.deadline_us * DEADLINE_SHARE
     }
 
-    fn choose(&self, link: Option<Link>, deadline_us: f64) -> Choice {
-        choose(&self.network, &self.profile(), &self.constraints(link, deadline_us))
+    fn choose(&self, deadline_us: f64) -> Choice {
+        choose(&self.network, &self.profile(), &self.constraints(deadline_us))
     }
 
-    fn constraints(&self, link: Option<Link>, deadline_us: f64) -> Constraints {
+    fn constraints(&self, deadline_us: f64) -> Constraints {
         let Settings { codec_loss_max, input_may_leave, .. } = self.settings;
+        let rate_bps = self.link.rate_bps().filter(|_| self.edge.is_some());
+        let link = rate_bps.map(|rate_bps| Link { rate_bps, rtt_us: self.link.rtt_us() });
         Constraints { deadline_us, codec_loss_max, input_may_leave, link }
     }
 
     fn profile(&self) -> Profile {
-        let unknown = || vec![f64::INFINITY; self.network.segments()];
-        Profile {
-            device_us: self.device.medians_us(),
-            edge_us: self.edge.as_ref().map_or_else(unknown, |edge| edge.timings.medians_us()),
-            edge_queue_us: self.edge.as_ref().map_or(0.0, |edge| edge.queue_us),
-            codec_us_per_byte: self.edge.as_ref().map_or(0.0, |edge| edge.codec_us_per_byte),
-        }
+        let device_us = self.device.medians_us();
+        let Some(edge) = &self.edge else {
+            return Profile { device_us, edge_us: Vec::new(), edge_queue_us: 0.0, codec_us_per_byte: 0.0 };
+        };
+        let Edge { timings, codec_us_per_byte, queue_us } = edge;
+        let (edge_queue_us, codec_us_per_byte) = (*queue_us, *codec_us_per_byte);
+        Profile { device_us, edge_us: timings.medians_us(), edge_queue_us, codec_us_per_byte }
     }
 }

@@ -17,8 +17,10 @@ mod estimate;
 mod network;
 mod timing;
 
-pub use choose::{Candidate, Choice, Constraints, Cost, Link, choose, explain};
+pub use choose::{Candidate, Choice, Constraints, Cost, Explained, Link, Verdict, choose, explain};
 pub use controller::{Action, Controller, Event, Installed, Settings};
 pub use estimate::{Exchange, LinkEstimate};
-pub use network::{Boundary, Codec, Direction, Exit, Network, NetworkError, Placement, Plan, Profile};
+pub use network::{
+    Boundary, Codec, Direction, EXITS_MAX, Exit, Network, NetworkError, Placement, Plan, Profile, SEGMENTS_MAX,
+};
 pub use timing::Timings;

@@ -79,38 +79,64 @@ impl Plan {
         Self { exit, cut, direction: Direction::DeviceFirst, codec: Codec::Raw }
     }
 
-    /// Where the plan's segments run.
+    /// Where the segments run. The plan must be one of this network.
     pub fn placement(&self, network: &Network) -> Placement {
         let segments = network.exits[self.exit].path.len();
-        let on_device = match self.direction {
-            Direction::DeviceFirst => self.cut,
-            Direction::EdgeFirst => segments - self.cut,
-        };
-        match on_device {
-            0 => Placement::EdgeOnly,
-            n if n == segments => Placement::DeviceOnly,
+        match self.edge_segments(segments) {
+            0 => Placement::DeviceOnly,
+            n if n == segments => Placement::EdgeOnly,
             _ => Placement::Split,
+        }
+    }
+
+    /// How many of the exit's segments run on the edge.
+    pub(crate) fn edge_segments(&self, segments: usize) -> usize {
+        match self.direction {
+            Direction::DeviceFirst => segments - self.cut,
+            Direction::EdgeFirst => self.cut,
         }
     }
 }
 
+/// More exits or segments than this are a mistake in a manifest, or an attack: planning takes time in
+/// proportion to both.
+pub const EXITS_MAX: usize = 64;
+/// See [`EXITS_MAX`].
+pub const SEGMENTS_MAX: usize = 4_096;
+
 impl Network {
-    /// Checks that everything refers to something that exists and that every figure is a number.
+    /// Checks that the exits are paths of one tree, that everything named exists and that every
+    /// accuracy is one.
     pub fn new(boundaries: Vec<Boundary>, exits: Vec<Exit>, segments: usize) -> Result<Self, NetworkError> {
-        if exits.is_empty() {
-            return Err(NetworkError::NoExit);
+        for (what, got, max) in [("exits", exits.len(), EXITS_MAX), ("segments", segments, SEGMENTS_MAX)] {
+            if got > max {
+                return Err(NetworkError::TooMany { what, got, max });
+            }
         }
+        let root = exits.first().ok_or(NetworkError::NoExit)?.boundaries.first().copied();
+        // What each segment joins, wherever it has been met; and on which exit's path it was met last.
+        let mut joins: Vec<Option<([usize; 2], usize)>> = vec![None; segments];
         for (index, exit) in exits.iter().enumerate() {
-            let accuracies = exit.u8_accuracy.iter().flatten().chain([&exit.accuracy]);
-            let fits = !exit.path.is_empty()
-                && exit.boundaries.len() == exit.path.len() + 1
-                && exit.u8_accuracy.len() == exit.boundaries.len()
-                && exit.boundaries[0] == exits[0].boundaries[0]
-                && exit.path.iter().all(|segment| *segment < segments)
-                && exit.boundaries.iter().all(|boundary| *boundary < boundaries.len())
-                && accuracies.into_iter().all(|accuracy| (0.0..=1.0).contains(accuracy));
-            if !fits {
-                return Err(NetworkError::Exit(index));
+            if exit.path.is_empty() {
+                return Err(NetworkError::NoSegment { exit: index });
+            }
+            let lengths_fit = exit.boundaries.len() == exit.path.len() + 1 && exit.u8_accuracy.len() == exit.boundaries.len();
+            if !lengths_fit || exit.boundaries.iter().any(|boundary| *boundary >= boundaries.len()) {
+                return Err(NetworkError::Boundaries { exit: index });
+            }
+            if exit.boundaries.first().copied() != root {
+                return Err(NetworkError::Root { exit: index });
+            }
+            for (segment, ends) in exit.path.iter().zip(exit.boundaries.windows(2)) {
+                let met = joins.get_mut(*segment).ok_or(NetworkError::Segment { exit: index, segment: *segment })?;
+                if met.is_some_and(|(joined, last)| joined != ends || last == index) {
+                    return Err(NetworkError::Segment { exit: index, segment: *segment });
+                }
+                *met = Some(([ends[0], ends[1]], index));
+            }
+            let mut accuracies = exit.u8_accuracy.iter().flatten().chain([&exit.accuracy]);
+            if !accuracies.all(|accuracy| (0.0..=1.0).contains(accuracy)) {
+                return Err(NetworkError::Accuracy { exit: index });
             }
         }
         Ok(Self { boundaries, exits, segments })
@@ -121,9 +147,19 @@ impl Network {
         &self.exits
     }
 
+    /// What can cross, by the indices that exits use.
+    pub fn boundaries(&self) -> &[Boundary] {
+        &self.boundaries
+    }
+
     /// How many segments there are.
     pub fn segments(&self) -> usize {
         self.segments
+    }
+
+    /// Whether the plan names an exit and a cut that this network has.
+    pub(crate) fn has(&self, plan: &Plan) -> bool {
+        self.exits.get(plan.exit).is_some_and(|exit| plan.cut <= exit.path.len())
     }
 
     pub(crate) fn boundary(&self, exit: &Exit, cut: usize) -> &Boundary {
@@ -131,18 +167,58 @@ impl Network {
     }
 }
 
-/// Why something is no network.
+/// Why something is no network. All of these are faults of the manifest it was made from.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum NetworkError {
     /// There is nothing to answer with.
-    #[error("the network has no exit")]
+    #[error("the network has no exit; it needs at least one")]
     NoExit,
-    /// An exit does not hang together.
-    #[error("exit {0} names segments, boundaries or accuracies that do not fit together")]
-    Exit(usize),
+    /// More than is planned for.
+    #[error("the network has {got} {what}; at most {max} are planned for")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many there are.
+        got: usize,
+        /// How many there may be.
+        max: usize,
+    },
+    /// An exit that nothing leads to.
+    #[error("exit {exit} has an empty path; name the segments that lead to it")]
+    NoSegment {
+        /// Which exit.
+        exit: usize,
+    },
+    /// A segment that does not exist, comes twice on a path, or joins other boundaries elsewhere.
+    #[error("exit {exit}: segment {segment} does not exist, is on the path twice, or joins other boundaries on another path")]
+    Segment {
+        /// Which exit.
+        exit: usize,
+        /// Which segment on its path.
+        segment: usize,
+    },
+    /// Boundaries that do not go with the path.
+    #[error("exit {exit} needs one existing boundary, and one entry of coded accuracy, more than its path has segments")]
+    Boundaries {
+        /// Which exit.
+        exit: usize,
+    },
+    /// A path that starts elsewhere.
+    #[error("exit {exit} starts at another boundary than exit 0; all must start at the network's input")]
+    Root {
+        /// Which exit.
+        exit: usize,
+    },
+    /// An accuracy that is none.
+    #[error("exit {exit} has an accuracy that is not between 0 and 1")]
+    Accuracy {
+        /// Which exit.
+        exit: usize,
+    },
 }
 
-/// What running costs, measured.
+/// What running costs, measured. Peers tell some of these figures: one that is not a finite time of
+/// zero or more means "unknown", and no plan counts on it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
     /// Time of each segment on the device.

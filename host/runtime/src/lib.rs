@@ -1,1 +1,20 @@
-//! stub
+//! A host: what `edgent-host` runs, as device or as edge.
+//!
+//! The planner decides, the sandbox runs, the link carries; none of them knows the others. Here they
+//! are joined. [`Deployment`] is a bundle made ready to run; [`Edge`] runs parts of it for others;
+//! [`Device`] has the data and the deadline, and answers.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod codec;
+mod deployment;
+mod device;
+mod edge;
+mod host;
+mod workers;
+
+pub use deployment::{Deployment, PrepareError, Ran};
+pub use device::{Device, DeviceSettings};
+pub use edge::Edge;
+pub use host::{Host, HostError, Settings, build_name};
+pub use workers::{Busy, Workers};

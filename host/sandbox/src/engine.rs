@@ -1,22 +1,22 @@
-//! The compiler, the code it has compiled, and the clock that interrupts guests.
+//! The compiler and the code it has compiled.
 
+use crate::bindings::{Segment as World, SegmentPre};
+use crate::clock::{Clock, Ticking};
+use crate::imports::Imports;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, OptLevel};
 
-use crate::bindings::{Segment as World, SegmentPre};
-use crate::imports::Imports;
+/// The largest component that is compiled; the portable guest, tract and all, has 13 MB.
+pub const CODE_BYTES_MAX: usize = 32 << 20;
 
-/// How often running guests are looked at; a guest overstays its time by at most two of these.
-const TICK: Duration = Duration::from_millis(2);
-
+/// Stack of a guest; its callers' threads must have this much and what tract needs.
 const STACK_BYTES: usize = 256 << 10;
 
-/// Small enough that hundreds of instances fit into 2 GiB of address space; guests stay far below it.
+/// Small, so that hundreds of instances fit into 2 GiB of address space. wasmtime's default of 4 GiB
+/// each saves bounds checks, but a segment's work is done by tract, outside the guest.
 const MEMORY_RESERVED_BYTES: u64 = 1 << 20;
 const MEMORY_GUARD_BYTES: u64 = 64 << 10;
 
@@ -27,17 +27,19 @@ pub struct Engine(Arc<Shared>);
 struct Shared {
     engine: wasmtime::Engine,
     linker: Linker<Imports>,
-    compiled: Mutex<HashMap<Vec<u8>, Code>>,
-    running: Arc<Running>,
+    /// By the components' bytes; code that no segment uses any more is forgotten.
+    compiled: Mutex<HashMap<Vec<u8>, Weak<SegmentPre<Imports>>>>,
+    clock: Clock,
 }
 
-/// A guest's code, compiled and checked to fit the world that segments live in.
+/// A guest's code, compiled and checked to fit the world that segments live in. Cheap to clone.
 #[derive(Clone)]
-pub struct Code(pub(crate) SegmentPre<Imports>);
+pub struct Code(pub(crate) Arc<SegmentPre<Imports>>);
 
 impl Engine {
-    /// An engine and its clock's thread.
+    /// An engine and the thread of its clock.
     pub fn new() -> Result<Self, SandboxError> {
+        let refused = |e: wasmtime::Error| SandboxError::Engine(format!("{e:#}"));
         let mut config = Config::new();
         config
             .cranelift_opt_level(OptLevel::Speed)
@@ -46,112 +48,65 @@ impl Engine {
             .memory_reservation(MEMORY_RESERVED_BYTES)
             .memory_reservation_for_growth(MEMORY_RESERVED_BYTES)
             .memory_guard_size(MEMORY_GUARD_BYTES)
+            // What segments do without; threads, exceptions and garbage collection are not compiled in.
             .wasm_memory64(false)
             .wasm_multi_memory(false)
             .wasm_relaxed_simd(false)
             .wasm_tail_call(false);
-        let engine = wasmtime::Engine::new(&config).map_err(|e| SandboxError::Engine(format!("{e:#}")))?;
+        let engine = wasmtime::Engine::new(&config).map_err(refused)?;
         let mut linker = Linker::new(&engine);
-        World::add_to_linker::<Imports, HasSelf<Imports>>(&mut linker, |imports| imports)
-            .map_err(|e| SandboxError::Engine(format!("{e:#}")))?;
-        let running = Arc::new(Running::default());
-        spawn_clock(engine.clone(), Arc::downgrade(&running))?;
-        Ok(Self(Arc::new(Shared { engine, linker, compiled: Mutex::default(), running })))
+        World::add_to_linker::<Imports, HasSelf<Imports>>(&mut linker, |imports| imports).map_err(refused)?;
+        let clock = Clock::start(engine.clone())
+            .map_err(|e| SandboxError::Engine(format!("the clock's thread did not start: {e}")))?;
+        Ok(Self(Arc::new(Shared { engine, linker, compiled: Mutex::default(), clock })))
     }
 
-    /// Compiles a guest (a component without its graph), unless it has been compiled before.
+    /// Compiles a guest (a component without its graph), unless a segment runs the same code already.
+    /// One at a time: a thread that asks for what another compiles waits for it.
     pub fn compile(&self, component: &[u8]) -> Result<Code, SandboxError> {
+        if component.len() > CODE_BYTES_MAX {
+            return Err(SandboxError::TooLarge(component.len()));
+        }
         let mut compiled = self.0.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(code) = compiled.get(component) {
-            return Ok(code.clone());
+        if let Some(code) = compiled.get(component).and_then(Weak::upgrade) {
+            return Ok(Code(code));
         }
         let refused = |e: wasmtime::Error| SandboxError::Code(format!("{e:#}"));
         let parsed = Component::from_binary(&self.0.engine, component).map_err(refused)?;
-        let code = Code(SegmentPre::new(self.0.linker.instantiate_pre(&parsed).map_err(refused)?).map_err(refused)?);
-        compiled.insert(component.to_vec(), code.clone());
-        Ok(code)
+        let linked = self.0.linker.instantiate_pre(&parsed).map_err(refused)?;
+        let code = Arc::new(SegmentPre::new(linked).map_err(refused)?);
+        compiled.retain(|_, code| code.strong_count() > 0);
+        compiled.insert(component.to_vec(), Arc::downgrade(&code));
+        Ok(Code(code))
     }
 
     pub(crate) fn wasmtime(&self) -> &wasmtime::Engine {
         &self.0.engine
     }
 
-    /// Keeps the clock ticking while a guest runs that may have to be interrupted.
+    /// Lets running guests be looked at, and interrupted, until the result is dropped.
     pub(crate) fn ticking(&self) -> Ticking<'_> {
-        self.0.running.start();
-        Ticking(&self.0.running)
+        self.0.clock.ticking()
     }
 }
 
-impl std::fmt::Debug for Engine {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Code {
+    /// Whether both are the same compiled code, not merely equal.
+    pub fn is_shared_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Engine")
     }
 }
 
-impl std::fmt::Debug for Code {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Code")
     }
-}
-
-/// Calls in progress. The clock sleeps while there are none, so an idle host costs nothing.
-#[derive(Default)]
-struct Running {
-    calls: AtomicUsize,
-    asleep: Mutex<bool>,
-    wake: Condvar,
-}
-
-impl Running {
-    fn start(&self) {
-        // SeqCst pairs with the clock: it says that it sleeps before it looks at the count again.
-        if self.calls.fetch_add(1, Ordering::SeqCst) == 0 {
-            let mut asleep = self.asleep.lock().unwrap_or_else(PoisonError::into_inner);
-            if std::mem::take(&mut *asleep) {
-                self.wake.notify_one();
-            }
-        }
-    }
-}
-
-pub(crate) struct Ticking<'a>(&'a Running);
-
-impl Drop for Ticking<'_> {
-    fn drop(&mut self) {
-        self.0.calls.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-fn spawn_clock(engine: wasmtime::Engine, running: std::sync::Weak<Running>) -> Result<(), SandboxError> {
-    let tick = move || {
-        let mut idle_ticks = 0;
-        while let Some(running) = running.upgrade() {
-            engine.increment_epoch();
-            idle_ticks = if running.calls.load(Ordering::SeqCst) == 0 { idle_ticks + 1 } else { 0 };
-            // Some idle ticks first: waking the clock costs a busy host more than letting it tick.
-            if idle_ticks > 500 {
-                let mut asleep = running.asleep.lock().unwrap_or_else(PoisonError::into_inner);
-                *asleep = true;
-                if running.calls.load(Ordering::SeqCst) == 0 {
-                    let woken = running.wake.wait_timeout_while(asleep, Duration::from_secs(1), |asleep| *asleep);
-                    drop(woken);
-                } else {
-                    *asleep = false;
-                }
-                idle_ticks = 0;
-            }
-            drop(running);
-            thread::sleep(TICK);
-        }
-    };
-    let spawned = thread::Builder::new().name("edgent-epochs".into()).spawn(tick);
-    spawned.map(drop).map_err(|e| SandboxError::Engine(format!("the clock's thread did not start: {e}")))
-}
-
-pub(crate) fn ticks(time: Duration) -> u64 {
-    // One more than the whole ticks: the next tick may come at once.
-    u64::try_from(time.as_micros() / TICK.as_micros()).unwrap_or(u64::MAX / 2) + 1
 }
 
 /// Why code cannot be run here at all.
@@ -160,7 +115,10 @@ pub enum SandboxError {
     /// This host has no sandbox to offer.
     #[error("the WebAssembly engine did not start: {0}")]
     Engine(String),
+    /// Over [`CODE_BYTES_MAX`].
+    #[error("the component has {0} bytes of code, over the limit of {CODE_BYTES_MAX}")]
+    TooLarge(usize),
     /// The code is malformed, asks for what segments do not get, or lacks what they must have.
-    #[error("the component is no segment for this host: {0}")]
+    #[error("the component is no segment for this host: {0}; build guests with guest-layers/build.sh")]
     Code(String),
 }

@@ -5,22 +5,33 @@
 
 use crate::Limits;
 use crate::bindings::wasi::nn::{errors, graph, inference, tensor};
+use crate::limits::OverLimit;
 use edgent_nn::{ComputeError, Context, ElementType, Graph, Stop, Tensor, count_copied};
+use std::result::Result as StdResult;
+use std::time::{Duration, Instant};
 use wasmtime::component::{Resource, ResourceTable};
-use wasmtime::{Result, StoreLimits, bail};
+use wasmtime::{Result, StoreLimits, UpdateDeadline, bail};
 
 /// The only name a segment can load: the graph in its own component.
 const OWN_GRAPH: &str = "self";
 
 /// What one instance holds in the host.
 pub(crate) struct Imports {
-    pub(crate) table: ResourceTable,
     pub(crate) store_limits: StoreLimits,
-    /// When the current call must end.
-    pub(crate) stop: Stop,
-    /// Tensor bytes that the current call may still copy.
-    pub(crate) tensor_bytes_left: usize,
+    limits: Limits,
     graph: Graph,
+    table: ResourceTable,
+    held_bytes: usize,
+    call: Call,
+}
+
+/// What is known of the call in progress.
+struct Call {
+    stop: Stop,
+    /// When the guest's own limit of time ends.
+    ends: Option<Instant>,
+    copied_bytes: usize,
+    graph_failure: Option<String>,
 }
 
 /// An error as `wasi:nn` hands it to guests.
@@ -33,19 +44,73 @@ impl Imports {
     pub(crate) fn new(graph: Graph, limits: &Limits) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits.handles);
-        Self { table, store_limits: limits.store_limits(), stop: Stop::never(), tensor_bytes_left: limits.tensor_bytes, graph }
+        let store_limits = limits.store_limits();
+        let limits = limits.clone();
+        Self { store_limits, limits, graph, table, held_bytes: 0, call: Call::new(Stop::never(), None) }
     }
 
-    fn fail<T>(&mut self, code: errors::ErrorCode, data: impl Into<String>) -> Result<std::result::Result<T, Resource<NnError>>> {
-        Ok(Err(self.table.push(NnError { code, data: data.into() })?))
+    /// A call begins, and with it what it may use up.
+    pub(crate) fn begin(&mut self, stop: &Stop) {
+        let ends = Instant::now().checked_add(Duration::from_millis(self.limits.call_ms));
+        self.call = Call::new(stop.clone(), ends);
+    }
+
+    /// Whether the guest goes on; asked at every tick of the clock.
+    pub(crate) fn tick(&self) -> Result<UpdateDeadline> {
+        if self.call.stop.reached() {
+            return Ok(UpdateDeadline::Interrupt);
+        }
+        if self.call.ends.is_some_and(|ends| Instant::now() >= ends) {
+            return Err(OverLimit(format!("it ran for more than {} ms", self.limits.call_ms)).into());
+        }
+        Ok(UpdateDeadline::Continue(1))
+    }
+
+    /// What the graph failed with during this call, if it did.
+    pub(crate) fn graph_failure(&mut self) -> Option<String> {
+        self.call.graph_failure.take()
+    }
+
+    /// A handle for the guest.
+    pub(crate) fn hold(&mut self, tensor: Tensor) -> Result<Resource<Tensor>> {
+        let held = self.held_bytes.saturating_add(tensor.bytes().len());
+        if held > self.limits.held_bytes {
+            return Err(OverLimit(format!("it holds more than {} tensor bytes", self.limits.held_bytes)).into());
+        }
+        self.held_bytes = held;
+        self.push(tensor)
+    }
+
+    /// The guest's handle, taken back.
+    pub(crate) fn release(&mut self, tensor: Resource<Tensor>) -> Result<Tensor> {
+        let tensor = self.table.delete(tensor)?;
+        self.held_bytes = self.held_bytes.saturating_sub(tensor.bytes().len());
+        Ok(tensor)
+    }
+
+    fn push<T: Send + 'static>(&mut self, resource: T) -> Result<Resource<T>> {
+        self.table
+            .push(resource)
+            .map_err(|_| OverLimit(format!("it holds more than {} handles", self.limits.handles)).into())
     }
 
     fn spend(&mut self, bytes: usize) -> Result<()> {
-        match self.tensor_bytes_left.checked_sub(bytes) {
-            Some(left) => self.tensor_bytes_left = left,
-            None => bail!("the guest copied more tensor bytes in one call than its limit"),
+        self.call.copied_bytes = self.call.copied_bytes.saturating_add(bytes);
+        if self.call.copied_bytes > self.limits.copied_bytes {
+            let limit = self.limits.copied_bytes;
+            return Err(OverLimit(format!("it copied more than {limit} tensor bytes in one call")).into());
         }
         Ok(())
+    }
+
+    fn fail<T>(&mut self, code: errors::ErrorCode, data: impl Into<String>) -> Result<StdResult<T, Resource<NnError>>> {
+        Ok(Err(self.push(NnError { code, data: data.into() })?))
+    }
+}
+
+impl Call {
+    fn new(stop: Stop, ends: Option<Instant>) -> Self {
+        Self { stop, ends, copied_bytes: 0, graph_failure: None }
     }
 }
 
@@ -55,15 +120,18 @@ impl graph::Host for Imports {
         _: Vec<Vec<u8>>,
         _: graph::GraphEncoding,
         _: graph::ExecutionTarget,
-    ) -> Result<std::result::Result<Resource<Graph>, Resource<NnError>>> {
-        self.fail(errors::ErrorCode::Security, "segments may not load graphs from bytes; load-by-name(\"self\") gives their own")
+    ) -> Result<StdResult<Resource<Graph>, Resource<NnError>>> {
+        self.fail(
+            errors::ErrorCode::Security,
+            "segments may not load graphs from bytes; load-by-name(\"self\") gives their own",
+        )
     }
 
-    fn load_by_name(&mut self, name: String) -> Result<std::result::Result<Resource<Graph>, Resource<NnError>>> {
+    fn load_by_name(&mut self, name: String) -> Result<StdResult<Resource<Graph>, Resource<NnError>>> {
         if name != OWN_GRAPH {
             return self.fail(errors::ErrorCode::NotFound, "the only graph here is \"self\"");
         }
-        Ok(Ok(self.table.push(self.graph.clone())?))
+        Ok(Ok(self.push(self.graph.clone())?))
     }
 }
 
@@ -71,9 +139,9 @@ impl graph::HostGraph for Imports {
     fn init_execution_context(
         &mut self,
         graph: Resource<Graph>,
-    ) -> Result<std::result::Result<Resource<Context>, Resource<NnError>>> {
+    ) -> Result<StdResult<Resource<Context>, Resource<NnError>>> {
         match self.table.get(&graph)?.context() {
-            Ok(context) => Ok(Ok(self.table.push(context)?)),
+            Ok(context) => Ok(Ok(self.push(context)?)),
             Err(e) => self.fail(errors::ErrorCode::RuntimeError, e.to_string()),
         }
     }
@@ -91,25 +159,28 @@ impl inference::HostGraphExecutionContext for Imports {
         &mut self,
         context: Resource<Context>,
         inputs: Vec<(String, Resource<Tensor>)>,
-    ) -> Result<std::result::Result<Vec<(String, Resource<Tensor>)>, Resource<NnError>>> {
+    ) -> Result<StdResult<Vec<(String, Resource<Tensor>)>, Resource<NnError>>> {
         // The handles are the callee's now: without another holder, tract may compute in place.
         let mut given = Vec::with_capacity(inputs.len());
         for (name, tensor) in inputs {
-            given.push((name, self.table.delete(tensor)?));
+            given.push((name, self.release(tensor)?));
         }
-        let stop = self.stop.clone();
+        let stop = self.call.stop.clone();
         match self.table.get_mut(&context)?.compute(given, &stop) {
             Ok(outputs) => {
                 let mut handles = Vec::with_capacity(outputs.len());
                 for (name, tensor) in outputs {
-                    handles.push((name, self.table.push(tensor)?));
+                    handles.push((name, self.hold(tensor)?));
                 }
                 Ok(Ok(handles))
             }
             // Not an error to look at: the caller wants the segment to end.
             Err(ComputeError::Stopped) => bail!("stopped"),
             Err(e @ ComputeError::Input(_)) => self.fail(errors::ErrorCode::InvalidArgument, e.to_string()),
-            Err(e @ ComputeError::Failed(_)) => self.fail(errors::ErrorCode::RuntimeError, e.to_string()),
+            Err(ComputeError::Failed(why)) => {
+                self.call.graph_failure = Some(why.clone());
+                self.fail(errors::ErrorCode::RuntimeError, why)
+            }
         }
     }
 
@@ -136,7 +207,7 @@ impl tensor::HostTensor for Imports {
         };
         // The constructor of wasi:nn has no way to say no, so a tensor that lies about its size traps.
         let tensor = Tensor::from_bytes(element_type, &dims, &data)?;
-        Ok(self.table.push(tensor)?)
+        self.hold(tensor)
     }
 
     fn dimensions(&mut self, tensor: Resource<Tensor>) -> Result<Vec<u32>> {
@@ -162,7 +233,7 @@ impl tensor::HostTensor for Imports {
     }
 
     fn drop(&mut self, tensor: Resource<Tensor>) -> Result<()> {
-        self.table.delete(tensor)?;
+        self.release(tensor)?;
         Ok(())
     }
 }

@@ -11,11 +11,12 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod bindings;
+mod clock;
 mod engine;
 mod imports;
 mod limits;
 mod segment;
 
-pub use engine::{Code, Engine, SandboxError};
+pub use engine::{CODE_BYTES_MAX, Code, Engine, SandboxError};
 pub use limits::Limits;
 pub use segment::{Fault, Segment, SegmentError};

@@ -6,8 +6,10 @@ const MEMORY_BYTES_MAX: usize = 16 << 20;
 const TABLE_ELEMENTS_MAX: usize = 10_000;
 const CORE_INSTANCES_MAX: usize = 16;
 const HANDLES_MAX: usize = 64;
-const TENSOR_BYTES_MAX: usize = 64 << 20;
+const HELD_BYTES_MAX: usize = 256 << 20;
+const COPIED_BYTES_MAX: usize = 64 << 20;
 const TEXT_BYTES_MAX: usize = 4 << 10;
+const CALL_MS_MAX: u64 = 30_000;
 
 /// Bounds on one instance of a segment.
 #[derive(Clone, Debug)]
@@ -20,10 +22,15 @@ pub struct Limits {
     pub core_instances: usize,
     /// Tensors, graphs, contexts and errors held at a time.
     pub handles: usize,
+    /// Tensor bytes behind those handles, whoever made the tensors; they may be kept between calls.
+    pub held_bytes: usize,
     /// Tensor bytes that one call may copy into or out of the guest.
-    pub tensor_bytes: usize,
+    pub copied_bytes: usize,
     /// Bytes of a guest's error message that are kept.
     pub text_bytes: usize,
+    /// Time of one call, whatever deadline its caller has; the graph's own time counts, but only the
+    /// caller's `Stop` interrupts that.
+    pub call_ms: u64,
 }
 
 impl Default for Limits {
@@ -33,8 +40,10 @@ impl Default for Limits {
             table_elements: TABLE_ELEMENTS_MAX,
             core_instances: CORE_INSTANCES_MAX,
             handles: HANDLES_MAX,
-            tensor_bytes: TENSOR_BYTES_MAX,
+            held_bytes: HELD_BYTES_MAX,
+            copied_bytes: COPIED_BYTES_MAX,
             text_bytes: TEXT_BYTES_MAX,
+            call_ms: CALL_MS_MAX,
         }
     }
 }
@@ -50,3 +59,8 @@ impl Limits {
             .build()
     }
 }
+
+/// A guest wanted more than its [`Limits`] allow.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct OverLimit(pub(crate) String);

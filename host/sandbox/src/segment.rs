@@ -1,18 +1,14 @@
 //! One segment, ready to run.
 
 use crate::bindings::Segment as World;
-use crate::engine::{Code, Engine, ticks};
+use crate::engine::{Code, Engine};
 use crate::imports::Imports;
-use crate::limits::Limits;
-use edgent_nn::{Fact, Graph, Stop, Tensor};
+use crate::limits::{Limits, OverLimit};
+use edgent_nn::{Graph, Port, Stop, Tensor};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 use wasmtime::component::Resource;
 use wasmtime::{Store, Trap};
-
-/// How long a guest may take to prepare, and to run when the caller gives no deadline.
-const CALL_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// Idle instances that are kept for the next calls.
 const INSTANCES_KEPT: usize = 8;
@@ -23,8 +19,8 @@ pub struct Segment {
     engine: Engine,
     code: Code,
     graph: Graph,
-    input: String,
-    output: Fact,
+    input: Port,
+    output: Port,
     limits: Limits,
     ready: Mutex<Vec<Instance>>,
 }
@@ -40,8 +36,8 @@ impl Segment {
     pub fn new(engine: &Engine, name: &str, code: &Code, graph: Graph, limits: Limits) -> Result<Self, SegmentError> {
         let fault = |fault| SegmentError { segment: name.to_owned(), fault };
         let ([input], [output]) = (graph.inputs(), graph.outputs()) else {
-            return Err(fault(Fault::Output(format!(
-                "the graph has {} inputs and {} outputs, a segment has one of each",
+            return Err(fault(Fault::Graph(format!(
+                "it has {} inputs and {} outputs, a segment's has one of each",
                 graph.inputs().len(),
                 graph.outputs().len()
             ))));
@@ -50,13 +46,13 @@ impl Segment {
             name: name.to_owned(),
             engine: engine.clone(),
             code: code.clone(),
-            input: input.name.clone(),
-            output: output.fact.clone(),
+            input: input.clone(),
+            output: output.clone(),
             graph,
             limits,
             ready: Mutex::default(),
         };
-        let instance = segment.instantiate().map_err(fault)?;
+        let instance = segment.instantiate(&Stop::never()).map_err(fault)?;
         segment.keep(instance);
         Ok(segment)
     }
@@ -78,58 +74,59 @@ impl Segment {
     }
 
     fn try_run(&self, input: Tensor, stop: &Stop) -> Result<Tensor, Fault> {
+        if !fits(&input, &self.input) {
+            return Err(Fault::Input(format!("it is {} instead of {}", input.fact(), self.input.fact)));
+        }
         if stop.reached() {
             return Err(Fault::TimeUp);
         }
         let kept = self.ready.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut instance = kept.map_or_else(|| self.instantiate(), Ok)?;
+        let mut instance = kept.map_or_else(|| self.instantiate(stop), Ok)?;
         // An instance whose call failed is dropped here: nobody knows what state it is in.
         let output = self.call(&mut instance, input, stop)?;
         self.keep(instance);
         Ok(output)
     }
 
-    fn call(&self, instance: &mut Instance, input: Tensor, stop: &Stop) -> Result<Tensor, Fault> {
-        let Instance { store, world } = instance;
-        let imports = store.data_mut();
-        imports.stop = stop.clone();
-        imports.tensor_bytes_left = self.limits.tensor_bytes;
-        let input = imports.table.push(input).map_err(|e| Fault::Trap(e.to_string()))?;
-        let allowed = stop.moment().map_or(CALL_TIME_MAX, |at| at.saturating_duration_since(Instant::now()).min(CALL_TIME_MAX));
-        store.set_epoch_deadline(ticks(allowed));
-        let ticking = self.engine.ticking();
-        let returned = world.edgent_segment_layers().call_run(&mut *store, &[(self.input.clone(), input)]);
-        drop(ticking);
-        let outputs = returned.map_err(|e| fault_of(&e, stop))?.map_err(|said| Fault::Refused(shorten(said, &self.limits)))?;
-        self.check(store, outputs)
+    fn call(&self, Instance { store, world }: &mut Instance, input: Tensor, stop: &Stop) -> Result<Tensor, Fault> {
+        let _ticking = self.engine.ticking();
+        begin(store, stop);
+        let input = store.data_mut().hold(input).map_err(|e| fault_of(&e, stop))?;
+        let returned = world.edgent_segment_layers().call_run(&mut *store, &[(self.input.name.clone(), input)]);
+        match returned.map_err(|e| fault_of(&e, stop))? {
+            Ok(outputs) => self.check(store.data_mut(), outputs),
+            // Guests pass on what their graph failed with; whose failure it was, the host knows better.
+            Err(said) => Err(store.data_mut().graph_failure().map_or_else(|| self.refused(said), Fault::Graph)),
+        }
     }
 
-    fn check(&self, store: &mut Store<Imports>, outputs: Vec<(String, Resource<Tensor>)>) -> Result<Tensor, Fault> {
-        let count = outputs.len();
-        let mut tensors = Vec::with_capacity(count);
-        for (_, handle) in outputs {
-            tensors.push(store.data_mut().table.delete(handle).map_err(|e| Fault::Trap(e.to_string()))?);
+    fn check(&self, imports: &mut Imports, outputs: Vec<(String, Resource<Tensor>)>) -> Result<Tensor, Fault> {
+        let [(_, output)]: [_; 1] = outputs
+            .try_into()
+            .map_err(|outputs: Vec<_>| Fault::Output(format!("{} tensors instead of one", outputs.len())))?;
+        let output = imports.release(output).map_err(|e| Fault::Trap(e.to_string()))?;
+        if !fits(&output, &self.output) {
+            return Err(Fault::Output(format!("{} instead of {}", output.fact(), self.output.fact)));
         }
-        let tensor = tensors.pop().filter(|_| count == 1);
-        let tensor = tensor.ok_or_else(|| Fault::Output(format!("it returned {count} tensors instead of one")))?;
-        if tensor.fact() != self.output {
-            return Err(Fault::Output(format!("it returned {} instead of {}", tensor.fact(), self.output)));
-        }
-        Ok(tensor)
+        Ok(output)
     }
 
-    fn instantiate(&self) -> Result<Instance, Fault> {
+    fn instantiate(&self, stop: &Stop) -> Result<Instance, Fault> {
+        let _ticking = self.engine.ticking();
         let mut store = Store::new(self.engine.wasmtime(), Imports::new(self.graph.clone(), &self.limits));
         store.limiter(|imports| &mut imports.store_limits);
-        store.set_hostcall_fuel(self.limits.tensor_bytes);
-        store.set_epoch_deadline(ticks(CALL_TIME_MAX));
-        let ticking = self.engine.ticking();
-        let never = Stop::never();
-        let world = self.code.0.instantiate(&mut store).map_err(|e| fault_of(&e, &never))?;
-        let prepared = world.edgent_segment_layers().call_prepare(&mut store).map_err(|e| fault_of(&e, &never))?;
-        drop(ticking);
-        prepared.map_err(|said| Fault::Refused(shorten(said, &self.limits)))?;
+        store.epoch_deadline_callback(|store| store.data().tick());
+        // What one call into the host may copy out of the guest, tensors or not.
+        store.set_hostcall_fuel(self.limits.copied_bytes);
+        begin(&mut store, stop);
+        let world = self.code.0.instantiate(&mut store).map_err(|e| fault_of(&e, stop))?;
+        let prepared = world.edgent_segment_layers().call_prepare(&mut store).map_err(|e| fault_of(&e, stop))?;
+        prepared.map_err(|said| self.refused(said))?;
         Ok(Instance { store, world })
+    }
+
+    fn refused(&self, said: String) -> Fault {
+        Fault::Refused(printable(&said, self.limits.text_bytes))
     }
 
     fn keep(&self, instance: Instance) {
@@ -146,24 +143,40 @@ impl fmt::Debug for Segment {
     }
 }
 
-fn fault_of(error: &wasmtime::Error, stop: &Stop) -> Fault {
-    if stop.reached() || matches!(error.downcast_ref::<Trap>(), Some(Trap::Interrupt)) {
-        return Fault::TimeUp;
-    }
-    Fault::Trap(error.downcast_ref::<Trap>().map_or_else(|| format!("{}", error.root_cause()), ToString::to_string))
+fn begin(store: &mut Store<Imports>, stop: &Stop) {
+    store.data_mut().begin(stop);
+    store.set_epoch_deadline(1);
 }
 
-/// A guest's words, cut to a length and without control characters: they go into logs and terminals.
-fn shorten(said: String, limits: &Limits) -> String {
-    let mut kept = String::new();
-    for char in said.chars().map(|c| if c.is_control() { ' ' } else { c }) {
-        if kept.len() + char.len_utf8() > limits.text_bytes {
-            kept.push('…');
-            break;
-        }
-        kept.push(char);
+fn fits(tensor: &Tensor, port: &Port) -> bool {
+    tensor.element_type() == port.fact.element_type && tensor.dims() == port.fact.dims
+}
+
+fn fault_of(error: &wasmtime::Error, stop: &Stop) -> Fault {
+    if let Some(OverLimit(what)) = error.downcast_ref() {
+        Fault::Limit(what.clone())
+    } else if stop.reached() {
+        Fault::TimeUp
+    } else if let Some(trap) = error.downcast_ref::<Trap>() {
+        Fault::Trap(trap.to_string())
+    } else {
+        Fault::Trap(error.root_cause().to_string())
     }
-    kept
+}
+
+/// A guest's words, cut to a length and without what would let them rewrite a log or a terminal.
+fn printable(said: &str, bytes_max: usize) -> String {
+    let harmless = |c: char| match c {
+        '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => ' ',
+        c if c.is_control() => ' ',
+        c => c,
+    };
+    let kept = said.floor_char_boundary(bytes_max);
+    let mut printable: String = said[..kept].chars().map(harmless).collect();
+    if kept < said.len() {
+        printable.push('…');
+    }
+    printable
 }
 
 /// A segment's failure.
@@ -173,23 +186,31 @@ pub struct SegmentError {
     /// Which one.
     pub segment: String,
     /// What it did.
-    #[source]
     pub fault: Fault,
 }
 
-/// What went wrong in a segment.
+/// What went wrong in a segment, by whose fault it is.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Fault {
-    /// The guest broke a rule: a trap, or more than its limits allow.
+    /// The caller's: the input is not what the segment takes.
+    #[error("wrong input: {0}")]
+    Input(String),
+    /// Nobody's: the caller's [`Stop`] was reached.
+    #[error("the time was up or the call was cancelled")]
+    TimeUp,
+    /// The guest's: it broke a rule.
     #[error("the guest was stopped: {0}")]
     Trap(String),
-    /// The time was up, or the call was cancelled.
-    #[error("the time was up")]
-    TimeUp,
-    /// The guest returned an error.
+    /// The guest's: it wanted more than its [`Limits`] allow.
+    #[error("the guest was stopped at a limit: {0}")]
+    Limit(String),
+    /// The guest's: it returned an error.
     #[error("the guest says: {0}")]
     Refused(String),
-    /// The guest returned something other than what was declared.
-    #[error("wrong output: {0}")]
+    /// The guest's: it returned something other than what the graph declares.
+    #[error("the guest returned {0}")]
     Output(String),
+    /// The graph's: an operator failed, or it is no graph for a segment.
+    #[error("the graph failed: {0}")]
+    Graph(String),
 }

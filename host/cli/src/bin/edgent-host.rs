@@ -1,1 +1,7 @@
-fn main(){}
+//! `edgent-host`: the daemon, as device or as edge.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    edgent_cli::host_main()
+}

@@ -1,0 +1,89 @@
+//! What cutting a network into sandboxed segments costs altogether.
+
+use crate::build::{CODEC_SAMPLES, build};
+use crate::output::{Output, quantile};
+use anyhow::{Context, Result};
+use edgent_bundle::Bundle;
+use edgent_nn::{Imported, Stop, Tensor};
+use edgent_runtime::Deployment;
+use edgent_sandbox::Engine;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+const ROUNDS: usize = 300;
+const WARM_UP: usize = 20;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// A bundle's folder, or an ONNX file to build one from.
+    #[arg(long, default_value = "models/branchy-alexnet/branchy-alexnet.onnx")]
+    model: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Report {
+    segments: usize,
+    whole_us: f64,
+    chain_us: f64,
+    /// Median of the ratios of neighbouring runs: what the machine does meanwhile hits both.
+    ratio: f64,
+}
+
+pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let bundle = open(&arguments.model, scratch.path(), output)?;
+    let deployment = Deployment::prepare(&bundle, &Engine::new()?, 1.0)?;
+    let source = bundle.manifest().evidence.source.as_ref().context("the bundle does not hold the network it was cut from")?;
+    let whole = Imported::from_onnx(&bundle.blob(source)?)?.whole()?;
+    let mut context = whole.context()?;
+    let name = whole.inputs().first().context("no input")?.name.clone();
+    let fact = deployment.boundary(0);
+    let input = Tensor::from_bytes(fact.element_type, &fact.dims, &vec![100; fact.bytes()])?;
+    let stop = Stop::never();
+    let (mut whole_us, mut chain_us, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..WARM_UP + ROUNDS {
+        let start = Instant::now();
+        context.compute(vec![(name.clone(), input.clone())], &stop)?;
+        let undivided = start.elapsed().as_secs_f64() * 1e6;
+        let start = Instant::now();
+        chain(&deployment, &input, &stop)?;
+        let divided = start.elapsed().as_secs_f64() * 1e6;
+        if round >= WARM_UP {
+            whole_us.push(undivided);
+            chain_us.push(divided);
+            ratios.push(divided / undivided);
+        }
+    }
+    let report = Report {
+        segments: bundle.manifest().segments.len(),
+        whole_us: quantile(&mut whole_us, 0.5),
+        chain_us: quantile(&mut chain_us, 0.5),
+        ratio: quantile(&mut ratios, 0.5),
+    };
+    output.line(format_args!(
+        "{}: undivided {:.0} us, {} segments through the sandbox {:.0} us, ratio {:.3}",
+        bundle.manifest().name,
+        report.whole_us,
+        report.segments,
+        report.chain_us,
+        report.ratio
+    ));
+    output.result(&report)
+}
+
+/// Every segment once, so that every exit is answered, as the undivided network does.
+fn chain(deployment: &Deployment, input: &Tensor, stop: &Stop) -> Result<()> {
+    let manifest = deployment.manifest();
+    let mut activations = vec![None; manifest.boundaries.len()];
+    activations[0] = Some(input.clone());
+    for (index, segment) in manifest.segments.iter().enumerate() {
+        let activation = activations[segment.from].clone().context("a segment before the one it depends on")?;
+        activations[segment.to] = Some(deployment.segment(index).run(activation, stop)?);
+    }
+    Ok(())
+}
+
+fn open(model: &Path, scratch: &Path, output: &Output) -> Result<Bundle> {
+    if model.is_dir() { Ok(Bundle::open(model)?) } else { build(model, &scratch.join("bundle"), CODEC_SAMPLES.min(1), output) }
+}

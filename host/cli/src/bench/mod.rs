@@ -1,0 +1,27 @@
+//! `edgent bench`: what this program costs, measured against doing without it, in one run.
+
+mod chain;
+mod link;
+mod sandbox;
+
+use crate::output::Output;
+use anyhow::Result;
+use clap::Subcommand;
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// A call through a component against tract called directly, by tensor size.
+    Sandbox,
+    /// All segments of a model through the sandbox against the undivided model in tract.
+    Chain(chain::Arguments),
+    /// Activations through the link against a bare TCP echo of the same bytes.
+    Link,
+}
+
+pub(crate) fn run(command: &Command, output: &Output) -> Result<()> {
+    match command {
+        Command::Sandbox => sandbox::run(output),
+        Command::Chain(arguments) => chain::run(arguments, output),
+        Command::Link => link::run(output),
+    }
+}

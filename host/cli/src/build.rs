@@ -1,0 +1,215 @@
+//! `edgent build`: ONNX → bundle.
+
+use crate::model_file::ModelFile;
+use crate::output::{BadInput, Output};
+use crate::samples::{self, Sample};
+use anyhow::{Context, Result};
+use edgent_bundle::{
+    Blob, Boundary, Bundle, Codec, CodedAccuracy, Draft, Evidence, Exit, FORMAT, Layer, Manifest, Segment, Tier, compose,
+    standard_guest,
+};
+use edgent_nn::{Cut, ElementType, Graph, Imported, Tensor};
+use edgent_runtime::codec;
+use serde::Serialize;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The network; a model.toml beside it describes it.
+    model: PathBuf,
+    /// Folder for the bundle; an earlier bundle there is replaced.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Validation samples with which the accuracy of coded activations is measured.
+    #[arg(long, default_value_t = CODEC_SAMPLES)]
+    samples: usize,
+}
+
+/// Enough to see half a point of accuracy, few enough to take seconds.
+pub(crate) const CODEC_SAMPLES: usize = 200;
+
+#[derive(Serialize)]
+struct Report {
+    segments: usize,
+    cuts: usize,
+    exits: usize,
+    bytes: u64,
+    digest: String,
+}
+
+pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
+    let bundle = build(&arguments.model, &arguments.out, arguments.samples, output)?;
+    let manifest = bundle.manifest();
+    let report = Report {
+        segments: manifest.segments.len(),
+        cuts: manifest.boundaries.len() - manifest.exits.len(),
+        exits: manifest.exits.len(),
+        bytes: manifest.segments.iter().map(|segment| segment.component.bytes).sum(),
+        digest: bundle.digest().to_string(),
+    };
+    output.line(format_args!("{}: {}", manifest.name, arguments.out.display()));
+    output.line(format_args!(
+        "{} segments, {} cuts, {} exits, {} bytes of components",
+        report.segments, report.cuts, report.exits, report.bytes
+    ));
+    output.line(format_args!("{}", report.digest));
+    output.result(&report)
+}
+
+/// Imports, cuts, measures and writes.
+pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Output) -> Result<Bundle> {
+    let described = ModelFile::read(&model.with_file_name("model.toml"))?;
+    let source = fs::read(model).map_err(|e| BadInput::new(format!("{}: {e}", model.display())))?;
+    let in_model = |e: &dyn std::fmt::Display| BadInput::new(format!("{}: {e}", model.display()));
+    let imported = Imported::from_onnx(&source).map_err(|e| in_model(&e))?;
+    let input = imported.input();
+    if input.name != described.input.name || input.fact.dims != described.input.shape {
+        return Err(in_model(&format!("model.toml describes an input '{}' of {:?}, the network has '{}' of {}", described.input.name, described.input.shape, input.name, input.fact)));
+    }
+    let cut = imported.cut().map_err(|e| in_model(&e))?;
+    let mut draft = Draft::default();
+    let mut manifest = Manifest {
+        format: FORMAT,
+        name: described.name.clone(),
+        classes: described.classes.clone(),
+        boundaries: cut.boundaries.iter().map(boundary).collect(),
+        segments: segments(&cut, &mut draft)?,
+        exits: exits(&cut, &described)?,
+        evidence: Evidence { source: Some(draft.add(source)), ..Evidence::default() },
+    };
+    if let Some(paths) = &described.samples {
+        let file = |path: PathBuf| -> Result<Vec<u8>> {
+            fs::read(&path).map_err(|e| BadInput::new(format!("{}: {e}", path.display())))
+        };
+        let sheet = |stem: &Path| Ok::<_, anyhow::Error>((file(described.at(stem).with_extension("png"))?, file(described.at(stem).with_extension("labels"))?));
+        let (png, labels) = sheet(&paths.validation)?;
+        let mut validation = samples::sheet(&png, &labels, paths.tile_px).context("the validation samples")?;
+        validation.truncate(codec_samples);
+        output.progress(format_args!("measuring coded activations on {} validation samples", validation.len()));
+        measure_codecs(&cut, &validation, &mut manifest)?;
+        let (png, labels) = sheet(&paths.test)?;
+        let mut keep = |bytes: Vec<u8>| -> Option<Blob> { Some(draft.add(bytes)) };
+        manifest.evidence.samples = keep(png);
+        manifest.evidence.labels = keep(labels);
+        manifest.evidence.golden = keep(file(described.at(&paths.golden))?);
+    }
+    Ok(draft.write(out, &manifest)?)
+}
+
+fn boundary(boundary: &edgent_nn::Boundary) -> Boundary {
+    Boundary {
+        name: boundary.name.clone(),
+        element_type: boundary.fact.element_type.name().to_owned(),
+        dims: boundary.fact.dims.clone(),
+    }
+}
+
+fn segments(cut: &Cut, draft: &mut Draft) -> Result<Vec<Segment>> {
+    cut.segments
+        .iter()
+        .map(|segment| {
+            let component = draft.add(compose(standard_guest(), &segment.graph)?);
+            let layers = segment.layers.iter().map(|l| Layer { name: l.name.clone(), operator: l.operator.clone() });
+            Ok(Segment {
+                name: cut.boundaries[segment.to].name.trim_start_matches('/').trim_end_matches("_output_0").to_owned(),
+                from: segment.from,
+                to: segment.to,
+                layers: layers.collect(),
+                macs: segment.macs,
+                graph_format: segment.format.name().to_owned(),
+                tier: Tier::Native,
+                component,
+            })
+        })
+        .collect()
+}
+
+fn exits(cut: &Cut, described: &ModelFile) -> Result<Vec<Exit>> {
+    let names = |exits: &mut dyn Iterator<Item = &String>| exits.cloned().collect::<Vec<_>>().join(", ");
+    let (found, told) = (names(&mut cut.exits.iter().map(|e| &e.name)), names(&mut described.exits.iter().map(|e| &e.output)));
+    if found != told {
+        return Err(BadInput::new(format!("model.toml describes the exits {told}; the network has {found}")));
+    }
+    let exits = cut.exits.iter().zip(&described.exits);
+    Ok(exits
+        .map(|(exit, described)| Exit {
+            name: exit.name.clone(),
+            path: exit.path.clone(),
+            accuracy: described.accuracy_validation,
+            coded: Vec::new(),
+        })
+        .collect())
+}
+
+/// Right answers of each exit, as it is and with the activation at each cut of its path coded as u8.
+#[derive(Clone)]
+struct Right {
+    raw: Vec<usize>,
+    coded: Vec<Vec<usize>>,
+}
+
+/// An exit's accuracy with a coded activation is its own accuracy less what coding lost on the very
+/// same samples: the difference between two shares of the same samples varies far less than either.
+fn measure_codecs(cut: &Cut, samples: &[Sample], manifest: &mut Manifest) -> Result<()> {
+    let graphs = cut.segments.iter().map(|s| Graph::load(&s.graph, s.format)).collect::<Result<Vec<_>, _>>()?;
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let share = samples.len().div_ceil(threads).max(1);
+    let counted = thread::scope(|scope| {
+        let started: Vec<_> =
+            samples.chunks(share).map(|part| scope.spawn(|| count_right(cut, &graphs, part))).collect();
+        started.into_iter().map(|thread| thread.join().map_err(|_| anyhow::anyhow!("measuring panicked"))?).collect::<Result<Vec<_>>>()
+    })?;
+    for (index, exit) in manifest.exits.iter_mut().enumerate() {
+        let raw: usize = counted.iter().map(|right| right.raw[index]).sum();
+        for at in 0..exit.path.len() {
+            if cut.boundaries[cut.segments[exit.path[at]].from].fact.element_type == ElementType::F32 {
+                let coded: usize = counted.iter().map(|right| right.coded[index][at]).sum();
+                let lost = (raw as f64 - coded as f64) / samples.len().max(1) as f64;
+                let accuracy = (exit.accuracy - lost).clamp(0.0, 1.0);
+                exit.coded.push(CodedAccuracy { cut: at, codec: Codec::U8, accuracy });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn count_right(cut: &Cut, graphs: &[Graph], samples: &[Sample]) -> Result<Right> {
+    let mut right =
+        Right { raw: vec![0; cut.exits.len()], coded: cut.exits.iter().map(|exit| vec![0; exit.path.len()]).collect() };
+    for sample in samples {
+        // Activations as they are at each boundary, computed once.
+        let mut exact: Vec<Option<Tensor>> = vec![None; cut.boundaries.len()];
+        exact[0] = Some(sample.image.clone());
+        for (segment, graph) in cut.segments.iter().zip(graphs) {
+            if let Some(input) = exact[segment.from].clone() {
+                exact[segment.to] = Some(one(graph, input)?);
+            }
+        }
+        for (index, exit) in cut.exits.iter().enumerate() {
+            let last = cut.segments[exit.path[exit.path.len() - 1]].to;
+            right.raw[index] += usize::from(exact[last].as_ref().is_some_and(|t| answer(t) == sample.label));
+            for at in 0..exit.path.len() {
+                let from = cut.segments[exit.path[at]].from;
+                let Some(activation) = exact[from].as_ref().filter(|t| t.element_type() == ElementType::F32) else { continue };
+                let mut activation = codec::round_trip(activation, edgent_link::Codec::U8)?;
+                for segment in &exit.path[at..] {
+                    activation = one(&graphs[*segment], activation)?;
+                }
+                right.coded[index][at] += usize::from(answer(&activation) == sample.label);
+            }
+        }
+    }
+    Ok(right)
+}
+
+fn one(graph: &Graph, input: Tensor) -> Result<Tensor> {
+    graph.run_once(input)?.pop().context("a segment without an output")
+}
+
+/// The class of the greatest logit.
+pub(crate) fn answer(logits: &Tensor) -> usize {
+    let logits = logits.as_f32().unwrap_or_default();
+    logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(index, _)| index)
+}

@@ -1,0 +1,100 @@
+//! `edgent-host`.
+
+use crate::HOST_PROGRAM;
+use crate::output::BadInput;
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use edgent_link::{Limits, Role};
+use edgent_runtime::{Host, HostError, Settings};
+use std::io::Write;
+use std::path::PathBuf;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Runs segments of networks, as the device that has the data or as the edge that has the speed.
+/// Ends on SIGTERM, after the requests in flight.
+#[derive(Parser)]
+#[command(name = HOST_PROGRAM, version)]
+struct Arguments {
+    /// What this host is.
+    #[arg(long, value_enum)]
+    role: HostRole,
+    /// Address to listen on; port 0 lets the system choose.
+    #[arg(long, default_value = "127.0.0.1:7400")]
+    listen: String,
+    /// Address of an edge (device only; may be given several times, the first that answers is used).
+    #[arg(long, value_name = "ADDR")]
+    edge: Vec<String>,
+    /// Bundle to serve (an edge may have several).
+    #[arg(long, value_name = "BUNDLE", required = true)]
+    model: Vec<PathBuf>,
+    /// Time from a request to its answer, unless the request says otherwise.
+    #[arg(long, default_value_t = 100.0)]
+    deadline_ms: f64,
+    /// How much accuracy coding an activation as u8 may cost.
+    #[arg(long, default_value_t = 0.005)]
+    codec_loss_max: f64,
+    /// Never send the network's raw input to an edge.
+    #[arg(long)]
+    keep_input: bool,
+    /// Threads that run segments; 0 for one a processor.
+    #[arg(long, default_value_t = 0)]
+    workers: usize,
+    /// Take this many times as long for each segment: a slow device, emulated.
+    #[arg(long, value_name = "K", default_value_t = 1.0)]
+    emulate_slowdown: f64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum HostRole {
+    Device,
+    Edge,
+}
+
+pub(crate) fn run() -> Result<()> {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO).init();
+    let positive = |value: f64| value.is_finite() && value > 0.0;
+    if !positive(arguments.deadline_ms) || !positive(arguments.emulate_slowdown) || !(0.0..=1.0).contains(&arguments.codec_loss_max) {
+        return Err(BadInput::new("--deadline-ms and --emulate-slowdown must be over 0, --codec-loss-max within 0 and 1"));
+    }
+    let role = match arguments.role {
+        HostRole::Device => Role::Device,
+        HostRole::Edge => Role::Edge,
+    };
+    let settings = Settings {
+        role,
+        listen: arguments.listen,
+        edges: arguments.edge,
+        models: arguments.model,
+        plan: edgent_planner::Settings {
+            deadline_us: arguments.deadline_ms * 1e3,
+            codec_loss_max: arguments.codec_loss_max,
+            input_may_leave: !arguments.keep_input,
+        },
+        emulate_slowdown: arguments.emulate_slowdown,
+        workers: arguments.workers,
+        limits: Limits::default(),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(serve(settings))
+}
+
+async fn serve(settings: Settings) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let role = settings.role;
+    let host = Host::start(settings).await.map_err(|e| match e {
+        HostError::Models(..) | HostError::Bundle(_) => BadInput::new(e),
+        other => anyhow::Error::new(other),
+    })?;
+    // One line, so that whoever started this host knows when and where to reach it.
+    println!("{HOST_PROGRAM} {} listening on {}", format!("{role:?}").to_lowercase(), host.local_addr());
+    std::io::stdout().flush().context("stdout")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("draining");
+    host.drain().await;
+    Ok(())
+}

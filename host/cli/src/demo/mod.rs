@@ -1,0 +1,149 @@
+//! `edgent demo`: two hosts, a real network, real images, a link whose rate changes.
+
+mod record;
+
+use crate::ask::{ask, connect, placement};
+use crate::build::{CODEC_SAMPLES, build};
+use crate::hosts::HostProcess;
+use crate::output::Output;
+use crate::relay::{Relay, Shape};
+use crate::samples::{self, Sample};
+use crate::trace::Trace;
+use anyhow::{Context, Result, bail, ensure};
+use edgent_bundle::Bundle;
+use edgent_link::{Answer, Link, LinkError, Stats};
+use record::{Record, Request};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// A request follows the last answer after this long: a camera's pace, not a flood.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// One way, on the relay.
+const DELAY: Duration = Duration::from_millis(2);
+
+/// The live table says something at least this often.
+const LINE_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// How long to go on.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// Folder for the report, its SVG and the bundle.
+    #[arg(long, value_name = "DIR", default_value = "target/demo")]
+    out: PathBuf,
+    /// The network.
+    #[arg(long, default_value = "models/branchy-alexnet/branchy-alexnet.onnx")]
+    model: PathBuf,
+    /// Time from a request to its answer.
+    #[arg(long, default_value_t = 90.0)]
+    deadline_ms: f64,
+    /// How much slower than this machine the emulated device is.
+    #[arg(long, default_value_t = 40.0)]
+    slowdown: f64,
+    /// Seed of the link's rate over time.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Show what the hosts log.
+    #[arg(long)]
+    logs: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
+    let bundle = build(&arguments.model, &arguments.out.join("bundle"), CODEC_SAMPLES, output)
+        .context("the demo runs from the project's folder; elsewhere, give --model")?;
+    let samples = test_samples(&bundle)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let record = runtime.block_on(show(arguments, &bundle, &samples, output))?;
+    let page = record.write(&arguments.out, &samples)?;
+    let summary = record.summary();
+    output.line("");
+    summary.print(output);
+    output.line(format_args!("report: {}", page.display()));
+    output.result(&summary)?;
+    ensure!(summary.lost == 0, "{} requests were not answered", summary.lost);
+    ensure!(summary.answered > 0, "no request was answered");
+    Ok(())
+}
+
+/// Starts both hosts, asks until the time is over, ends both hosts.
+async fn show(arguments: &Arguments, bundle: &Bundle, samples: &[Sample], output: &Output) -> Result<Record> {
+    let program = std::env::current_exe()?;
+    let model = bundle.dir().to_str().context("the --out folder's name is not UTF-8")?;
+    output.progress("starting the edge, and the device behind a slow link");
+    let edge = HostProcess::start(&program, &["--role", "edge", "--listen", "127.0.0.1:0", "--workers", "1", "--model", model], arguments.logs).await?;
+    let trace = Trace::seeded(arguments.seed, arguments.seconds);
+    let relay = Relay::start("127.0.0.1:0", edge.address(), Shape { trace: trace.clone(), delay: DELAY }).await?;
+    let relay_start = Instant::now();
+    let (deadline, slowdown) = (arguments.deadline_ms.to_string(), arguments.slowdown.to_string());
+    let behind = relay.local_addr().to_string();
+    let device = [
+        ["--role", "device"],
+        ["--listen", "127.0.0.1:0"],
+        ["--workers", "1"],
+        ["--edge", &behind],
+        ["--model", model],
+        ["--deadline-ms", &deadline],
+        ["--emulate-slowdown", &slowdown],
+    ];
+    let device = HostProcess::start(&program, device.as_flattened(), arguments.logs).await?;
+    let link = Link::start()?;
+    let client = connect(&link, &device.address().to_string()).await?;
+
+    let start = Instant::now();
+    // The link has been changing since the relay started; the device needed a moment to prepare.
+    let before = start - relay_start;
+    let mut record = Record::new(bundle.manifest(), &trace, before, arguments.seconds, arguments.deadline_ms, arguments.slowdown);
+    record.print_head(output);
+    let mut said = Duration::ZERO;
+    let mut index = 0;
+    while start.elapsed().as_secs() < arguments.seconds {
+        // A stride that has no factor in common with the number of samples visits them all, mixed.
+        let sample = index * 7 % samples.len();
+        let at = start.elapsed();
+        let answered = ask(&client, &samples[sample].image, 0.0).await;
+        let latency = start.elapsed() - at;
+        let changed = record.add(Request { at, latency, sample, truth: samples[sample].label, answer: outcome(answered)? });
+        if changed || start.elapsed() >= said + LINE_EVERY {
+            said = start.elapsed();
+            record.print_line(trace.rate_at(before + at), output);
+        }
+        index += 1;
+        tokio::time::sleep(PAUSE).await;
+    }
+    record.finish(&client.stats().await.unwrap_or_else(|_| Stats::default()));
+    for (name, host) in [("device", device), ("edge", edge)] {
+        let status = host.end().await?;
+        ensure!(status.success(), "the {name} ended with {status}");
+    }
+    drop(relay);
+    Ok(record)
+}
+
+/// An error that the device told is an outcome; a device that is gone ends the demo.
+fn outcome(answered: Result<Answer>) -> Result<Result<Answer, String>> {
+    match answered {
+        Ok(answer) => Ok(Ok(answer)),
+        Err(error) => match error.downcast_ref::<LinkError>() {
+            Some(LinkError::Fault(fault)) => Ok(Err(fault.message.clone())),
+            _ => bail!("the device is gone: {error:#}"),
+        },
+    }
+}
+
+fn test_samples(bundle: &Bundle) -> Result<Vec<Sample>> {
+    let evidence = &bundle.manifest().evidence;
+    let (samples, labels) = evidence.samples.as_ref().zip(evidence.labels.as_ref()).context("the model has no labelled samples")?;
+    let tile_px = bundle.manifest().boundaries[0].dims.last().copied().unwrap_or(0);
+    samples::sheet(&bundle.blob(samples)?, &bundle.blob(labels)?, tile_px)
+}
+
+/// Where an answer came from, for people.
+fn place(answer: &Answer) -> String {
+    let way = placement(answer.placement);
+    match (answer.placement, answer.direction) {
+        (edgent_link::Placement::Split, edgent_link::Direction::EdgeFirst) => format!("{way}, edge first"),
+        _ => way.to_owned(),
+    }
+}

@@ -1,0 +1,70 @@
+//! Host processes: started, awaited until they are ready, and ended, as an operator would.
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+/// How long a host may take to prepare its models.
+const READY: Duration = Duration::from_secs(120);
+
+/// How long a host may take to end after SIGTERM.
+const END: Duration = Duration::from_secs(20);
+
+/// A running `edgent-host`. Killed when dropped.
+#[derive(Debug)]
+pub struct HostProcess {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl HostProcess {
+    /// Runs `program` as `edgent-host` with `arguments` and waits for the line that says it is ready.
+    /// What it logs goes to this process's stderr if `logs`.
+    pub async fn start(program: &Path, arguments: &[&str], logs: bool) -> Result<Self> {
+        let mut child = Command::new(program)
+            .arg0(crate::HOST_PROGRAM)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(if logs { Stdio::inherit() } else { Stdio::null() })
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("starting {}", program.display()))?;
+        let stdout = child.stdout.take().context("no stdout")?;
+        let mut line = String::new();
+        let read = tokio::time::timeout(READY, BufReader::new(stdout).read_line(&mut line)).await;
+        read.with_context(|| format!("the host said nothing for {} s", READY.as_secs()))??;
+        let Some(address) = line.trim_end().rsplit(' ').next().and_then(|word| word.parse().ok()) else {
+            let status = child.wait().await?;
+            bail!("the host ended with {status} before it was ready; its arguments were {arguments:?}");
+        };
+        Ok(Self { child, address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)).context("the host has ended")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub async fn end(mut self) -> Result<ExitStatus> {
+        self.signal(Signal::TERM)?;
+        Ok(tokio::time::timeout(END, self.child.wait()).await.context("the host did not end after SIGTERM")??)
+    }
+
+    /// Sends SIGKILL and waits for the end.
+    pub async fn kill(mut self) -> Result<()> {
+        Ok(self.child.kill().await?)
+    }
+}

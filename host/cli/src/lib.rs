@@ -1,0 +1,81 @@
+//! The two programs: `edgent-host`, the daemon, and `edgent`, the tool beside it.
+//!
+//! Both are thin: they read what the user wants, call the other crates, and say what came of it. What
+//! they print on a terminal is for people; with `--json`, stdout is exactly one JSON object.
+//! Exit codes: 0 good, 1 failed, 2 bad usage or input.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod ask;
+mod bench;
+mod build;
+mod daemon;
+mod demo;
+pub mod hosts;
+mod inspect;
+mod model_file;
+mod output;
+pub mod relay;
+mod report;
+mod samples;
+pub mod trace;
+mod verify;
+
+use clap::{Parser, Subcommand};
+use output::Output;
+use std::process::ExitCode;
+
+/// The name under which the tool runs itself as the daemon, so that one program is enough for the
+/// demo and the benches.
+const HOST_PROGRAM: &str = "edgent-host";
+
+/// Answers neural-network requests before their deadline, split between a device and an edge.
+#[derive(Parser)]
+#[command(name = "edgent", version)]
+struct Arguments {
+    /// Print exactly one JSON object on stdout.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Two hosts on this machine, a real network, real images, a link whose rate changes.
+    Demo(demo::Arguments),
+    /// Make a bundle of an ONNX model.
+    Build(build::Arguments),
+    /// Show what a bundle consists of.
+    Inspect(inspect::Arguments),
+    /// Check a bundle: every cut, the golden outputs, the labelled samples.
+    Verify(verify::Arguments),
+    /// Ask a running device about images.
+    Infer(ask::Arguments),
+    /// Measure this program.
+    #[command(subcommand)]
+    Bench(bench::Command),
+}
+
+/// `edgent`, from the command line to the exit code.
+pub fn main() -> ExitCode {
+    let called_as_host = std::env::args_os().next().is_some_and(|name| name == HOST_PROGRAM);
+    if called_as_host {
+        return host_main();
+    }
+    let arguments = Arguments::parse();
+    let output = Output::new(arguments.json);
+    output.finish(match arguments.command {
+        Command::Demo(arguments) => demo::run(&arguments, &output),
+        Command::Build(arguments) => build::run(&arguments, &output),
+        Command::Inspect(arguments) => inspect::run(&arguments, &output),
+        Command::Verify(arguments) => verify::run(&arguments, &output),
+        Command::Infer(arguments) => ask::run(&arguments, &output),
+        Command::Bench(command) => bench::run(&command, &output),
+    })
+}
+
+/// `edgent-host`, from the command line to the exit code.
+pub fn host_main() -> ExitCode {
+    Output::new(false).finish(daemon::run())
+}

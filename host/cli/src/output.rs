@@ -1,0 +1,76 @@
+//! What is printed, and the exit code.
+
+use anyhow::Result;
+use serde::Serialize;
+use std::fmt;
+use std::process::ExitCode;
+
+const FAILED: u8 = 1;
+const BAD_INPUT: u8 = 2;
+
+/// Prints for people or for programs.
+pub(crate) struct Output {
+    json: bool,
+}
+
+impl Output {
+    pub(crate) fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// A line for people.
+    pub(crate) fn line(&self, text: impl fmt::Display) {
+        if !self.json {
+            println!("{text}");
+        }
+    }
+
+    /// A line about what is under way; never on stdout, which may be read by a program.
+    pub(crate) fn progress(&self, text: impl fmt::Display) {
+        eprintln!("{text}");
+    }
+
+    /// The result for programs.
+    pub(crate) fn result(&self, value: &impl Serialize) -> Result<()> {
+        if self.json {
+            println!("{}", serde_json::to_string(value)?);
+        }
+        Ok(())
+    }
+
+    /// The exit code of a command, having said why if it failed.
+    pub(crate) fn finish(&self, result: Result<()>) -> ExitCode {
+        match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                ExitCode::from(if error.is::<BadInput>() { BAD_INPUT } else { FAILED })
+            }
+        }
+    }
+}
+
+/// The user gave something that cannot be used: exit code 2.
+#[derive(Debug)]
+pub(crate) struct BadInput(pub(crate) String);
+
+impl BadInput {
+    pub(crate) fn new(what: impl fmt::Display) -> anyhow::Error {
+        anyhow::Error::new(Self(what.to_string()))
+    }
+}
+
+impl fmt::Display for BadInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadInput {}
+
+/// The value at a share `q` of the sorted values; 0 of none.
+pub(crate) fn quantile(values: &mut [f64], q: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let last = values.len().saturating_sub(1);
+    values.get((last as f64 * q).round() as usize).copied().unwrap_or(0.0)
+}

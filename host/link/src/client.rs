@@ -1,0 +1,323 @@
+//! The side that asks.
+
+use std::fmt;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::spawn_local;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::convert::{Malformed, Message, Padding, read_fault, read_hello, read_outcome, write_hello};
+use crate::edgent_capnp::{gate, hello_reply, host};
+use crate::error::{Fault, LinkError};
+use crate::limits::Limits;
+use crate::link::Link;
+use crate::meter::{Meter, Traffic, TrafficCounter};
+use crate::types::{
+    Answer, AskRequest, Description, Digest, Hello, InferReply, InferRequest, ModelProfile, Plan, Stats,
+};
+use crate::wire::{ENVELOPE_BYTES, Session, Side, Wire};
+
+/// A connection to a host. Clones share it; it is closed when the last of them is dropped.
+///
+/// Every future of it may be dropped at any time, so any timeout may be wrapped around it: the peer
+/// is told, and the connection stays good.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    calls: mpsc::Sender<Call>,
+    closed: watch::Receiver<Option<String>>,
+    peer: Hello,
+    request_bytes_max: usize,
+    traffic: Arc<TrafficCounter>,
+    _link: Link,
+}
+
+/// Makes the call, given the host and a number that no other call of the connection has.
+type Call = Box<dyn FnOnce(host::Client, u64) -> LocalBoxFuture<'static, ()> + Send>;
+
+/// How long a [`Client::probe`] took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeTimes {
+    /// From before the first byte was sent until the last one had come.
+    pub elapsed: Duration,
+    /// Padding sent.
+    pub up_bytes: usize,
+    /// Padding received.
+    pub down_bytes: usize,
+}
+
+impl Client {
+    /// What the peer said of itself.
+    pub fn peer(&self) -> &Hello {
+        &self.shared.peer
+    }
+
+    /// Whether the connection is gone.
+    pub fn is_closed(&self) -> bool {
+        self.shared.calls.is_closed()
+    }
+
+    /// Waits until the connection is gone, and says why.
+    pub async fn closed(&self) -> LinkError {
+        let mut closed = self.shared.closed.clone();
+        let why = closed.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        LinkError::Lost(why.unwrap_or_else(|| "the link's thread has ended".to_owned()))
+    }
+
+    /// What went over the connection.
+    pub fn traffic(&self) -> Traffic {
+        self.shared.traffic.get()
+    }
+
+    /// What the host has.
+    pub async fn describe(&self) -> Result<Description, LinkError> {
+        self.call(async |host, _| {
+            let response = host.describe_request().send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// Makes a plan known to the host.
+    pub async fn install_plan(&self, plan: Plan) -> Result<(), LinkError> {
+        self.call(async move |host, _| {
+            let mut request = host.install_plan_request();
+            plan.write(request.get().init_plan());
+            let response = request.send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// Has the host run segments. Dropped, the work is cancelled there.
+    pub async fn infer(&self, request: InferRequest) -> Result<InferReply, LinkError> {
+        request.activation.check()?;
+        self.fits(request.weight_bytes())?;
+        self.call(async move |host, number| {
+            let mut call = host.infer_request();
+            call.get().set_call(number);
+            request.write(call.get().init_request());
+            // What was sent is not needed for the answer.
+            drop(request);
+            let response = call.send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// Has the host answer for an input. Dropped, the work is cancelled there.
+    pub async fn ask(&self, request: AskRequest) -> Result<Answer, LinkError> {
+        request.input.check()?;
+        self.fits(request.weight_bytes())?;
+        self.call(async move |host, number| {
+            let mut call = host.ask_request();
+            call.get().set_call(number);
+            request.write(call.get().init_request());
+            drop(request);
+            let response = call.send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// How fast the host is with a model.
+    pub async fn profile(&self, model: Digest) -> Result<ModelProfile, LinkError> {
+        self.call(async move |host, _| {
+            let mut request = host.profile_request();
+            request.get().set_model(&model.0);
+            let response = request.send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// The host's counters.
+    pub async fn stats(&self) -> Result<Stats, LinkError> {
+        self.call(async |host, _| {
+            let response = host.stats_request().send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// Sends so many bytes there and so many back, to measure the link.
+    pub async fn probe(&self, up_bytes: usize, down_bytes: usize) -> Result<ProbeTimes, LinkError> {
+        self.fits(up_bytes.max(down_bytes))?;
+        self.call(async move |host, _| {
+            let start = Instant::now();
+            let outcome = send_probe(&host, up_bytes as u32, down_bytes as u32).await?;
+            Ok(outcome.map(|_| ProbeTimes { elapsed: start.elapsed(), up_bytes, down_bytes }))
+        })
+        .await
+    }
+
+    fn fits(&self, weight_bytes: usize) -> Result<(), LinkError> {
+        let (bytes, limit) = (weight_bytes.saturating_add(ENVELOPE_BYTES), self.shared.request_bytes_max);
+        if bytes > limit { Err(LinkError::TooLarge { bytes, limit }) } else { Ok(()) }
+    }
+
+    /// Makes a call on the link's thread, and cancels it if the caller goes away.
+    async fn call<T, F, R>(&self, call: F) -> Result<T, LinkError>
+    where
+        T: Send + 'static,
+        F: FnOnce(host::Client, u64) -> R + Send + 'static,
+        R: Future<Output = Outcome<T>> + 'static,
+    {
+        let (mut to, outcome) = oneshot::channel();
+        let call: Call = Box::new(move |host, number| {
+            let answer = call(host.clone(), number);
+            async move {
+                let mut answer = std::pin::pin!(answer);
+                tokio::select! {
+                    biased;
+                    outcome = &mut answer => {
+                        let _ = to.send(outcome);
+                    }
+                    () = to.closed() => {
+                        let mut cancel = host.cancel_request();
+                        cancel.get().set_call(number);
+                        // Until the answer is there, the call has its place on both sides.
+                        let _ = futures::join!(cancel.send().promise, answer);
+                    }
+                }
+            }
+            .boxed_local()
+        });
+        if self.shared.calls.send(call).await.is_err() {
+            return Err(self.closed().await);
+        }
+        match outcome.await {
+            Ok(outcome) => outcome?.map_err(LinkError::Fault),
+            Err(_) => Err(self.closed().await),
+        }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("peer", self.peer()).field("closed", &self.is_closed()).finish()
+    }
+}
+
+/// What a call gives: the peer's answer or its refusal, unless what came is neither.
+type Outcome<T> = Result<Result<T, Fault>, Malformed>;
+
+async fn send_probe(host: &host::Client, up_bytes: u32, down_bytes: u32) -> Outcome<Padding> {
+    let mut request = host.probe_request();
+    request.get().init_padding(up_bytes);
+    request.get().set_reply_bytes(down_bytes);
+    let response = request.send().promise.await?;
+    read_outcome(response.get()?.get_outcome()?)
+}
+
+/// Connects and says hello, on the link's thread.
+pub(crate) async fn connect(link: Link, address: String, hello: Hello, limits: Limits) -> Result<Client, LinkError> {
+    let stream = timeout(limits.connect, TcpStream::connect(&address)).await;
+    let stream = stream.map_err(|_| LinkError::Timeout("connecting"))?;
+    let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+    let (reader, writer) = stream.map_err(|source| LinkError::Connect { address, source })?.into_split();
+
+    let traffic = Arc::new(TrafficCounter::default());
+    let wire = Wire::new(Side::Client, &limits, Meter::new(traffic.clone()));
+    let mut session = Session::new(wire.clone(), reader, writer, None);
+    let gate: gate::Client = session.bootstrap();
+    let greeting = tokio::select! {
+        biased;
+        greeting = timeout(limits.hello, greet(gate, &hello, &limits)) => greeting,
+        closed = session.run() => return Err(LinkError::Lost(closed.why)),
+    };
+    let greeting = greeting.map_err(|_| LinkError::Timeout("waiting for the peer's hello"))??;
+    let (peer, peer_bytes_max, host) = greeting?;
+    wire.trust(&limits);
+
+    let (calls, waiting) = mpsc::channel(limits.calls_in_flight.max(1));
+    let (closing, closed) = watch::channel(None);
+    spawn_local(async move {
+        let why = converse(session, wire, host, waiting, limits).await;
+        closing.send_replace(Some(why));
+    });
+    let request_bytes_max = limits.message_bytes.min(peer_bytes_max);
+    Ok(Client { shared: Arc::new(Shared { calls, closed, peer, request_bytes_max, traffic, _link: link }) })
+}
+
+/// Says hello; gives the peer's, the largest message it takes, and the host.
+async fn greet(
+    gate: gate::Client,
+    ours: &Hello,
+    limits: &Limits,
+) -> Result<Result<(Hello, usize, host::Client), LinkError>, Malformed> {
+    let mut request = gate.hello_request();
+    write_hello(request.get().init_hello(), ours, limits.message_bytes);
+    let response = request.send().promise.await?;
+    let reply = response.get()?.get_reply()?;
+    // The version comes first: of another one, nothing else can be relied on.
+    let hello = reply.get_hello()?;
+    if hello.get_protocol() != ours.protocol {
+        return Ok(Err(LinkError::Version { ours: ours.protocol, theirs: hello.get_protocol() }));
+    }
+    let (theirs, bytes_max) = read_hello(hello)?;
+    Ok(match reply.which()? {
+        hello_reply::Host(host) => Ok((theirs, bytes_max, host?)),
+        hello_reply::Fault(fault) => Err(LinkError::Refused(read_fault(fault?)?)),
+    })
+}
+
+/// Makes the calls of a connection until it is over, and says why it is.
+async fn converse(
+    mut session: Session,
+    wire: Rc<Wire>,
+    host: host::Client,
+    mut waiting: mpsc::Receiver<Call>,
+    limits: Limits,
+) -> String {
+    let mut calls = FuturesUnordered::new();
+    let mut numbers = 0..;
+    let mut heartbeat = interval(limits.heartbeat);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut strikes, mut last_tick) = (0, wire.meter().alive());
+    let mut beating: Option<LocalBoxFuture<'static, Outcome<Padding>>> = None;
+    let why = {
+        let mut running = std::pin::pin!(session.run());
+        loop {
+            tokio::select! {
+                biased;
+                closed = &mut running => return closed.why,
+                Some(()) = calls.next() => {}
+                call = waiting.recv(), if calls.len() < limits.calls_in_flight.max(1) => match (call, numbers.next()) {
+                    (Some(call), Some(number)) => calls.push(call(host.clone(), number)),
+                    _ => break "closed by its owner".to_owned(),
+                },
+                // Any answer is a sign of life, be it a fault.
+                Some(_) = async { Some(beating.as_mut()?.await) } => beating = None,
+                _ = heartbeat.tick() => {
+                    // Ticks, not time: after a pause of our own, the peer's answer may be waiting for us.
+                    let alive = wire.meter().alive();
+                    strikes = if alive > last_tick { 0 } else { strikes + 1 };
+                    last_tick = Instant::now();
+                    if strikes >= limits.heartbeat_strikes {
+                        break format!("no sign of life in {:.1?}", alive.elapsed());
+                    }
+                    if beating.is_none() && alive.elapsed() >= limits.heartbeat / 2 {
+                        let host = host.clone();
+                        beating = Some(async move { send_probe(&host, 0, 0).await }.boxed_local());
+                    }
+                }
+            }
+        }
+    };
+    // No more calls; those that wait learn why when this task ends.
+    waiting.close();
+    session.close(&why).await;
+    why
+}

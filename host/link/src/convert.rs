@@ -1,0 +1,606 @@
+//! Plain values to and from the wire.
+//!
+//! Reading trusts nothing: every list's length is checked before memory is taken for it, every
+//! activation is checked as a whole, and what this version does not know is an error.
+
+use capnp::traits::Owned;
+
+use crate::edgent_capnp as wire;
+use crate::error::{ActivationError, Fault, FaultKind, LinkError};
+use crate::frame::share;
+use crate::splice;
+use crate::types::*;
+
+const MODELS_MAX: u32 = 256;
+const CLASSES_MAX: u32 = 1 << 16;
+const EXITS_MAX: u32 = 64;
+const SEGMENTS_MAX: u32 = 4096;
+const SCORES_MAX: u32 = 1 << 20;
+const FAULT_MESSAGE_BYTES_MAX: usize = 1024;
+
+/// Something in a message that this protocol does not allow.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Malformed {
+    #[error("{0}")]
+    Encoding(#[from] capnp::Error),
+    #[error("{0}")]
+    Unknown(#[from] capnp::NotInSchema),
+    #[error("{0}")]
+    Text(#[from] std::str::Utf8Error),
+    #[error("{0}")]
+    Activation(#[from] ActivationError),
+    #[error("{count} {what}, where at most {max} are allowed")]
+    TooMany { what: &'static str, count: u32, max: u32 },
+    #[error("a digest of {0} bytes")]
+    Digest(usize),
+}
+
+impl From<Malformed> for LinkError {
+    fn from(malformed: Malformed) -> Self {
+        match malformed {
+            // Not what came, but that nothing will come any more.
+            Malformed::Encoding(error) if error.kind == capnp::ErrorKind::Disconnected => LinkError::Lost(error.extra),
+            malformed => LinkError::Protocol(malformed.to_string()),
+        }
+    }
+}
+
+/// A value that can stand in a message.
+pub(crate) trait Message: Sized {
+    type Wire: Owned;
+    /// An activation comes before anything whose size is not fixed: see `splice`.
+    fn write(&self, to: <Self::Wire as Owned>::Builder<'_>);
+    fn read(from: <Self::Wire as Owned>::Reader<'_>) -> Result<Self, Malformed>;
+
+    /// About how much of a message this takes, without its fixed part: to refuse it before it is built.
+    fn weight_bytes(&self) -> usize {
+        0
+    }
+}
+
+/// Writes what became of a call.
+pub(crate) fn write_outcome<T: Message>(to: wire::outcome::Builder<'_, T::Wire>, outcome: &Result<T, Fault>) {
+    match outcome {
+        Ok(value) => value.write(to.init_ok()),
+        Err(fault) => write_fault(to.init_fault(), fault),
+    }
+}
+
+/// Reads what became of a call.
+pub(crate) fn read_outcome<T: Message>(
+    from: wire::outcome::Reader<'_, T::Wire>,
+) -> Result<Result<T, Fault>, Malformed> {
+    Ok(match from.which()? {
+        wire::outcome::Ok(value) => Ok(T::read(value?)?),
+        wire::outcome::Fault(fault) => Err(read_fault(fault?)?),
+    })
+}
+
+pub(crate) fn write_fault(mut to: wire::fault::Builder<'_>, fault: &Fault) {
+    to.set_kind(fault.kind.into());
+    to.set_message(clip(&fault.message));
+}
+
+pub(crate) fn read_fault(from: wire::fault::Reader<'_>) -> Result<Fault, Malformed> {
+    // A later version's kind: what it means is not known here, that it is a fault is.
+    let kind = from.get_kind().map_or(FaultKind::Internal, FaultKind::from);
+    Ok(Fault::new(kind, clip(from.get_message()?.to_str()?)))
+}
+
+/// Messages are for people, and end up in logs: neither side may make them endless.
+fn clip(message: &str) -> &str {
+    &message[..message.floor_char_boundary(FAULT_MESSAGE_BYTES_MAX)]
+}
+
+pub(crate) fn write_hello(mut to: wire::hello::Builder<'_>, hello: &Hello, message_bytes: usize) {
+    to.set_protocol(hello.protocol);
+    to.set_role(hello.role.into());
+    to.set_build(clip(&hello.build));
+    to.set_message_bytes(message_bytes as u64);
+}
+
+/// A hello, and the largest message that its sender takes.
+pub(crate) fn read_hello(from: wire::hello::Reader<'_>) -> Result<(Hello, usize), Malformed> {
+    let build = clip(from.get_build()?.to_str()?).to_owned();
+    let hello = Hello { protocol: from.get_protocol(), role: from.get_role()?.into(), build };
+    Ok((hello, usize::try_from(from.get_message_bytes()).unwrap_or(usize::MAX)))
+}
+
+pub(crate) fn read_digest(bytes: &[u8]) -> Result<Digest, Malformed> {
+    bytes.try_into().map(Digest).map_err(|_| Malformed::Digest(bytes.len()))
+}
+
+fn bounded(what: &'static str, count: u32, max: u32) -> Result<usize, Malformed> {
+    if count > max { Err(Malformed::TooMany { what, count, max }) } else { Ok(count as usize) }
+}
+
+fn write_texts(mut to: capnp::text_list::Builder<'_>, texts: &[String]) {
+    for (index, text) in (0..).zip(texts) {
+        to.set(index, text);
+    }
+}
+
+fn read_texts(what: &'static str, from: capnp::text_list::Reader<'_>, max: u32) -> Result<Vec<String>, Malformed> {
+    let mut texts = Vec::with_capacity(bounded(what, from.len(), max)?);
+    for text in from.iter() {
+        texts.push(text?.to_str()?.to_owned());
+    }
+    Ok(texts)
+}
+
+/// The same enumeration here and on the wire.
+macro_rules! same_enum {
+    ($($here:ident = $wire:ident { $($name:ident),+ $(,)? })+) => {$(
+        impl From<$here> for wire::$wire {
+            fn from(value: $here) -> Self {
+                match value { $($here::$name => wire::$wire::$name),+ }
+            }
+        }
+        impl From<wire::$wire> for $here {
+            fn from(value: wire::$wire) -> Self {
+                match value { $(wire::$wire::$name => $here::$name),+ }
+            }
+        }
+    )+};
+}
+
+same_enum! {
+    Role = Role { Device, Edge, Tool }
+    ElementType = ElementType { F16, F32, F64, Bf16, U8, I32, I64 }
+    Codec = Codec { Raw, U8 }
+    Direction = Direction { DeviceFirst, EdgeFirst }
+    Placement = Placement { DeviceOnly, Split, EdgeOnly }
+    FaultKind = FaultKind {
+        UnknownModel, UnknownEpoch, BadRequest, TooLarge, TimeUp, Busy, Version, SegmentFailed, Unsupported,
+        ShuttingDown, Internal,
+    }
+}
+
+impl Message for () {
+    type Wire = wire::done::Owned;
+
+    fn write(&self, _: wire::done::Builder<'_>) {}
+
+    fn read(_: wire::done::Reader<'_>) -> Result<Self, Malformed> {
+        Ok(())
+    }
+}
+
+/// What a probe brings back; of interest is only that it came.
+pub(crate) struct Padding {
+    pub(crate) bytes: u32,
+}
+
+impl Message for Padding {
+    type Wire = wire::padding::Owned;
+
+    fn write(&self, to: wire::padding::Builder<'_>) {
+        to.init_bytes(self.bytes);
+    }
+
+    fn read(from: wire::padding::Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Padding { bytes: from.get_bytes()?.len() as u32 })
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.bytes as usize
+    }
+}
+
+impl Message for Activation {
+    type Wire = wire::activation::Owned;
+
+    fn write(&self, mut to: wire::activation::Builder<'_>) {
+        // First, while nothing stands between their pointer and them.
+        splice::write(&self.bytes, |bytes| to.reborrow().init_bytes(bytes));
+        to.set_codec(self.codec.into());
+        to.set_element_type(self.element_type.into());
+        write_numbers(to.reborrow().init_dims(self.dims.len() as u32), &self.dims);
+        write_numbers(to.reborrow().init_scales(self.scales.len() as u32), &self.scales);
+        write_numbers(to.reborrow().init_offsets(self.offsets.len() as u32), &self.offsets);
+    }
+
+    fn read(from: wire::activation::Reader<'_>) -> Result<Self, Malformed> {
+        let dims = from.get_dims()?;
+        bounded("dimensions", dims.len(), RANK_MAX as u32)?;
+        let activation = Activation {
+            codec: from.get_codec()?.into(),
+            element_type: from.get_element_type()?.into(),
+            dims: dims.iter().collect(),
+            scales: from.get_scales()?.iter().collect(),
+            offsets: from.get_offsets()?.iter().collect(),
+            bytes: share(from.get_bytes()?),
+        };
+        activation.check()?;
+        Ok(activation)
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.bytes.len() + 4 * (self.dims.len() + self.scales.len() + self.offsets.len())
+    }
+}
+
+fn write_numbers<T: capnp::private::layout::PrimitiveElement + Copy + capnp::introspect::Introspect>(
+    mut to: capnp::primitive_list::Builder<'_, T>,
+    numbers: &[T],
+) {
+    for (index, &number) in (0..).zip(numbers) {
+        to.set(index, number);
+    }
+}
+
+impl Message for Plan {
+    type Wire = wire::plan::Owned;
+
+    fn write(&self, mut to: wire::plan::Builder<'_>) {
+        to.set_epoch(self.epoch);
+        to.set_model(&self.model.0);
+        to.set_exit(self.exit);
+        to.set_cut(self.cut);
+        to.set_direction(self.direction.into());
+        to.set_codec(self.codec.into());
+    }
+
+    fn read(from: wire::plan::Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Plan {
+            epoch: from.get_epoch(),
+            model: read_digest(from.get_model()?)?,
+            exit: from.get_exit(),
+            cut: from.get_cut(),
+            direction: from.get_direction()?.into(),
+            codec: from.get_codec()?.into(),
+        })
+    }
+}
+
+impl Message for InferRequest {
+    type Wire = wire::infer_request::Owned;
+
+    fn write(&self, mut to: wire::infer_request::Builder<'_>) {
+        to.set_id(self.id);
+        to.set_model(&self.model.0);
+        to.set_epoch(self.epoch);
+        to.set_from_segment(self.from_segment);
+        to.set_to_segment(self.to_segment);
+        to.set_reply_codec(self.reply_codec.into());
+        to.set_remaining_budget_us(self.remaining_budget_us);
+        self.activation.write(to.init_activation());
+    }
+
+    fn read(from: wire::infer_request::Reader<'_>) -> Result<Self, Malformed> {
+        Ok(InferRequest {
+            id: from.get_id(),
+            model: read_digest(from.get_model()?)?,
+            epoch: from.get_epoch(),
+            from_segment: from.get_from_segment(),
+            to_segment: from.get_to_segment(),
+            reply_codec: from.get_reply_codec()?.into(),
+            remaining_budget_us: from.get_remaining_budget_us(),
+            activation: Activation::read(from.get_activation()?)?,
+        })
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.activation.weight_bytes()
+    }
+}
+
+impl Message for InferReply {
+    type Wire = wire::infer_reply::Owned;
+
+    fn write(&self, mut to: wire::infer_reply::Builder<'_>) {
+        to.set_id(self.id);
+        to.set_epoch(self.epoch);
+        to.set_queue_us(self.queue_us);
+        to.set_codec_us(self.codec_us);
+        self.activation.write(to.reborrow().init_activation());
+        write_numbers(to.init_segment_us(self.segment_us.len() as u32), &self.segment_us);
+    }
+
+    fn read(from: wire::infer_reply::Reader<'_>) -> Result<Self, Malformed> {
+        let segment_us = from.get_segment_us()?;
+        bounded("segment times", segment_us.len(), SEGMENTS_MAX)?;
+        Ok(InferReply {
+            id: from.get_id(),
+            epoch: from.get_epoch(),
+            activation: Activation::read(from.get_activation()?)?,
+            queue_us: from.get_queue_us(),
+            segment_us: segment_us.iter().collect(),
+            codec_us: from.get_codec_us(),
+        })
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.activation.weight_bytes() + 4 * self.segment_us.len()
+    }
+}
+
+impl Message for AskRequest {
+    type Wire = wire::ask_request::Owned;
+
+    fn write(&self, mut to: wire::ask_request::Builder<'_>) {
+        to.set_id(self.id);
+        to.set_deadline_us(self.deadline_us);
+        self.input.write(to.reborrow().init_input());
+        to.set_model(&self.model);
+    }
+
+    fn read(from: wire::ask_request::Reader<'_>) -> Result<Self, Malformed> {
+        Ok(AskRequest {
+            id: from.get_id(),
+            model: from.get_model()?.to_str()?.to_owned(),
+            deadline_us: from.get_deadline_us(),
+            input: Activation::read(from.get_input()?)?,
+        })
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.input.weight_bytes() + self.model.len()
+    }
+}
+
+impl Message for Answer {
+    type Wire = wire::answer::Owned;
+
+    fn write(&self, mut to: wire::answer::Builder<'_>) {
+        to.set_id(self.id);
+        to.set_label(self.label);
+        to.set_exit(self.exit);
+        to.set_cut(self.cut);
+        to.set_direction(self.direction.into());
+        to.set_codec(self.codec.into());
+        to.set_placement(self.placement.into());
+        to.set_latency_us(self.latency_us);
+        to.set_deadline_us(self.deadline_us);
+        to.set_deadline_met(self.deadline_met);
+        if let Some(why) = &self.degraded {
+            to.set_degraded(clip(why));
+        }
+        to.set_epoch(self.epoch);
+        to.set_rate_bps(self.rate_bps);
+        write_numbers(to.init_scores(self.scores.len() as u32), &self.scores);
+    }
+
+    fn read(from: wire::answer::Reader<'_>) -> Result<Self, Malformed> {
+        let scores = from.get_scores()?;
+        bounded("scores", scores.len(), SCORES_MAX)?;
+        let degraded = match from.has_degraded() {
+            true => Some(clip(from.get_degraded()?.to_str()?).to_owned()),
+            false => None,
+        };
+        Ok(Answer {
+            id: from.get_id(),
+            label: from.get_label(),
+            scores: scores.iter().collect(),
+            exit: from.get_exit(),
+            cut: from.get_cut(),
+            direction: from.get_direction()?.into(),
+            codec: from.get_codec()?.into(),
+            placement: from.get_placement()?.into(),
+            latency_us: from.get_latency_us(),
+            deadline_us: from.get_deadline_us(),
+            deadline_met: from.get_deadline_met(),
+            degraded,
+            epoch: from.get_epoch(),
+            rate_bps: from.get_rate_bps(),
+        })
+    }
+
+    fn weight_bytes(&self) -> usize {
+        4 * self.scores.len()
+    }
+}
+
+impl Message for Description {
+    type Wire = wire::description::Owned;
+
+    fn write(&self, to: wire::description::Builder<'_>) {
+        let mut models = to.init_models(self.models.len() as u32);
+        for (index, model) in (0..).zip(&self.models) {
+            model.write(models.reborrow().get(index));
+        }
+    }
+
+    fn read(from: wire::description::Reader<'_>) -> Result<Self, Malformed> {
+        let models = from.get_models()?;
+        bounded("models", models.len(), MODELS_MAX)?;
+        Ok(Description { models: models.iter().map(ModelDescription::read).collect::<Result<_, _>>()? })
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.models.iter().map(Message::weight_bytes).sum()
+    }
+}
+
+/// A text's bytes, its end, its padding and the pointer to it, at most.
+const TEXT_BYTES: usize = 16;
+/// The fixed part of a struct in a list, at most.
+const STRUCT_BYTES: usize = 64;
+
+fn weight_of_texts(texts: &[String]) -> usize {
+    texts.iter().map(|text| text.len() + TEXT_BYTES).sum()
+}
+
+impl Message for ModelDescription {
+    type Wire = wire::model_description::Owned;
+
+    fn write(&self, mut to: wire::model_description::Builder<'_>) {
+        to.set_name(&self.name);
+        to.set_digest(&self.digest.0);
+        to.set_input_type(self.input_type.into());
+        write_numbers(to.reborrow().init_input_dims(self.input_dims.len() as u32), &self.input_dims);
+        write_texts(to.reborrow().init_classes(self.classes.len() as u32), &self.classes);
+        let mut exits = to.init_exits(self.exits.len() as u32);
+        for (index, exit) in (0..).zip(&self.exits) {
+            exit.write(exits.reborrow().get(index));
+        }
+    }
+
+    fn read(from: wire::model_description::Reader<'_>) -> Result<Self, Malformed> {
+        let (input_dims, exits) = (from.get_input_dims()?, from.get_exits()?);
+        bounded("dimensions", input_dims.len(), RANK_MAX as u32)?;
+        bounded("exits", exits.len(), EXITS_MAX)?;
+        Ok(ModelDescription {
+            name: from.get_name()?.to_str()?.to_owned(),
+            digest: read_digest(from.get_digest()?)?,
+            input_type: from.get_input_type()?.into(),
+            input_dims: input_dims.iter().collect(),
+            classes: read_texts("classes", from.get_classes()?, CLASSES_MAX)?,
+            exits: exits.iter().map(ExitDescription::read).collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn weight_bytes(&self) -> usize {
+        let exits: usize = self.exits.iter().map(Message::weight_bytes).sum();
+        STRUCT_BYTES + self.name.len() + weight_of_texts(&self.classes) + exits
+    }
+}
+
+impl Message for ExitDescription {
+    type Wire = wire::exit_description::Owned;
+
+    fn write(&self, mut to: wire::exit_description::Builder<'_>) {
+        to.set_name(&self.name);
+        to.set_accuracy(self.accuracy);
+        write_texts(to.init_segments(self.segments.len() as u32), &self.segments);
+    }
+
+    fn read(from: wire::exit_description::Reader<'_>) -> Result<Self, Malformed> {
+        Ok(ExitDescription {
+            name: from.get_name()?.to_str()?.to_owned(),
+            accuracy: from.get_accuracy(),
+            segments: read_texts("segments", from.get_segments()?, SEGMENTS_MAX)?,
+        })
+    }
+
+    fn weight_bytes(&self) -> usize {
+        STRUCT_BYTES + self.name.len() + weight_of_texts(&self.segments)
+    }
+}
+
+impl Message for ModelProfile {
+    type Wire = wire::model_profile::Owned;
+
+    fn write(&self, mut to: wire::model_profile::Builder<'_>) {
+        to.set_model(&self.model.0);
+        to.set_queue_us(self.queue_us);
+        to.set_codec_us_per_mib(self.codec_us_per_mib);
+        let mut segments = to.init_segments(self.segments.len() as u32);
+        for (index, time) in (0..).zip(&self.segments) {
+            let mut to = segments.reborrow().get(index);
+            to.set_segment(time.segment);
+            to.set_p50_us(time.p50_us);
+            to.set_p90_us(time.p90_us);
+            to.set_samples(time.samples);
+        }
+    }
+
+    fn read(from: wire::model_profile::Reader<'_>) -> Result<Self, Malformed> {
+        let segments = from.get_segments()?;
+        bounded("segments", segments.len(), SEGMENTS_MAX)?;
+        let time = |from: wire::segment_time::Reader<'_>| SegmentTime {
+            segment: from.get_segment(),
+            p50_us: from.get_p50_us(),
+            p90_us: from.get_p90_us(),
+            samples: from.get_samples(),
+        };
+        Ok(ModelProfile {
+            model: read_digest(from.get_model()?)?,
+            segments: segments.iter().map(time).collect(),
+            queue_us: from.get_queue_us(),
+            codec_us_per_mib: from.get_codec_us_per_mib(),
+        })
+    }
+
+    fn weight_bytes(&self) -> usize {
+        STRUCT_BYTES * self.segments.len()
+    }
+}
+
+/// Every field of [`Stats`] is a number.
+macro_rules! stats {
+    ($($field:ident $set:ident $get:ident),+ $(,)?) => {
+        impl Message for Stats {
+            type Wire = wire::stats::Owned;
+
+            fn write(&self, mut to: wire::stats::Builder<'_>) {
+                $(to.$set(self.$field);)+
+            }
+
+            fn read(from: wire::stats::Reader<'_>) -> Result<Self, Malformed> {
+                Ok(Stats { $($field: from.$get()),+ })
+            }
+        }
+    };
+}
+
+stats! {
+    uptime_ms set_uptime_ms get_uptime_ms,
+    requests set_requests get_requests,
+    answered set_answered get_answered,
+    errors set_errors get_errors,
+    deadline_met set_deadline_met get_deadline_met,
+    degraded set_degraded get_degraded,
+    plan_changes set_plan_changes get_plan_changes,
+    calls_in_flight set_calls_in_flight get_calls_in_flight,
+    connections set_connections get_connections,
+    connections_refused set_connections_refused get_connections_refused,
+    protocol_errors set_protocol_errors get_protocol_errors,
+    bytes_in set_bytes_in get_bytes_in,
+    bytes_out set_bytes_out get_bytes_out,
+    rate_bps set_rate_bps get_rate_bps,
+    rtt_us set_rtt_us get_rtt_us,
+    tensor_bytes_copied set_tensor_bytes_copied get_tensor_bytes_copied,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use capnp::message::Builder;
+
+    /// What `value` becomes on the wire, spoiled, and read.
+    fn check<T: Message>(value: &T, spoil: impl FnOnce(<T::Wire as Owned>::Builder<'_>), expected: &str) {
+        let mut message = Builder::new_default();
+        value.write(message.init_root());
+        spoil(message.get_root().unwrap());
+        let mut flat = Vec::new();
+        capnp::serialize::write_message(&mut flat, &message).unwrap();
+        let message = capnp::serialize::read_message(flat.as_slice(), Default::default()).unwrap();
+        let outcome = T::read(message.get_root().unwrap());
+        assert_eq!(outcome.err().map(|malformed| malformed.to_string()).unwrap_or_default(), expected);
+    }
+
+    #[test]
+    fn what_comes_is_checked() {
+        let activation = Activation {
+            codec: Codec::Raw,
+            element_type: ElementType::U8,
+            dims: vec![3],
+            scales: vec![],
+            offsets: vec![],
+            bytes: Bytes::from_static(&[1, 2, 3]),
+        };
+        check(&activation, |_| {}, "");
+        check(
+            &activation,
+            |mut to| to.set_bytes(&[1, 2]),
+            "activation of dimensions [3] has 2 bytes, not the Some(3) that they give",
+        );
+        check(&activation, |mut to| _ = to.reborrow().init_dims(9), "9 dimensions, where at most 8 are allowed");
+        let profile = ModelProfile { model: Digest([0; 32]), segments: vec![], queue_us: 0.0, codec_us_per_mib: 0.0 };
+        check(&profile, |mut to| to.set_model(&[0; 31]), "a digest of 31 bytes");
+        check(&profile, |to| _ = to.init_segments(SEGMENTS_MAX + 1), "4097 segments, where at most 4096 are allowed");
+        let description = Description::default();
+        check(&description, |to| _ = to.init_models(MODELS_MAX + 1), "257 models, where at most 256 are allowed");
+        check(
+            &description,
+            |to| {
+                let mut model = to.init_models(1).get(0);
+                model.set_digest(&[0; 32]);
+                model.init_classes(CLASSES_MAX + 1);
+            },
+            "65537 classes, where at most 65536 are allowed",
+        );
+    }
+}

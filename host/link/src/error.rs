@@ -1,0 +1,140 @@
+//! What can go wrong between two hosts, and whose fault it is.
+
+use std::io;
+
+use crate::types::{Codec, RANK_MAX};
+
+/// A call's refusal by the peer: the connection is well.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{kind}: {message}")]
+pub struct Fault {
+    /// What to do about it.
+    pub kind: FaultKind,
+    /// For people: what, where, and what would help.
+    pub message: String,
+}
+
+impl Fault {
+    /// A fault of this kind.
+    pub fn new(kind: FaultKind, message: impl Into<String>) -> Self {
+        Fault { kind, message: message.into() }
+    }
+}
+
+/// The kinds of [`Fault`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum FaultKind {
+    /// The model is not on this host.
+    #[error("unknown model")]
+    UnknownModel,
+    /// The host does not know the plan of this epoch, or no longer.
+    #[error("unknown epoch")]
+    UnknownEpoch,
+    /// The request contradicts itself or the model.
+    #[error("bad request")]
+    BadRequest,
+    /// The request or its reply is over a size limit.
+    #[error("too large")]
+    TooLarge,
+    /// The budget ran out before the answer was there.
+    #[error("time up")]
+    TimeUp,
+    /// Too many calls; try again, or elsewhere.
+    #[error("busy")]
+    Busy,
+    /// The two sides speak different versions of the protocol.
+    #[error("version")]
+    Version,
+    /// A segment trapped, or gave something that is not its output.
+    #[error("segment failed")]
+    SegmentFailed,
+    /// This host does not do this.
+    #[error("unsupported")]
+    Unsupported,
+    /// The host is going away; other hosts may be there.
+    #[error("shutting down")]
+    ShuttingDown,
+    /// An error of the answering host itself.
+    #[error("internal error")]
+    Internal,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Nobody answers at the address, or the address cannot be listened at.
+    #[error("{address}: {source}")]
+    Connect {
+        /// As it was given.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The peer speaks another version of the protocol: one of both has to be updated.
+    #[error("protocol version {theirs} there, {ours} here: update the older side")]
+    Version {
+        /// Our version.
+        ours: u16,
+        /// The peer's version.
+        theirs: u16,
+    },
+    /// The peer did not let us in.
+    #[error("refused by the peer: {0}")]
+    Refused(Fault),
+    /// The peer answered the call with a fault.
+    #[error("the peer answered: {0}")]
+    Fault(Fault),
+    /// The request was not sent: it is larger than one side's limit.
+    #[error("a request of {bytes} bytes is over the limit of {limit} bytes")]
+    TooLarge {
+        /// About what it would have been on the wire.
+        bytes: usize,
+        /// The lower of both sides' limits.
+        limit: usize,
+    },
+    /// The request was not sent: its activation contradicts itself.
+    #[error("not sent: {0}")]
+    Activation(#[from] ActivationError),
+    /// The connection is gone, and with it every call that was not answered.
+    #[error("connection lost: {0}")]
+    Lost(String),
+    /// This took longer than its limit.
+    #[error("timeout: {0}")]
+    Timeout(&'static str),
+    /// The peer sent something that is not the protocol.
+    #[error("the peer broke the protocol: {0}")]
+    Protocol(String),
+}
+
+/// How an [`Activation`](crate::Activation) contradicts itself.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ActivationError {
+    /// Too many axes.
+    #[error("activation of rank {0}; at most {RANK_MAX} are allowed")]
+    Rank(usize),
+    /// The dimensions do not give the number of bytes.
+    #[error("activation of dimensions {dims:?} has {bytes} bytes, not the {expected:?} that they give")]
+    Length {
+        /// Its dimensions.
+        dims: Vec<u32>,
+        /// What it has.
+        bytes: usize,
+        /// What its dimensions ask for; nothing if that overflows.
+        expected: Option<usize>,
+    },
+    /// The number of scales does not suit the codec and the dimensions.
+    #[error("activation of dimensions {dims:?} in {codec:?} has {scales} scales and {offsets} offsets")]
+    Scales {
+        /// Its codec.
+        codec: Codec,
+        /// Its dimensions.
+        dims: Vec<u32>,
+        /// How many scales it has.
+        scales: usize,
+        /// How many offsets it has.
+        offsets: usize,
+    },
+    /// A scale or an offset is infinite or not a number.
+    #[error("activation with a scale or offset that is not finite")]
+    NotFinite,
+}

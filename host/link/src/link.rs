@@ -1,0 +1,93 @@
+//! The thread on which everything of Cap'n Proto lives.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::thread;
+
+use tokio::net::TcpListener;
+use tokio::runtime;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{LocalSet, spawn_local};
+
+use crate::client::{self, Client};
+use crate::error::LinkError;
+use crate::limits::Limits;
+use crate::server::{self, Server};
+use crate::service::Service;
+use crate::types::Hello;
+
+/// Connects and listens; owns the thread that does it. Clones share the thread, which ends with the
+/// last of them and of their servers and clients.
+#[derive(Clone, Debug)]
+pub struct Link {
+    tasks: mpsc::Sender<Task>,
+}
+
+/// Servers and connections that wait to be started; whoever starts more, waits.
+const TASKS_WAITING_MAX: usize = 64;
+
+type Task = Box<dyn FnOnce() + Send>;
+
+impl Link {
+    /// Starts the thread.
+    pub fn start() -> io::Result<Link> {
+        let runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+        let (tasks, mut waiting) = mpsc::channel::<Task>(TASKS_WAITING_MAX);
+        thread::Builder::new().name("edgent-link".to_owned()).spawn(move || {
+            LocalSet::new().block_on(&runtime, async {
+                while let Some(task) = waiting.recv().await {
+                    task();
+                }
+            });
+        })?;
+        Ok(Link { tasks })
+    }
+
+    /// Offers the service at `listen` (`host:port`; port 0 lets the system choose one).
+    pub async fn serve(
+        &self,
+        listen: &str,
+        hello: Hello,
+        limits: Limits,
+        service: Arc<dyn Service>,
+    ) -> Result<Server, LinkError> {
+        let (link, address) = (self.clone(), listen.to_owned());
+        self.run(async move || {
+            let listener = TcpListener::bind(&address).await;
+            let listener = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
+            let (local_addr, listener) = listener.map_err(|source| LinkError::Connect { address, source })?;
+            Ok(server::start(link, listener, local_addr, hello, limits, service))
+        })
+        .await
+    }
+
+    /// Connects to `address` (`host:port`) and says hello.
+    pub async fn connect(&self, address: &str, hello: Hello, limits: Limits) -> Result<Client, LinkError> {
+        let (link, address) = (self.clone(), address.to_owned());
+        self.run(async move || client::connect(link, address, hello, limits).await).await
+    }
+
+    /// Runs something on the link's thread, for as long as the caller waits for it.
+    async fn run<T, F, R>(&self, task: F) -> Result<T, LinkError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> R + Send + 'static,
+        R: Future<Output = Result<T, LinkError>> + 'static,
+    {
+        let (mut to, result) = oneshot::channel();
+        let start: Task = Box::new(move || {
+            spawn_local(async move {
+                tokio::select! {
+                    outcome = task() => {
+                        let _ = to.send(outcome);
+                    }
+                    () = to.closed() => {}
+                }
+            });
+        });
+        let gone = || LinkError::Lost("the link's thread has ended".to_owned());
+        self.tasks.send(start).await.map_err(|_| gone())?;
+        result.await.map_err(|_| gone())?
+    }
+}

@@ -1,0 +1,397 @@
+//! The side that answers.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Acquire};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{oneshot, watch};
+use tokio::task::{JoinSet, spawn_local};
+use tokio::time::{sleep, timeout};
+
+use crate::convert::{Malformed, Message, Padding, read_digest, read_hello, write_fault, write_hello, write_outcome};
+use crate::edgent_capnp::{gate, host};
+use crate::error::{Fault, FaultKind};
+use crate::limits::Limits;
+use crate::link::Link;
+use crate::meter::{Meter, Traffic, TrafficCounter};
+use crate::service::{Reply, Service, Slot};
+use crate::types::{AskRequest, Hello, InferRequest, Plan, Stats};
+use crate::wire::{ENVELOPE_BYTES, Session, Side, Wire, silence};
+
+/// After the system failed to accept a connection: most of the time it is out of files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A service that can be reached. Dropped, it closes at once; see [`Server::shutdown`].
+#[derive(Debug)]
+pub struct Server {
+    local_addr: SocketAddr,
+    traffic: Arc<TrafficCounter>,
+    stop: oneshot::Sender<Duration>,
+    stopped: oneshot::Receiver<()>,
+    _link: Link,
+}
+
+impl Server {
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// What went over all of its connections.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic.get()
+    }
+
+    /// Stops accepting, answers new calls with [`ShuttingDown`](FaultKind::ShuttingDown) and those in
+    /// flight with what becomes of them, then closes; after `grace` in any case.
+    pub async fn shutdown(self, grace: Duration) {
+        // Both fail only if the link's thread has ended, and the server with it.
+        let _ = self.stop.send(grace);
+        let _ = self.stopped.await;
+    }
+}
+
+/// Starts to accept, on the link's thread.
+pub(crate) fn start(
+    link: Link,
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    hello: Hello,
+    limits: Limits,
+    service: Arc<dyn Service>,
+) -> Server {
+    let traffic = Arc::new(TrafficCounter::default());
+    let shared = Rc::new(Shared {
+        hello,
+        limits,
+        service,
+        traffic: traffic.clone(),
+        draining: watch::Sender::new(false),
+        calls_in_flight: Arc::default(),
+        connections: Cell::new(0),
+        connections_refused: Cell::new(0),
+        protocol_errors: Cell::new(0),
+    });
+    let (stop, stopping) = oneshot::channel();
+    let (done, stopped) = oneshot::channel();
+    spawn_local(async move {
+        shared.accept(listener, stopping).await;
+        let _ = done.send(());
+    });
+    Server { local_addr, traffic, stop, stopped, _link: link }
+}
+
+/// What the connections of a server have in common.
+struct Shared {
+    hello: Hello,
+    limits: Limits,
+    service: Arc<dyn Service>,
+    traffic: Arc<TrafficCounter>,
+    draining: watch::Sender<bool>,
+    calls_in_flight: Arc<AtomicUsize>,
+    connections: Cell<u64>,
+    connections_refused: Cell<u64>,
+    protocol_errors: Cell<u64>,
+}
+
+impl Shared {
+    async fn accept(self: Rc<Self>, listener: TcpListener, mut stopping: oneshot::Receiver<Duration>) {
+        let mut connections = JoinSet::new();
+        let grace = loop {
+            tokio::select! {
+                // Nobody to say when: the `Server` was dropped.
+                stop = &mut stopping => break stop.unwrap_or(Duration::ZERO),
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) if connections.len() < self.limits.connections => {
+                        connections.spawn_local(converse(self.clone(), stream));
+                    }
+                    Ok(_) => bump(&self.connections_refused),
+                    Err(_) => sleep(ACCEPT_PAUSE).await,
+                },
+                Some(ended) = connections.join_next() => {
+                    // capnp-rpc panics where it cannot go on: that was this one connection.
+                    if ended.is_err() {
+                        bump(&self.protocol_errors);
+                    }
+                }
+            }
+            self.connections.set(connections.len() as u64);
+        };
+        drop(listener);
+        self.draining.send_replace(true);
+        let _ = timeout(grace, async { while connections.join_next().await.is_some() {} }).await;
+        connections.shutdown().await;
+    }
+}
+
+fn bump(count: &Cell<u64>) {
+    count.set(count.get() + 1);
+}
+
+/// A connection, from accept to close.
+async fn converse(shared: Rc<Shared>, stream: TcpStream) {
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let limits = shared.limits;
+    let wire = Wire::new(Side::Server, &limits, Meter::new(shared.traffic.clone()));
+    let peer = Rc::new(Peer {
+        shared: shared.clone(),
+        wire: wire.clone(),
+        greeted: Cell::new(false),
+        reply_bytes_max: Cell::new(limits.message_bytes),
+        calls_in_flight: Arc::default(),
+        cancels: RefCell::default(),
+    });
+    let gate: gate::Client = capnp_rpc::new_client(Gate(peer.clone()));
+    let (reader, writer) = stream.into_split();
+    let mut session = Session::new(wire.clone(), reader, writer, Some(gate.client));
+
+    let mut draining = shared.draining.subscribe();
+    let drained = async {
+        let _ = draining.wait_for(|draining| *draining).await;
+        wire.quiet().await;
+    };
+    let why = tokio::select! {
+        closed = session.run() => {
+            if closed.protocol {
+                bump(&shared.protocol_errors);
+            }
+            return;
+        }
+        why = peer.hesitates() => why,
+        () = silence(&wire, limits.idle) => "no sign of life",
+        () = drained => "shutting down",
+    };
+    session.close(why).await;
+}
+
+/// What a server knows of one connection.
+struct Peer {
+    shared: Rc<Shared>,
+    wire: Rc<Wire>,
+    greeted: Cell<bool>,
+    reply_bytes_max: Cell<usize>,
+    calls_in_flight: Arc<AtomicUsize>,
+    /// By the caller's number of the call.
+    cancels: RefCell<HashMap<u64, oneshot::Sender<()>>>,
+}
+
+impl Peer {
+    /// Until the peer has taken too long to say hello.
+    async fn hesitates(&self) -> &'static str {
+        let Limits { first_byte, hello, .. } = self.shared.limits;
+        sleep(first_byte.min(hello)).await;
+        if !self.wire.meter().heard() {
+            return "not a byte came";
+        }
+        sleep(hello.saturating_sub(first_byte)).await;
+        if !self.greeted.get() {
+            return "no hello came";
+        }
+        std::future::pending().await
+    }
+
+    /// Has the service answer a call; `number` is the caller's, for those that it may cancel.
+    async fn call<T: Message>(
+        &self,
+        method: &'static str,
+        number: Option<u64>,
+        start: impl FnOnce(&dyn Service, Reply<T>),
+    ) -> Result<T, Fault> {
+        if *self.shared.draining.borrow() {
+            return Err(Fault::new(FaultKind::ShuttingDown, "this host is shutting down"));
+        }
+        let places = self.shared.limits.calls_in_flight;
+        let slot = Slot::take(&self.calls_in_flight, &self.shared.calls_in_flight, places).ok_or_else(|| {
+            Fault::new(FaultKind::Busy, format!("{places} calls of this connection are in flight already"))
+        })?;
+        let (reply, mut answer) = Reply::new(method, self.shared.hello.role, slot);
+        // A panic drops the reply, which is an answer too.
+        let _ = catch_unwind(AssertUnwindSafe(|| start(&*self.shared.service, reply)));
+
+        let answer = match number {
+            Some(number) => {
+                let (cancel, mut cancelled) = oneshot::channel();
+                self.cancels.borrow_mut().insert(number, cancel);
+                let answer = tokio::select! {
+                    biased;
+                    answer = &mut answer => answer,
+                    Ok(()) = &mut cancelled => return Err(Fault::new(FaultKind::TimeUp, "the caller did not wait")),
+                };
+                self.cancels.borrow_mut().remove(&number);
+                answer
+            }
+            None => answer.await,
+        };
+        let dropped = |_| Fault::new(FaultKind::Internal, format!("this host dropped a call of `{method}`"));
+        let value = answer.map_err(dropped)??;
+        self.fits(value.weight_bytes())?;
+        Ok(value)
+    }
+
+    /// Whether a reply of this weight can be sent.
+    fn fits(&self, weight_bytes: usize) -> Result<(), Fault> {
+        let (bytes, limit) = (weight_bytes.saturating_add(ENVELOPE_BYTES), self.reply_bytes_max.get());
+        if bytes <= limit {
+            return Ok(());
+        }
+        let message = format!("a reply of {bytes} bytes is over the limit of {limit} bytes");
+        Err(Fault::new(FaultKind::TooLarge, message))
+    }
+
+    fn fill_in(&self, stats: Stats) -> Stats {
+        let Traffic { bytes_in, bytes_out } = self.shared.traffic.get();
+        Stats {
+            calls_in_flight: self.shared.calls_in_flight.load(Acquire) as u64,
+            connections: self.shared.connections.get(),
+            connections_refused: self.shared.connections_refused.get(),
+            protocol_errors: self.shared.protocol_errors.get(),
+            bytes_in,
+            bytes_out,
+            ..stats
+        }
+    }
+}
+
+/// The door: gives the host to those who speak our version.
+struct Gate(Rc<Peer>);
+
+impl gate::Server for Gate {
+    async fn hello(
+        self: Rc<Self>,
+        params: gate::HelloParams,
+        mut results: gate::HelloResults,
+    ) -> Result<(), capnp::Error> {
+        let peer = &self.0;
+        if peer.greeted.get() {
+            return Err(capnp::Error::failed("hello was said already".to_owned()));
+        }
+        let Shared { hello: ours, limits, .. } = &*peer.shared;
+        let mut reply = results.get().init_reply();
+        write_hello(reply.reborrow().init_hello(), ours, limits.message_bytes);
+        match read_hello(params.get()?.get_hello()?) {
+            Ok((theirs, bytes_max)) if theirs.protocol == ours.protocol => {
+                peer.greeted.set(true);
+                peer.reply_bytes_max.set(bytes_max.min(limits.message_bytes));
+                peer.wire.trust(limits);
+                reply.set_host(capnp_rpc::new_client(Host(peer.clone())));
+            }
+            Ok((theirs, _)) => {
+                let message = format!("protocol version {} here, {} there", ours.protocol, theirs.protocol);
+                write_fault(reply.init_fault(), &Fault::new(FaultKind::Version, message));
+            }
+            Err(malformed) => write_fault(reply.init_fault(), &bad_request(malformed)),
+        }
+        Ok(())
+    }
+}
+
+fn bad_request(malformed: impl Into<Malformed>) -> Fault {
+    Fault::new(FaultKind::BadRequest, malformed.into().to_string())
+}
+
+/// The service, on the wire.
+struct Host(Rc<Peer>);
+
+impl host::Server for Host {
+    async fn describe(
+        self: Rc<Self>,
+        _: host::DescribeParams,
+        mut results: host::DescribeResults,
+    ) -> Result<(), capnp::Error> {
+        let outcome = self.0.call("describe", None, |service, reply| service.describe(reply)).await;
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
+    async fn install_plan(
+        self: Rc<Self>,
+        params: host::InstallPlanParams,
+        mut results: host::InstallPlanResults,
+    ) -> Result<(), capnp::Error> {
+        let outcome = match Plan::read(params.get()?.get_plan()?) {
+            Ok(plan) => self.0.call("install_plan", None, |service, reply| service.install_plan(plan, reply)).await,
+            Err(malformed) => Err(bad_request(malformed)),
+        };
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
+    async fn infer(
+        self: Rc<Self>,
+        params: host::InferParams,
+        mut results: host::InferResults,
+    ) -> Result<(), capnp::Error> {
+        let (number, request) = {
+            let params = params.get()?;
+            (params.get_call(), InferRequest::read(params.get_request()?))
+        };
+        // The activation is in memory of its own now; the message need not wait for the answer.
+        drop(params);
+        let outcome = match request {
+            Ok(request) => self.0.call("infer", Some(number), |service, reply| service.infer(request, reply)).await,
+            Err(malformed) => Err(bad_request(malformed)),
+        };
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
+    async fn ask(self: Rc<Self>, params: host::AskParams, mut results: host::AskResults) -> Result<(), capnp::Error> {
+        let (number, request) = {
+            let params = params.get()?;
+            (params.get_call(), AskRequest::read(params.get_request()?))
+        };
+        drop(params);
+        let outcome = match request {
+            Ok(request) => self.0.call("ask", Some(number), |service, reply| service.ask(request, reply)).await,
+            Err(malformed) => Err(bad_request(malformed)),
+        };
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
+    async fn cancel(self: Rc<Self>, params: host::CancelParams, _: host::CancelResults) -> Result<(), capnp::Error> {
+        if let Some(cancel) = self.0.cancels.borrow_mut().remove(&params.get()?.get_call()) {
+            let _ = cancel.send(());
+        }
+        Ok(())
+    }
+
+    async fn profile(
+        self: Rc<Self>,
+        params: host::ProfileParams,
+        mut results: host::ProfileResults,
+    ) -> Result<(), capnp::Error> {
+        let outcome = match read_digest(params.get()?.get_model()?) {
+            Ok(model) => self.0.call("profile", None, |service, reply| service.profile(model, reply)).await,
+            Err(malformed) => Err(bad_request(malformed)),
+        };
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
+    async fn stats(self: Rc<Self>, _: host::StatsParams, mut results: host::StatsResults) -> Result<(), capnp::Error> {
+        let outcome = self.0.call("stats", None, |service, reply| service.stats(reply)).await;
+        write_outcome(results.get().init_outcome(), &outcome.map(|stats| self.0.fill_in(stats)));
+        Ok(())
+    }
+
+    // Has no place among the calls in flight: it is answered here and now, and a busy host still shows life.
+    async fn probe(
+        self: Rc<Self>,
+        params: host::ProbeParams,
+        mut results: host::ProbeResults,
+    ) -> Result<(), capnp::Error> {
+        let padding = Padding { bytes: params.get()?.get_reply_bytes() };
+        let outcome = self.0.fits(padding.weight_bytes()).map(|()| padding);
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+}

@@ -1,0 +1,106 @@
+//! What a host does for its peers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire};
+
+use tokio::sync::oneshot;
+
+use crate::error::{Fault, FaultKind};
+use crate::types::{
+    Answer, AskRequest, Description, Digest, InferReply, InferRequest, ModelProfile, Plan, Role, Stats,
+};
+
+/// What a host does for its peers. It may leave out what its role does not do.
+///
+/// Called on the link's thread, on which every connection waits: a method must not block, but hand
+/// its [`Reply`] to whoever does the work.
+#[allow(unused_variables)]
+pub trait Service: Send + Sync + 'static {
+    /// What the host has.
+    fn describe(&self, reply: Reply<Description>) {
+        reply.refuse();
+    }
+
+    /// Makes the plan known under its epoch.
+    fn install_plan(&self, plan: Plan, reply: Reply<()>) {
+        reply.refuse();
+    }
+
+    /// Runs segments on an activation.
+    fn infer(&self, request: InferRequest, reply: Reply<InferReply>) {
+        reply.refuse();
+    }
+
+    /// Answers for an input.
+    fn ask(&self, request: AskRequest, reply: Reply<Answer>) {
+        reply.refuse();
+    }
+
+    /// How fast the host is with a model.
+    fn profile(&self, model: Digest, reply: Reply<ModelProfile>) {
+        reply.refuse();
+    }
+
+    /// The host's counters; those of the link are filled in afterwards.
+    fn stats(&self, reply: Reply<Stats>) {
+        reply.refuse();
+    }
+}
+
+/// The way back to a caller. Dropped unsent, the caller gets an [`Internal`](FaultKind::Internal) fault.
+#[derive(Debug)]
+pub struct Reply<T> {
+    method: &'static str,
+    role: Role,
+    slot: Slot,
+    to: oneshot::Sender<Result<T, Fault>>,
+}
+
+impl<T> Reply<T> {
+    pub(crate) fn new(method: &'static str, role: Role, slot: Slot) -> (Self, oneshot::Receiver<Result<T, Fault>>) {
+        let (to, answer) = oneshot::channel();
+        (Reply { method, role, slot, to }, answer)
+    }
+
+    /// Answers, from any thread. If nobody waits any more, nothing happens.
+    pub fn send(self, outcome: Result<T, Fault>) {
+        // Before the caller can know: its next call must find the place free.
+        drop(self.slot);
+        let _ = self.to.send(outcome);
+    }
+
+    /// Whether the caller has gone, so that the work may be left.
+    pub fn is_cancelled(&self) -> bool {
+        self.to.is_closed()
+    }
+
+    fn refuse(self) {
+        let message = format!("a host in the role `{}` does not answer `{}`", self.role, self.method);
+        self.send(Err(Fault::new(FaultKind::Unsupported, message)));
+    }
+}
+
+/// A place among the calls in flight. It is the work that has it, not the waiting: a caller that asks,
+/// cancels and asks again does not get more work done.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    taken: [Arc<AtomicUsize>; 2],
+}
+
+impl Slot {
+    /// Takes a place of the connection's and counts it for the whole server.
+    pub(crate) fn take(connection: &Arc<AtomicUsize>, server: &Arc<AtomicUsize>, places: usize) -> Option<Self> {
+        if connection.load(Acquire) >= places {
+            return None;
+        }
+        let taken = [connection.clone(), server.clone()];
+        taken.iter().for_each(|count| _ = count.fetch_add(1, AcqRel));
+        Some(Slot { taken })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.taken.iter().for_each(|count| _ = count.fetch_sub(1, AcqRel));
+    }
+}

@@ -1,0 +1,375 @@
+//! What is said, as plain values. `convert` knows how they look on the wire.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::error::ActivationError;
+
+/// The version of the protocol. Raised when the schema's evolution rules do not allow a change.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// The most axes that an activation may have.
+pub const RANK_MAX: usize = 8;
+
+/// Who is speaking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Has the data and the deadline.
+    Device,
+    /// Has the speed.
+    Edge,
+    /// A person's or a script's command.
+    Tool,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::Device => "device",
+            Role::Edge => "edge",
+            Role::Tool => "tool",
+        })
+    }
+}
+
+/// The first thing that both sides say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`], unless this is a test.
+    pub protocol: u16,
+    /// Who is speaking.
+    pub role: Role,
+    /// Name and version of the program, for people.
+    pub build: String,
+}
+
+impl Hello {
+    /// A hello in this version of the protocol.
+    pub fn new(role: Role, build: impl Into<String>) -> Self {
+        Hello { protocol: PROTOCOL_VERSION, role, build: build.into() }
+    }
+}
+
+/// The SHA-256 of a bundle's manifest: its name everywhere.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest(
+    /// The hash itself.
+    pub [u8; 32],
+);
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({self})")
+    }
+}
+
+/// The type of a tensor's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum ElementType {
+    F16,
+    F32,
+    F64,
+    Bf16,
+    U8,
+    I32,
+    I64,
+}
+
+impl ElementType {
+    /// The size of one element.
+    pub fn size_bytes(self) -> usize {
+        match self {
+            ElementType::U8 => 1,
+            ElementType::F16 | ElementType::Bf16 => 2,
+            ElementType::F32 | ElementType::I32 => 4,
+            ElementType::F64 | ElementType::I64 => 8,
+        }
+    }
+}
+
+/// How a tensor's elements look on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Codec {
+    /// As they are, little-endian.
+    Raw,
+    /// One byte an element: `value = offset + scale * byte`.
+    U8,
+}
+
+/// A tensor on the wire.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Activation {
+    /// How `bytes` are to be read.
+    pub codec: Codec,
+    /// What the elements are once decoded.
+    pub element_type: ElementType,
+    /// At most [`RANK_MAX`]; none is a scalar.
+    pub dims: Vec<u32>,
+    /// [`Codec::Raw`]: none. [`Codec::U8`]: one, or one for each channel (`dims[1]`).
+    pub scales: Vec<f32>,
+    /// As many as `scales`.
+    pub offsets: Vec<f32>,
+    /// The elements, row by row.
+    pub bytes: Bytes,
+}
+
+impl Activation {
+    /// Whether the parts agree. Both ends of the link ask this of every activation.
+    pub fn check(&self) -> Result<(), ActivationError> {
+        if self.dims.len() > RANK_MAX {
+            return Err(ActivationError::Rank(self.dims.len()));
+        }
+        let (element_bytes, scales_fit) = match self.codec {
+            Codec::Raw => (self.element_type.size_bytes(), self.scales.is_empty()),
+            Codec::U8 => {
+                (1, self.scales.len() == 1 || self.dims.get(1).is_some_and(|&n| n as usize == self.scales.len()))
+            }
+        };
+        if !scales_fit || self.offsets.len() != self.scales.len() {
+            return Err(ActivationError::Scales {
+                codec: self.codec,
+                dims: self.dims.clone(),
+                scales: self.scales.len(),
+                offsets: self.offsets.len(),
+            });
+        }
+        if !self.scales.iter().chain(&self.offsets).all(|value| value.is_finite()) {
+            return Err(ActivationError::NotFinite);
+        }
+        let expected = self.dims.iter().try_fold(element_bytes, |bytes, &dim| bytes.checked_mul(dim as usize));
+        if expected != Some(self.bytes.len()) {
+            return Err(ActivationError::Length { dims: self.dims.clone(), bytes: self.bytes.len(), expected });
+        }
+        Ok(())
+    }
+}
+
+/// Which host runs the first segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The device, and the edge the rest.
+    DeviceFirst,
+    /// The edge, and the device the rest.
+    EdgeFirst,
+}
+
+/// Where an answer was computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Placement {
+    /// All on the device.
+    DeviceOnly,
+    /// Some on each.
+    Split,
+    /// All on the edge.
+    EdgeOnly,
+}
+
+/// Who runs what, from an epoch on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The number that both hosts know it by.
+    pub epoch: u64,
+    /// The bundle.
+    pub model: Digest,
+    /// Where the network is left.
+    pub exit: u16,
+    /// So many segments of the exit's path run on the first host.
+    pub cut: u16,
+    /// Which host is the first.
+    pub direction: Direction,
+    /// How what crosses the cut looks.
+    pub codec: Codec,
+}
+
+/// Run these segments on this activation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InferRequest {
+    /// The caller's number of the request; comes back with the reply.
+    pub id: u64,
+    /// The bundle.
+    pub model: Digest,
+    /// The plan under which the request runs from start to answer.
+    pub epoch: u64,
+    /// The first segment, as an index in the exit's path.
+    pub from_segment: u16,
+    /// The segment after the last.
+    pub to_segment: u16,
+    /// How the reply's activation should look.
+    pub reply_codec: Codec,
+    /// What is left of the deadline when the request is sent: clocks differ, so never a time of day.
+    pub remaining_budget_us: u64,
+    /// The input of the first segment.
+    pub activation: Activation,
+}
+
+/// The last segment's output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InferReply {
+    /// The request's.
+    pub id: u64,
+    /// The request's.
+    pub epoch: u64,
+    /// The output of the last segment.
+    pub activation: Activation,
+    /// From the request's arrival to the first segment's start.
+    pub queue_us: u64,
+    /// For each segment that ran.
+    pub segment_us: Vec<u32>,
+    /// Decoding the request's activation and coding the reply's.
+    pub codec_us: u64,
+}
+
+/// An input, to be answered by whatever plan the host runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AskRequest {
+    /// The caller's number of the request; comes back with the answer.
+    pub id: u64,
+    /// The model's name; empty: the host's only one.
+    pub model: String,
+    /// 0: the host's default.
+    pub deadline_us: u64,
+    /// The model's input.
+    pub input: Activation,
+}
+
+/// What the network says about an input, and how that came about.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The request's.
+    pub id: u64,
+    /// The class with the best score.
+    pub label: u32,
+    /// For each class.
+    pub scores: Vec<f32>,
+    /// Where the network was left.
+    pub exit: u16,
+    /// So many segments ran on the first host.
+    pub cut: u16,
+    /// Which host was the first.
+    pub direction: Direction,
+    /// How the activation crossed.
+    pub codec: Codec,
+    /// Where it was computed.
+    pub placement: Placement,
+    /// From the request's arrival to the answer.
+    pub latency_us: u64,
+    /// The deadline that applied.
+    pub deadline_us: u64,
+    /// Whether it was kept.
+    pub deadline_met: bool,
+    /// Why the answer is not the plan's.
+    pub degraded: Option<String>,
+    /// The plan's epoch.
+    pub epoch: u64,
+    /// The device's estimate of the link.
+    pub rate_bps: u64,
+}
+
+/// What a host has.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Description {
+    /// The models that it answers for.
+    pub models: Vec<ModelDescription>,
+}
+
+/// A model, as its users see it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelDescription {
+    /// Its name in [`AskRequest::model`].
+    pub name: String,
+    /// Its bundle.
+    pub digest: Digest,
+    /// Of its input.
+    pub input_type: ElementType,
+    /// Of its input.
+    pub input_dims: Vec<u32>,
+    /// The names of its labels.
+    pub classes: Vec<String>,
+    /// In the order of their accuracy.
+    pub exits: Vec<ExitDescription>,
+}
+
+/// A place where the network can stop and answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExitDescription {
+    /// For people.
+    pub name: String,
+    /// Measured, from 0 to 1.
+    pub accuracy: f64,
+    /// The names of its path's segments.
+    pub segments: Vec<String>,
+}
+
+/// How fast a host is with a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelProfile {
+    /// The bundle.
+    pub model: Digest,
+    /// For each segment that was timed.
+    pub segments: Vec<SegmentTime>,
+    /// How long a request waits for a worker now.
+    pub queue_us: f64,
+    /// Coding and decoding an activation.
+    pub codec_us_per_mib: f64,
+}
+
+/// The times of one segment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SegmentTime {
+    /// Its index in the bundle.
+    pub segment: u16,
+    /// Half of the runs were faster.
+    pub p50_us: f64,
+    /// Nine in ten were faster.
+    pub p90_us: f64,
+    /// So many runs.
+    pub samples: u32,
+}
+
+/// A host's counters since its start.
+///
+/// A server's link fills in `connections`, `connections_refused`, `protocol_errors`, `calls_in_flight`,
+/// `bytes_in` and `bytes_out` itself: the service need not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Since the start.
+    pub uptime_ms: u64,
+    /// Requests for an answer.
+    pub requests: u64,
+    /// Those that got one.
+    pub answered: u64,
+    /// Those that got an error.
+    pub errors: u64,
+    /// Answers in time.
+    pub deadline_met: u64,
+    /// Answers that are not the plan's.
+    pub degraded: u64,
+    /// Plans that replaced another.
+    pub plan_changes: u64,
+    /// Calls that are being answered now.
+    pub calls_in_flight: u64,
+    /// Open connections.
+    pub connections: u64,
+    /// Connections closed at once, because there were too many.
+    pub connections_refused: u64,
+    /// Connections closed because of what the peer sent.
+    pub protocol_errors: u64,
+    /// Received.
+    pub bytes_in: u64,
+    /// Sent.
+    pub bytes_out: u64,
+    /// The estimate of the link's rate.
+    pub rate_bps: u64,
+    /// The estimate of the link's round trip.
+    pub rtt_us: u64,
+    /// Tensor bytes that entered or left guest memory.
+    pub tensor_bytes_copied: u64,
+}

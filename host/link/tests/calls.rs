@@ -1,0 +1,449 @@
+//! What both sides say arrives as it was said, and every call ends.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use edgent_link::*;
+use support::*;
+use tokio::time::timeout;
+
+/// Awaits, but not for ever.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    timeout(TOO_LONG, future).await.expect("this should have come to an end")
+}
+
+/// Says what it was told, for every method.
+struct Full;
+
+fn description() -> Description {
+    let exit = |name: &str, accuracy| ExitDescription {
+        name: name.to_owned(),
+        accuracy,
+        segments: vec!["trunk".to_owned(), name.to_owned()],
+    };
+    Description {
+        models: vec![
+            ModelDescription {
+                name: "alex".to_owned(),
+                digest: Digest([1; 32]),
+                input_type: ElementType::F32,
+                input_dims: vec![1, 3, 32, 32],
+                classes: (0..1000).map(|class| format!("class {class}")).collect(),
+                exits: vec![exit("early", 0.5), exit("late", 0.75)],
+            },
+            ModelDescription {
+                name: String::new(),
+                digest: Digest([2; 32]),
+                input_type: ElementType::Bf16,
+                input_dims: vec![],
+                classes: vec![],
+                exits: vec![],
+            },
+        ],
+    }
+}
+
+fn plan() -> Plan {
+    Plan { epoch: u64::MAX, model: Digest([3; 32]), exit: 4, cut: 5, direction: Direction::EdgeFirst, codec: Codec::U8 }
+}
+
+fn answer(request: AskRequest) -> Answer {
+    Answer {
+        id: request.id,
+        label: request.model.len() as u32,
+        scores: vec![0.25, -1.0, f32::MIN_POSITIVE],
+        exit: 1,
+        cut: 2,
+        direction: Direction::DeviceFirst,
+        codec: Codec::U8,
+        placement: Placement::Split,
+        latency_us: 10,
+        deadline_us: request.deadline_us,
+        deadline_met: true,
+        degraded: (request.id == 2).then(|| "the edge is gone".to_owned()),
+        epoch: 77,
+        rate_bps: 1_000_000_000_000,
+    }
+}
+
+fn profile(model: Digest) -> ModelProfile {
+    let segments = vec![SegmentTime { segment: 3, p50_us: 1.5, p90_us: 2.5, samples: 9 }];
+    ModelProfile { model, segments, queue_us: 0.125, codec_us_per_mib: 300.5 }
+}
+
+impl Service for Full {
+    fn describe(&self, reply: Reply<Description>) {
+        reply.send(Ok(description()));
+    }
+
+    fn install_plan(&self, plan_: Plan, reply: Reply<()>) {
+        let known = if plan_ == plan() { Ok(()) } else { Err(Fault::new(FaultKind::UnknownModel, "which?")) };
+        reply.send(known);
+    }
+
+    fn infer(&self, request: InferRequest, reply: Reply<InferReply>) {
+        // From another thread, as real work does.
+        std::thread::spawn(move || reply.send(Ok(echo(request))));
+    }
+
+    fn ask(&self, request: AskRequest, reply: Reply<Answer>) {
+        reply.send(Ok(answer(request)));
+    }
+
+    fn profile(&self, model: Digest, reply: Reply<ModelProfile>) {
+        reply.send(Ok(profile(model)));
+    }
+
+    fn stats(&self, reply: Reply<Stats>) {
+        reply.send(Ok(Stats { uptime_ms: 1, tensor_bytes_copied: u64::MAX, bytes_in: 1, ..Stats::default() }));
+    }
+}
+
+#[tokio::test]
+async fn every_method_keeps_its_values() {
+    let (link, _server, address) = serve(Limits::default(), Full).await;
+    let client = connect(&link, &address).await;
+    assert_eq!(client.peer(), &edge());
+    assert_eq!(client.describe().await.unwrap(), description());
+    client.install_plan(plan()).await.unwrap();
+    let refused = client.install_plan(Plan { cut: 6, ..plan() }).await;
+    assert!(
+        matches!(refused, Err(LinkError::Fault(Fault { kind: FaultKind::UnknownModel, message })) if message == "which?")
+    );
+
+    for bytes in [0, 1, 7, 8, 64, 4096, 16383, 16384, 16385, 100_000, 3 << 20] {
+        let request = request(bytes as u64, bytes);
+        assert_eq!(client.infer(request.clone()).await.unwrap(), echo(request), "{bytes} bytes");
+    }
+    let coded = Activation {
+        codec: Codec::U8,
+        element_type: ElementType::F16,
+        dims: vec![1, 2, 3],
+        scales: vec![0.5, 0.25],
+        offsets: vec![-1.0, 1.0],
+        bytes: Bytes::from_static(&[1, 2, 3, 4, 5, 6]),
+    };
+    // Its scales alone take more than a segment.
+    let (channels, each) = (2000, 10);
+    let wide = Activation {
+        dims: vec![1, channels, each],
+        scales: (0..channels).map(|channel| channel as f32 / 8.0).collect(),
+        offsets: (0..channels).map(|channel| -(channel as f32)).collect(),
+        bytes: activation((channels * each) as usize).bytes,
+        ..coded.clone()
+    };
+    for activation in [coded, wide] {
+        let request = InferRequest { activation, ..request(1, 0) };
+        assert_eq!(client.infer(request.clone()).await.unwrap(), echo(request));
+    }
+
+    for id in [1, 2] {
+        let model = "alex".repeat(1000);
+        let request = AskRequest { id, model, deadline_us: 100_000, input: activation(50_000) };
+        assert_eq!(client.ask(request.clone()).await.unwrap(), answer(request));
+    }
+    assert_eq!(client.profile(Digest([8; 32])).await.unwrap(), profile(Digest([8; 32])));
+
+    let stats = client.stats().await.unwrap();
+    assert_eq!((stats.uptime_ms, stats.tensor_bytes_copied, stats.connections), (1, u64::MAX, 1));
+    let probe = client.probe(10_000, 200_000).await.unwrap();
+    assert_eq!((probe.up_bytes, probe.down_bytes), (10_000, 200_000));
+    // The service does not know these: they are the link's own.
+    assert!(stats.bytes_in > 3 << 20 && stats.bytes_out > 3 << 20, "{stats:?}");
+    assert!(client.traffic().bytes_in > 200_000 + stats.bytes_out - 10_000);
+}
+
+#[tokio::test]
+async fn many_calls_at_once_get_their_own_answers() {
+    let (link, _server, address) = serve(Limits::default(), Full).await;
+    let client = connect(&link, &address).await;
+    let calls: Vec<_> = (0..500)
+        .map(|id| {
+            let client = client.clone();
+            tokio::spawn(async move { client.infer(request(id, id as usize * 100)).await })
+        })
+        .collect();
+    for (id, call) in (0..).zip(calls) {
+        assert_eq!(call.await.unwrap().unwrap(), echo(request(id, id as usize * 100)));
+    }
+}
+
+#[tokio::test]
+async fn what_a_role_does_not_do_is_named() {
+    let (link, _server, address) = serve(Limits::default(), Echo).await;
+    let client = connect(&link, &address).await;
+    match client.describe().await {
+        Err(LinkError::Fault(Fault { kind: FaultKind::Unsupported, message })) => {
+            assert_eq!(message, "a host in the role `edge` does not answer `describe`");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn versions_are_compared_on_both_sides() {
+    let (link, _server, address) = serve(Limits::default(), Echo).await;
+    let cases = [(PROTOCOL_VERSION, None), (0, Some((0, 1))), (2, Some((2, 1))), (u16::MAX, Some((u16::MAX, 1)))];
+    for (protocol, expected) in cases {
+        let outcome = link.connect(&address, Hello { protocol, ..device() }, Limits::default()).await;
+        let mismatch = match outcome {
+            Ok(_) => None,
+            Err(LinkError::Version { ours, theirs }) => Some((ours, theirs)),
+            Err(other) => panic!("{other:?}"),
+        };
+        assert_eq!(mismatch, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_server_of_another_version_names_it() {
+    let link = Link::start().unwrap();
+    let hello = Hello { protocol: 7, ..edge() };
+    let server = link.serve("127.0.0.1:0", hello, Limits::default(), Arc::new(Echo)).await.unwrap();
+    let error = link.connect(&server.local_addr().to_string(), device(), Limits::default()).await.unwrap_err();
+    assert_eq!(error.to_string(), "protocol version 7 there, 1 here: update the older side");
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_refused_before_it_is_sent() {
+    let small = Limits { message_bytes: 100_000, ..Limits::default() };
+    // Who has the lower limit: the server, the client, or the way back.
+    for (there, here) in [(small, Limits::default()), (Limits::default(), small)] {
+        let (link, _server, address) = serve(there, Echo).await;
+        let client = link.connect(&address, device(), here).await.unwrap();
+        match client.infer(request(1, 100_000)).await {
+            Err(LinkError::TooLarge { bytes: 100_000.., limit: 100_000 }) => {}
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(client.probe(0, 100_000).await, Err(LinkError::TooLarge { .. })));
+        assert_eq!(client.infer(request(2, 90_000)).await.unwrap().id, 2);
+    }
+}
+
+#[tokio::test]
+async fn a_reply_that_is_too_large_is_a_fault() {
+    struct Grow;
+    impl Service for Grow {
+        fn infer(&self, request: InferRequest, reply: Reply<InferReply>) {
+            let activation = activation(200_000);
+            reply.send(Ok(InferReply { activation, ..echo(request) }));
+        }
+    }
+    let (link, _server, address) = serve(Limits::default(), Grow).await;
+    let small = Limits { message_bytes: 100_000, ..Limits::default() };
+    let client = link.connect(&address, device(), small).await.unwrap();
+    let refused = client.infer(request(1, 10)).await;
+    assert!(matches!(refused, Err(LinkError::Fault(Fault { kind: FaultKind::TooLarge, .. }))), "{refused:?}");
+    assert!(!client.is_closed());
+}
+
+#[tokio::test]
+async fn a_contradictory_activation_is_not_sent() {
+    let (link, _server, address) = serve(Limits::default(), Echo).await;
+    let client = connect(&link, &address).await;
+    let mut request = request(1, 10);
+    request.activation.dims = vec![11];
+    assert!(matches!(client.infer(request).await, Err(LinkError::Activation(_))));
+}
+
+#[tokio::test]
+async fn one_call_more_than_allowed_finds_the_host_busy() {
+    let (hold, held) = Hold::new();
+    let (link, _server, address) = serve(Limits { calls_in_flight: 2, ..Limits::default() }, hold).await;
+    let client = connect(&link, &address).await;
+    let calls: Vec<_> = [1, 2]
+        .map(|id| {
+            let client = client.clone();
+            tokio::spawn(async move { client.infer(request(id, 10)).await })
+        })
+        .into();
+    let first = tokio::task::spawn_blocking(move || [held.recv().unwrap(), held.recv().unwrap()]).await.unwrap();
+    let busy = client.infer(request(3, 10)).await;
+    assert!(matches!(busy, Err(LinkError::Fault(Fault { kind: FaultKind::Busy, .. }))), "{busy:?}");
+    // A busy host still shows life.
+    client.probe(0, 0).await.unwrap();
+    for (request, reply) in first {
+        reply.send(Ok(echo(request)));
+    }
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_clients_own_limit_makes_calls_wait() {
+    let (hold, held) = Hold::new();
+    let (link, _server, address) = serve(Limits::default(), hold).await;
+    let one = Limits { calls_in_flight: 1, ..Limits::default() };
+    let client = link.connect(&address, device(), one).await.unwrap();
+    let answering = std::thread::spawn(move || {
+        for _ in 0..5 {
+            let (request, reply) = held.recv_timeout(TOO_LONG).unwrap();
+            assert!(held.try_recv().is_err(), "two calls at once");
+            reply.send(Ok(echo(request)));
+        }
+    });
+    let calls = (0..5).map(|id| client.infer(request(id, 10)));
+    for reply in soon(futures::future::join_all(calls)).await {
+        reply.unwrap();
+    }
+    answering.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_dropped_call_is_cancelled_there_and_frees_its_place_here() {
+    let (hold, held) = Hold::new();
+    let (link, server, address) = serve(Limits::default(), hold).await;
+    let one = Limits { calls_in_flight: 1, ..Limits::default() };
+    let client = link.connect(&address, device(), one).await.unwrap();
+    for id in 0..20 {
+        let arrived = {
+            let call = client.infer(request(id, 10));
+            tokio::pin!(call);
+            loop {
+                // Drives the call until it is there; then it is dropped.
+                let _ = timeout(Duration::from_millis(1), &mut call).await;
+                if let Ok(arrived) = held.try_recv() {
+                    break arrived;
+                }
+            }
+        };
+        // With one place, this gets through only after the other is out of the way.
+        soon(client.stats()).await.unwrap_err();
+        assert!(arrived.1.is_cancelled());
+    }
+    drop(server);
+}
+
+#[tokio::test]
+async fn a_dropped_reply_or_a_panic_is_a_fault() {
+    struct Careless;
+    impl Service for Careless {
+        fn infer(&self, _: InferRequest, _: Reply<InferReply>) {}
+
+        fn stats(&self, _: Reply<Stats>) {
+            panic!("on purpose");
+        }
+    }
+    let (link, _server, address) = serve(Limits::default(), Careless).await;
+    let client = connect(&link, &address).await;
+    let infer = client.infer(request(1, 1)).await.map(drop);
+    let stats = client.stats().await.map(drop);
+    for (outcome, method) in [(infer, "infer"), (stats, "stats")] {
+        match outcome {
+            Err(LinkError::Fault(Fault { kind: FaultKind::Internal, message })) => {
+                assert_eq!(message, format!("this host dropped a call of `{method}`"));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_shutdown_answers_what_is_in_flight_and_nothing_else() {
+    let (hold, held) = Hold::new();
+    let (link, server, address) = serve(Limits::default(), hold).await;
+    let client = connect(&link, &address).await;
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.infer(request(1, 1 << 20)).await }
+    });
+    let (first, reply) = tokio::task::spawn_blocking(move || held.recv().unwrap()).await.unwrap();
+    let shutdown = tokio::spawn(server.shutdown(TOO_LONG));
+    let refused = soon(async {
+        loop {
+            match client.stats().await {
+                Err(LinkError::Fault(Fault { kind: FaultKind::ShuttingDown, message })) => break message,
+                // The shutdown has not arrived yet.
+                Err(LinkError::Fault(Fault { kind: FaultKind::Unsupported, .. })) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    })
+    .await;
+    assert_eq!(refused, "this host is shutting down");
+    assert!(matches!(link.connect(&address, device(), Limits::default()).await, Err(LinkError::Connect { .. })));
+    reply.send(Ok(echo(first)));
+    assert_eq!(call.await.unwrap().unwrap(), echo(request(1, 1 << 20)));
+    soon(shutdown).await.unwrap();
+    assert!(matches!(soon(client.closed()).await, LinkError::Lost(_)));
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_with_its_grace() {
+    let (hold, held) = Hold::new();
+    let (link, server, address) = serve(Limits::default(), hold).await;
+    let client = connect(&link, &address).await;
+    let call = tokio::spawn(async move { client.infer(request(1, 10)).await });
+    let _held = tokio::task::spawn_blocking(move || held.recv().unwrap()).await.unwrap();
+    soon(server.shutdown(Duration::from_millis(10))).await;
+    assert!(matches!(soon(call).await.unwrap(), Err(LinkError::Lost(_))));
+}
+
+/// Two ways to lose the peer, and the dropped server as a third: whoever waits, learns it.
+#[tokio::test]
+async fn a_lost_peer_ends_every_call() {
+    type Lose = fn(&Relay, &mut Option<Server>);
+    let ways: [(&str, Lose); 3] = [
+        ("cut", |relay, _| relay.cut()),
+        ("frozen", |relay, _| relay.freeze()),
+        ("dropped", |_, server| drop(server.take())),
+    ];
+    for (way, lose) in ways {
+        let (hold, held) = Hold::new();
+        let (link, server, _) = serve(Limits::default(), hold).await;
+        let relay = Relay::to(server.local_addr());
+        let quick = Limits { heartbeat: Duration::from_millis(200), heartbeat_strikes: 3, ..Limits::default() };
+        let client = link.connect(&relay.address, device(), quick).await.unwrap();
+        let calls: Vec<_> = (0..3)
+            .map(|id| {
+                let client = client.clone();
+                tokio::spawn(async move { client.infer(request(id, 10)).await })
+            })
+            .collect();
+        let held: Vec<_> = tokio::task::spawn_blocking(move || held.iter().take(3).collect()).await.unwrap();
+        let mut server = Some(server);
+        lose(&relay, &mut server);
+        for call in calls {
+            let outcome = soon(call).await.unwrap();
+            assert!(matches!(outcome, Err(LinkError::Lost(_))), "{way}: {outcome:?}");
+        }
+        assert!(matches!(soon(client.closed()).await, LinkError::Lost(_)));
+        assert!(client.is_closed());
+        assert!(matches!(soon(client.describe()).await, Err(LinkError::Lost(_))));
+        drop(held);
+    }
+}
+
+#[tokio::test]
+async fn a_quiet_connection_lives_by_its_heartbeat() {
+    // The server's patience is a few heartbeats: without them, it would close.
+    let (link, _server, address) = serve(Limits { idle: Duration::from_millis(1500), ..Limits::default() }, Echo).await;
+    let with = |heartbeat| Limits { heartbeat, ..Limits::default() };
+    let lively = link.connect(&address, device(), with(Duration::from_millis(40))).await.unwrap();
+    let silent = link.connect(&address, device(), with(TOO_LONG)).await.unwrap();
+    assert!(matches!(soon(silent.closed()).await, LinkError::Lost(_)));
+    assert!(!lively.is_closed());
+    lively.infer(request(1, 1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn nobody_there() {
+    let link = Link::start().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    // Accepts, and never says hello.
+    let short = Limits { hello: Duration::from_millis(50), ..Limits::default() };
+    let silent = link.connect(&address, device(), short).await;
+    assert!(matches!(silent, Err(LinkError::Timeout("waiting for the peer's hello"))), "{silent:?}");
+    drop(listener);
+    let gone = link.connect(&address, device(), Limits::default()).await.unwrap_err();
+    assert!(gone.to_string().starts_with(&address), "{gone}");
+    let taken = link.serve("127.0.0.1:notaport", edge(), Limits::default(), Arc::new(Echo)).await;
+    assert!(matches!(taken, Err(LinkError::Connect { .. })));
+}

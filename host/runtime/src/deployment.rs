@@ -1,0 +1,182 @@
+//! A bundle made ready to run.
+
+use crate::codec::{MESSAGE_BYTES, u8_bytes};
+use edgent_bundle::{Bundle, BundleError, Codec, ComponentError, Digest, Manifest, split};
+use edgent_nn::{ElementType, Fact, Graph, GraphError, GraphFormat, Stop, Tensor, TensorError};
+use edgent_planner::{Boundary, Exit, Network, NetworkError};
+use edgent_sandbox::{Engine, Limits, SandboxError, Segment, SegmentError};
+use std::ops::Range;
+use std::thread;
+use std::time::Instant;
+
+/// Every segment of a bundle compiled, instantiated and prepared. Shared between threads.
+#[derive(Debug)]
+pub struct Deployment {
+    digest: Digest,
+    manifest: Manifest,
+    network: Network,
+    boundaries: Vec<Fact>,
+    segments: Vec<Segment>,
+    slowdown: f64,
+}
+
+/// Some segments ran.
+#[derive(Debug)]
+pub struct Ran {
+    /// The activation behind the last of them.
+    pub output: Tensor,
+    /// Each segment, and how long it took.
+    pub segments_us: Vec<(usize, f64)>,
+}
+
+impl Deployment {
+    /// Reads and prepares everything. With a `slowdown` K over 1, each segment sleeps K − 1 times as
+    /// long as it worked: a slow device, emulated.
+    pub fn prepare(bundle: &Bundle, engine: &Engine, slowdown: f64) -> Result<Self, PrepareError> {
+        let manifest = bundle.manifest().clone();
+        let boundaries = manifest
+            .boundaries
+            .iter()
+            .map(|boundary| {
+                let element_type = ElementType::from_name(&boundary.element_type)
+                    .ok_or_else(|| PrepareError::ElementType(boundary.name.clone(), boundary.element_type.clone()))?;
+                Ok(Fact::new(element_type, &boundary.dims)?)
+            })
+            .collect::<Result<Vec<_>, PrepareError>>()?;
+        let mut segments = Vec::with_capacity(manifest.segments.len());
+        for segment in &manifest.segments {
+            if segment.graph_format != GraphFormat::Nnef.name() {
+                return Err(PrepareError::Format(segment.name.clone(), segment.graph_format.clone()));
+            }
+            let component = bundle.blob(&segment.component)?;
+            let in_segment = |source| PrepareError::Component(segment.name.clone(), source);
+            let (code, graph) = split(&component).map_err(in_segment)?;
+            let code = engine.compile(&code)?;
+            let graph = Graph::load(graph, GraphFormat::Nnef).map_err(|e| PrepareError::Graph(segment.name.clone(), e))?;
+            let facts = |ports: &[edgent_nn::Port]| ports.iter().map(|port| port.fact.clone()).collect::<Vec<_>>();
+            if facts(graph.inputs()) != [boundaries[segment.from].clone()]
+                || facts(graph.outputs()) != [boundaries[segment.to].clone()]
+            {
+                return Err(PrepareError::Mismatch(segment.name.clone()));
+            }
+            segments.push(Segment::new(engine, &segment.name, &code, graph, Limits::default())?);
+        }
+        let network = network(&manifest, &boundaries)?;
+        Ok(Self { digest: bundle.digest(), manifest, network, boundaries, segments, slowdown })
+    }
+
+    /// Runs the segments of an exit's path whose positions are in `range`.
+    pub fn run(&self, exit: usize, range: Range<usize>, input: Tensor, stop: &Stop) -> Result<Ran, SegmentError> {
+        let mut activation = input;
+        let mut segments_us = Vec::with_capacity(range.len());
+        for index in &self.manifest.exits[exit].path[range] {
+            let start = Instant::now();
+            activation = self.segments[*index].run(activation, stop)?;
+            if self.slowdown > 1.0 {
+                thread::sleep(start.elapsed().mul_f64(self.slowdown - 1.0));
+            }
+            segments_us.push((*index, start.elapsed().as_secs_f64() * 1e6));
+        }
+        Ok(Ran { output: activation, segments_us })
+    }
+
+    /// Runs every segment `runs` times on zeros and tells how long each run took.
+    pub fn measure(&self, runs: usize) -> Result<Vec<(usize, f64)>, PrepareError> {
+        let mut all = Vec::with_capacity(runs * self.segments.len());
+        for _ in 0..runs {
+            for (exit, described) in self.manifest.exits.iter().enumerate() {
+                let input = self.zeros(0)?;
+                let ran = self.run(exit, 0..described.path.len(), input, &Stop::never())?;
+                all.extend(ran.segments_us);
+            }
+        }
+        Ok(all)
+    }
+
+    /// The bundle's name.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The bundle's manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The same as the planner sees it.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// What crosses a boundary.
+    pub fn boundary(&self, index: usize) -> &Fact {
+        &self.boundaries[index]
+    }
+
+    /// What the segment at a position of an exit's path takes; at the path's end, what the exit gives.
+    pub fn at_cut(&self, exit: usize, cut: usize) -> &Fact {
+        &self.boundaries[self.network.exits()[exit].boundaries[cut]]
+    }
+
+    /// One segment.
+    pub fn segment(&self, index: usize) -> &Segment {
+        &self.segments[index]
+    }
+
+    fn zeros(&self, boundary: usize) -> Result<Tensor, TensorError> {
+        let fact = &self.boundaries[boundary];
+        Tensor::from_bytes(fact.element_type, &fact.dims, &vec![0; fact.bytes()])
+    }
+}
+
+fn network(manifest: &Manifest, facts: &[Fact]) -> Result<Network, NetworkError> {
+    let boundaries = facts
+        .iter()
+        .map(|fact| Boundary {
+            raw_bytes: fact.bytes() as u64 + MESSAGE_BYTES,
+            u8_bytes: u8_bytes(fact).map(|bytes| bytes + MESSAGE_BYTES),
+        })
+        .collect();
+    let exits = manifest
+        .exits
+        .iter()
+        .map(|exit| {
+            let behind = exit.path.iter().map(|segment| manifest.segments[*segment].to);
+            let along: Vec<usize> = std::iter::once(0).chain(behind).collect();
+            let coded = |cut| exit.coded.iter().find(|coded| coded.cut == cut && coded.codec == Codec::U8);
+            Exit {
+                accuracy: exit.accuracy,
+                path: exit.path.clone(),
+                u8_accuracy: (0..along.len()).map(|cut| coded(cut).map(|coded| coded.accuracy)).collect(),
+                boundaries: along,
+            }
+        })
+        .collect();
+    Network::new(boundaries, exits, manifest.segments.len())
+}
+
+/// Why a bundle cannot be run here.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum PrepareError {
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error("segment '{0}': {1}")]
+    Component(String, ComponentError),
+    #[error("segment '{0}': {1}")]
+    Graph(String, GraphError),
+    #[error("segment '{0}' has a graph in the format '{1}', which this program does not read")]
+    Format(String, String),
+    #[error("segment '{0}' takes or gives something else than the manifest says")]
+    Mismatch(String),
+    #[error("boundary '{0}' has elements of type '{1}', which this program does not know")]
+    ElementType(String, String),
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+}

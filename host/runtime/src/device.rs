@@ -1,0 +1,502 @@
+//! The device: has the data and the deadline, and answers.
+//!
+//! A request follows the plan in force. While its activation is on the way, the device watches the
+//! clock: at the last moment at which a local exit still fits, it starts that exit, and the first
+//! good answer wins. A lost edge is the same case, only sooner.
+
+use crate::edge::{fault, us};
+use crate::{Deployment, Workers, codec};
+use edgent_link::{
+    Answer, AskRequest, Client, Codec, Description, Digest, Direction, Fault, FaultKind, Hello, InferReply, InferRequest,
+    Limits, Link, LinkError, ModelProfile, Placement, Plan, Reply, Service, Stats,
+};
+use edgent_nn::{Stop, Tensor};
+use edgent_planner::{self as planner, Action, Controller, Event, Exchange, Installed, Timings};
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+
+/// How often the controller is told that time passed.
+const TICK: Duration = Duration::from_millis(100);
+const RECONNECT_AFTER: Duration = Duration::from_millis(100);
+const RECONNECT_AFTER_MAX: Duration = Duration::from_secs(3);
+/// A plan or a probe that takes longer than this is given up.
+const CALL_TIME_MAX: Duration = Duration::from_secs(5);
+/// Kept in hand when the last moment for a local exit is computed.
+const LOCAL_MARGIN_US: f64 = 3_000.0;
+const ACTIONS_WAITING_MAX: usize = 64;
+const SMALL_PROBES: usize = 3;
+
+/// What a device is told at its start.
+#[derive(Clone, Debug)]
+pub struct DeviceSettings {
+    /// Addresses of edges; the first that answers is used.
+    pub edges: Vec<String>,
+    /// Deadline, codec and privacy bounds.
+    pub plan: planner::Settings,
+    /// Limits of the link to the edge.
+    pub limits: Limits,
+    /// Who we say we are.
+    pub hello: Hello,
+}
+
+/// Answers requests, alone or with an edge.
+#[derive(Debug)]
+pub struct Device {
+    deployment: Arc<Deployment>,
+    controller: Mutex<Controller>,
+    actions: mpsc::Sender<Action>,
+    edge: Mutex<Option<Client>>,
+    edges_configured: bool,
+    workers: Workers,
+    runtime: Handle,
+    deadline_us: f64,
+    started: Instant,
+    counts: Counts,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    next_id: AtomicU64,
+    requests: AtomicU64,
+    answered: AtomicU64,
+    errors: AtomicU64,
+    deadline_met: AtomicU64,
+    degraded: AtomicU64,
+}
+
+/// An exit's output, and how it came about.
+struct Outcome {
+    output: Tensor,
+    plan: planner::Plan,
+    degraded: Option<String>,
+}
+
+impl Device {
+    /// Starts answering, alone at first, and looks for an edge in the background.
+    pub fn start(deployment: Deployment, timings: Timings, workers: Workers, link: Link, settings: DeviceSettings) -> Arc<Self> {
+        let (actions, waiting) = mpsc::channel(ACTIONS_WAITING_MAX);
+        let device = Arc::new(Self {
+            controller: Mutex::new(Controller::new(deployment.network().clone(), settings.plan, timings, first_epoch())),
+            deployment: Arc::new(deployment),
+            actions,
+            edge: Mutex::default(),
+            edges_configured: !settings.edges.is_empty(),
+            workers,
+            runtime: Handle::current(),
+            deadline_us: settings.plan.deadline_us,
+            started: Instant::now(),
+            counts: Counts::default(),
+        });
+        tokio::spawn(Arc::clone(&device).keep_connected(link, settings, waiting));
+        device
+    }
+
+    async fn answer(self: Arc<Self>, request: AskRequest) -> Result<Answer, Fault> {
+        let arrived = Instant::now();
+        let bad = |message: String| fault(FaultKind::BadRequest, message);
+        let name = &self.deployment.manifest().name;
+        if !request.model.is_empty() && request.model != *name {
+            return Err(fault(FaultKind::UnknownModel, format!("this device runs '{name}', not '{}'", request.model)));
+        }
+        let input = codec::decode(&request.input).map_err(|e| bad(e.to_string()))?;
+        let expected = self.deployment.boundary(0);
+        if input.fact() != *expected {
+            return Err(bad(format!("the input must be {expected}, not {}", input.fact())));
+        }
+        let deadline_us = if request.deadline_us == 0 { self.deadline_us } else { request.deadline_us as f64 };
+        let outcome = self.run(input, arrived, deadline_us).await?;
+        self.to_answer(&request, outcome, arrived, deadline_us)
+    }
+
+    async fn run(&self, input: Tensor, arrived: Instant, deadline_us: f64) -> Result<Outcome, Fault> {
+        let installed = self.lock().for_request(deadline_us);
+        let network = self.deployment.network();
+        let alone = installed.plan.placement(network) == planner::Placement::DeviceOnly;
+        let edge = self.edge.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (false, Some(edge)) = (alone, edge) else {
+            let degraded = (self.edges_configured && self.edge_is_lost()).then(|| "no edge is connected".to_owned());
+            return self.alone(input, arrived, deadline_us, degraded).await;
+        };
+        // First good answer wins: the plan's, or from the last moment on, the device's own.
+        let planned = self.together(&edge, installed, input.clone(), arrived, deadline_us);
+        tokio::pin!(planned);
+        let local_us = self.lock().local(deadline_us).candidate.cost.total_us().min(deadline_us);
+        let last_moment = arrived + Duration::from_secs_f64((deadline_us - local_us - LOCAL_MARGIN_US).max(0.0) / 1e6);
+        let why = tokio::select! {
+            outcome = &mut planned => match outcome {
+                Ok(outcome) => return Ok(outcome),
+                Err(fault) => return self.alone(input, arrived, deadline_us, Some(fault.message)).await,
+            },
+            () = tokio::time::sleep_until(last_moment.into()) => "the edge's answer was not there in time".to_owned(),
+        };
+        let local = self.alone(input, arrived, deadline_us, Some(why));
+        tokio::pin!(local);
+        tokio::select! {
+            outcome = &mut planned => match outcome {
+                Ok(outcome) => Ok(outcome),
+                Err(_) => local.await,
+            },
+            outcome = &mut local => match outcome {
+                Ok(outcome) => Ok(outcome),
+                Err(_) => planned.await,
+            },
+        }
+    }
+
+    /// The best exit that the device can still reach alone.
+    async fn alone(&self, input: Tensor, arrived: Instant, deadline_us: f64, degraded: Option<String>) -> Result<Outcome, Fault> {
+        let remaining_us = deadline_us - arrived.elapsed().as_secs_f64() * 1e6;
+        let plan = self.lock().local(remaining_us).candidate.plan;
+        let output = self.segments(plan.exit, 0..plan.cut, input).await?;
+        Ok(Outcome { output, plan, degraded })
+    }
+
+    /// As the plan says: one part here, one on the edge.
+    async fn together(
+        &self,
+        edge: &Client,
+        installed: Installed,
+        input: Tensor,
+        arrived: Instant,
+        deadline_us: f64,
+    ) -> Result<Outcome, Fault> {
+        let plan = installed.plan;
+        let end = self.deployment.network().exits()[plan.exit].path.len();
+        let (here_first, there, here_last, up, down) = match plan.direction {
+            planner::Direction::DeviceFirst => (0..plan.cut, plan.cut..end, end..end, wire(plan.codec), Codec::Raw),
+            planner::Direction::EdgeFirst => (0..0, 0..plan.cut, plan.cut..end, Codec::Raw, wire(plan.codec)),
+        };
+        let activation = self.segments(plan.exit, here_first, input).await?;
+        let remaining_us = deadline_us - arrived.elapsed().as_secs_f64() * 1e6;
+        let request = InferRequest {
+            id: self.counts.next_id.fetch_add(1, Ordering::Relaxed),
+            model: self.model(),
+            epoch: installed.epoch,
+            from_segment: position(there.start),
+            to_segment: position(there.end),
+            reply_codec: down,
+            remaining_budget_us: remaining_us.max(0.0) as u64,
+            activation: codec::encode(&activation, up),
+        };
+        let reply = self.exchange(edge, plan.exit, there, request).await?;
+        let output = codec::decode(&reply.activation).map_err(|e| fault(FaultKind::BadRequest, e.to_string()))?;
+        let expected = self.deployment.at_cut(plan.exit, if here_last.is_empty() { end } else { plan.cut });
+        if output.fact() != *expected {
+            return Err(fault(FaultKind::BadRequest, format!("the edge answered {} instead of {expected}", output.fact())));
+        }
+        let output = self.segments(plan.exit, here_last, output).await?;
+        Ok(Outcome { output, plan, degraded: None })
+    }
+
+    /// Sends an activation and gets one back; what it took teaches the controller.
+    async fn exchange(&self, edge: &Client, exit: usize, there: Range<usize>, request: InferRequest) -> Result<InferReply, Fault> {
+        let up_bytes = wire_bytes(&request.activation);
+        let sent = Waiting { device: self, bytes: up_bytes, since: Instant::now(), finished: false };
+        let reply = edge.infer(request).await;
+        let elapsed_us = sent.finish();
+        let reply = reply.map_err(|e| match e {
+            LinkError::Fault(fault) => fault,
+            other => fault(FaultKind::Internal, other.to_string()),
+        })?;
+        let path = &self.deployment.network().exits()[exit].path[there];
+        for (segment, us) in path.iter().zip(&reply.segment_us) {
+            self.tell(Event::EdgeRan { segment: *segment, us: f64::from(*us) });
+        }
+        let worked_us: f64 = reply.segment_us.iter().map(|us| f64::from(*us)).sum();
+        self.tell(Event::Exchanged(Exchange {
+            bytes: up_bytes + wire_bytes(&reply.activation),
+            elapsed_us,
+            busy_us: worked_us + (reply.queue_us + reply.codec_us) as f64,
+        }));
+        Ok(reply)
+    }
+
+    async fn segments(&self, exit: usize, range: Range<usize>, input: Tensor) -> Result<Tensor, Fault> {
+        if range.is_empty() {
+            return Ok(input);
+        }
+        let (done, ran) = oneshot::channel();
+        let deployment = Arc::clone(&self.deployment);
+        let job = move || drop(done.send(deployment.run(exit, range, input, &Stop::never())));
+        self.workers.submit(job).map_err(|busy| fault(FaultKind::Busy, busy.to_string()))?;
+        let ran = ran.await.map_err(|_| fault(FaultKind::Internal, "the segments' worker died"))?;
+        let ran = ran.map_err(|e| fault(FaultKind::SegmentFailed, e.to_string()))?;
+        for (segment, us) in ran.segments_us {
+            self.tell(Event::DeviceRan { segment, us });
+        }
+        Ok(ran.output)
+    }
+
+    fn to_answer(&self, request: &AskRequest, outcome: Outcome, arrived: Instant, deadline_us: f64) -> Result<Answer, Fault> {
+        let Outcome { output, plan, degraded } = outcome;
+        let scores = softmax(output.as_f32().ok_or_else(|| fault(FaultKind::Internal, "the exit's output is not f32"))?);
+        let best = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(index, _)| index);
+        let latency_us = us(arrived.elapsed());
+        let controller = self.lock();
+        let network = controller.network();
+        Ok(Answer {
+            id: request.id,
+            label: u32::try_from(best).unwrap_or(u32::MAX),
+            scores,
+            exit: position(plan.exit),
+            cut: position(plan.cut),
+            direction: match plan.direction {
+                planner::Direction::DeviceFirst => Direction::DeviceFirst,
+                planner::Direction::EdgeFirst => Direction::EdgeFirst,
+            },
+            codec: wire(plan.codec),
+            placement: match plan.placement(network) {
+                planner::Placement::DeviceOnly => Placement::DeviceOnly,
+                planner::Placement::Split => Placement::Split,
+                planner::Placement::EdgeOnly => Placement::EdgeOnly,
+            },
+            latency_us,
+            deadline_us: deadline_us as u64,
+            deadline_met: latency_us as f64 <= deadline_us,
+            degraded,
+            epoch: controller.installed().epoch,
+            rate_bps: controller.link().rate_bps().unwrap_or(0.0) as u64,
+        })
+    }
+
+    /// Connects, follows the controller's wishes while connected, and connects again.
+    async fn keep_connected(self: Arc<Self>, link: Link, settings: DeviceSettings, mut actions: mpsc::Receiver<Action>) {
+        let mut wait = RECONNECT_AFTER;
+        while !settings.edges.is_empty() {
+            for address in &settings.edges {
+                match self.join(&link, address, &settings).await {
+                    Ok(client) => {
+                        tracing::info!(%address, "the edge is connected");
+                        wait = RECONNECT_AFTER;
+                        let why = self.follow(&client, &mut actions).await;
+                        tracing::warn!(%address, %why, "the edge is lost; answering alone");
+                        *self.edge.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                        self.tell(Event::EdgeLost);
+                    }
+                    Err(error) => tracing::warn!(%address, %error, "no edge; trying again in {} ms", wait.as_millis()),
+                }
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(RECONNECT_AFTER_MAX);
+        }
+    }
+
+    async fn join(&self, link: &Link, address: &str, settings: &DeviceSettings) -> Result<Client, LinkError> {
+        let client = link.connect(address, settings.hello.clone(), settings.limits.clone()).await?;
+        let profile = client.profile(self.model()).await?;
+        for _ in 0..SMALL_PROBES {
+            self.probe(&client, 0).await?;
+        }
+        let mut segments_us = vec![f64::INFINITY; self.deployment.network().segments()];
+        for time in &profile.segments {
+            if let Some(us) = segments_us.get_mut(usize::from(time.segment)) {
+                *us = time.p50_us;
+            }
+        }
+        *self.edge.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
+        self.tell(Event::EdgeConnected {
+            segments_us,
+            codec_us_per_byte: (profile.codec_us_per_mib + crate::host::codec_us_per_mib()) / f64::from(1 << 20),
+            queue_us: profile.queue_us,
+        });
+        Ok(client)
+    }
+
+    /// Does what the controller asks for until the edge is gone; says why it is.
+    async fn follow(self: &Arc<Self>, client: &Client, actions: &mut mpsc::Receiver<Action>) -> String {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                why = client.closed() => return why.to_string(),
+                _ = tick.tick() => self.tell(Event::Tick),
+                Some(action) = actions.recv() => {
+                    // Beside this loop: a probe over a slow link must not hold up a change of plan.
+                    let (device, client) = (Arc::clone(self), client.clone());
+                    tokio::spawn(async move { device.act(&client, action).await });
+                }
+            }
+        }
+    }
+
+    async fn act(&self, client: &Client, action: Action) {
+        match action {
+            Action::Install(installed) => {
+                let agreed = tokio::time::timeout(CALL_TIME_MAX, client.install_plan(self.to_wire(installed))).await;
+                match agreed {
+                    Ok(Ok(())) => self.tell(Event::Accepted(installed)),
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, "the edge refused a plan; keeping the old one");
+                        self.tell(Event::Refused);
+                    }
+                    Err(_) => {
+                        tracing::warn!("the edge did not answer to a plan; keeping the old one");
+                        self.tell(Event::Refused);
+                    }
+                }
+            }
+            Action::Probe { bytes } => {
+                let _ = tokio::time::timeout(CALL_TIME_MAX, self.probe(client, bytes)).await;
+                self.tell(Event::Probed);
+            }
+        }
+    }
+
+    async fn probe(&self, client: &Client, bytes: u64) -> Result<(), LinkError> {
+        let waiting = Waiting { device: self, bytes: bytes + codec::MESSAGE_BYTES, since: Instant::now(), finished: false };
+        let sent = client.probe(usize::try_from(bytes).unwrap_or(usize::MAX), 0).await;
+        let elapsed_us = waiting.finish();
+        sent?;
+        self.tell(Event::Exchanged(Exchange { bytes: bytes + codec::MESSAGE_BYTES, elapsed_us, busy_us: 0.0 }));
+        Ok(())
+    }
+
+    fn tell(&self, event: Event) {
+        let now = self.started.elapsed();
+        for action in self.lock().handle(event, now) {
+            if self.actions.try_send(action).is_err() {
+                tracing::warn!(?action, "too many actions are waiting; the controller will ask again");
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Controller> {
+        self.controller.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn edge_is_lost(&self) -> bool {
+        self.edge.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    fn model(&self) -> Digest {
+        Digest(self.deployment.digest().0)
+    }
+
+    fn to_wire(&self, installed: Installed) -> Plan {
+        Plan {
+            epoch: installed.epoch,
+            model: self.model(),
+            exit: position(installed.plan.exit),
+            cut: position(installed.plan.cut),
+            direction: match installed.plan.direction {
+                planner::Direction::DeviceFirst => Direction::DeviceFirst,
+                planner::Direction::EdgeFirst => Direction::EdgeFirst,
+            },
+            codec: wire(installed.plan.codec),
+        }
+    }
+}
+
+/// Something that was sent and has not been answered. If it is given up before the answer comes, the
+/// controller still learns how long nothing came.
+struct Waiting<'a> {
+    device: &'a Device,
+    bytes: u64,
+    since: Instant,
+    finished: bool,
+}
+
+impl Waiting<'_> {
+    fn finish(mut self) -> f64 {
+        self.finished = true;
+        self.since.elapsed().as_secs_f64() * 1e6
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            let waited_us = self.since.elapsed().as_secs_f64() * 1e6;
+            self.device.tell(Event::Waiting { bytes: self.bytes, waited_us });
+        }
+    }
+}
+
+/// What the link serves: a share of the device, since a request outlives the call that brought it.
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceService(pub(crate) Arc<Device>);
+
+impl Service for DeviceService {
+    fn describe(&self, reply: Reply<Description>) {
+        reply.send(Ok(Description { models: vec![crate::host::describe(&self.0.deployment)] }));
+    }
+
+    fn ask(&self, request: AskRequest, reply: Reply<Answer>) {
+        self.0.counts.requests.fetch_add(1, Ordering::Relaxed);
+        let device = Arc::clone(&self.0);
+        self.0.runtime.spawn(async move {
+            let answer = Arc::clone(&device).answer(request).await;
+            device.counts.count(&answer);
+            reply.send(answer);
+        });
+    }
+
+    fn profile(&self, model: Digest, reply: Reply<ModelProfile>) {
+        let _ = model;
+        reply.send(Err(fault(FaultKind::Unsupported, "devices keep their profile to themselves; ask the edge")));
+    }
+
+    fn stats(&self, reply: Reply<Stats>) {
+        let controller = self.0.lock();
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        reply.send(Ok(Stats {
+            uptime_ms: us(self.0.started.elapsed()) / 1_000,
+            requests: count(&self.0.counts.requests),
+            answered: count(&self.0.counts.answered),
+            errors: count(&self.0.counts.errors),
+            deadline_met: count(&self.0.counts.deadline_met),
+            degraded: count(&self.0.counts.degraded),
+            plan_changes: controller.plan_changes(),
+            rate_bps: controller.link().rate_bps().unwrap_or(0.0) as u64,
+            rtt_us: controller.link().rtt_us() as u64,
+            tensor_bytes_copied: edgent_nn::bytes_copied(),
+            ..Stats::default()
+        }));
+    }
+}
+
+impl Counts {
+    fn count(&self, answer: &Result<Answer, Fault>) {
+        let add = |counter: &AtomicU64, condition: bool| counter.fetch_add(u64::from(condition), Ordering::Relaxed);
+        add(&self.answered, answer.is_ok());
+        add(&self.errors, answer.is_err());
+        if let Ok(answer) = answer {
+            add(&self.deadline_met, answer.deadline_met);
+            add(&self.degraded, answer.degraded.is_some());
+        }
+    }
+}
+
+/// Epochs of different devices, and of one device before and after a restart, must not be the same: an
+/// edge knows plans by them. Below 2^53, so that they survive JSON.
+fn first_epoch() -> u64 {
+    (RandomState::new().build_hasher().finish() >> 40) << 24
+}
+
+fn wire(codec: planner::Codec) -> Codec {
+    match codec {
+        planner::Codec::Raw => Codec::Raw,
+        planner::Codec::U8 => Codec::U8,
+    }
+}
+
+fn wire_bytes(activation: &edgent_link::Activation) -> u64 {
+    (activation.bytes.len() + activation.scales.len() * 8) as u64 + codec::MESSAGE_BYTES
+}
+
+fn position(index: usize) -> u16 {
+    u16::try_from(index).unwrap_or(u16::MAX)
+}
+
+fn softmax(logits: &[f32]) -> Vec<f32> {
+    let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers: Vec<f32> = logits.iter().map(|logit| (logit - greatest).exp()).collect();
+    let sum: f32 = powers.iter().sum();
+    powers.into_iter().map(|power| power / sum).collect()
+}

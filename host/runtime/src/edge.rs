@@ -1,0 +1,227 @@
+//! The edge: runs parts of networks for devices.
+
+use crate::codec;
+use crate::{Deployment, Workers};
+use edgent_link::{
+    Description, Digest, Direction, Fault, FaultKind, InferReply, InferRequest, ModelProfile, Plan, Reply, SegmentTime,
+    Service, Stats,
+};
+use edgent_nn::Stop;
+use edgent_planner::Timings;
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Plans that are remembered; a request of an older epoch is told to agree on a new one.
+const PLANS_KEPT: usize = 256;
+
+/// Serves every model that it was started with to every device that asks.
+#[derive(Debug)]
+pub struct Edge {
+    models: HashMap<Digest, Arc<Model>>,
+    workers: Workers,
+    started: Instant,
+    requests: AtomicU64,
+    errors: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Model {
+    deployment: Deployment,
+    plans: Mutex<VecDeque<Plan>>,
+    timings: Mutex<Timings>,
+    /// Time that requests waited for a worker, smoothed.
+    queue_us: AtomicU64,
+}
+
+impl Edge {
+    /// An edge with these models; what was measured of each is what devices plan with at first.
+    pub fn new(models: Vec<(Deployment, Timings)>, workers: Workers) -> Self {
+        let models = models
+            .into_iter()
+            .map(|(deployment, timings)| {
+                let digest = Digest(deployment.digest().0);
+                let model = Model {
+                    deployment,
+                    plans: Mutex::default(),
+                    timings: Mutex::new(timings),
+                    queue_us: AtomicU64::new(0),
+                };
+                (digest, Arc::new(model))
+            })
+            .collect();
+        Self { models, workers, started: Instant::now(), requests: AtomicU64::new(0), errors: AtomicU64::new(0) }
+    }
+
+    fn model(&self, digest: &Digest) -> Result<&Arc<Model>, Fault> {
+        self.models.get(digest).ok_or_else(|| {
+            let have: Vec<String> = self.models.values().map(|model| model.deployment.digest().short()).collect();
+            fault(
+                FaultKind::UnknownModel,
+                format!("the edge has no model {}; it has {}", short(digest), have.join(", ")),
+            )
+        })
+    }
+
+    fn accept(&self, plan: Plan) -> Result<(), Fault> {
+        let model = self.model(&plan.model)?;
+        let exits = model.deployment.network().exits();
+        let fits = exits.get(usize::from(plan.exit)).is_some_and(|exit| usize::from(plan.cut) <= exit.path.len());
+        if !fits {
+            return Err(fault(FaultKind::BadRequest, "the plan names an exit or a cut that the model does not have"));
+        }
+        let mut plans = model.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        plans.retain(|known| known.epoch != plan.epoch);
+        if plans.len() == PLANS_KEPT {
+            plans.pop_front();
+        }
+        plans.push_back(plan);
+        Ok(())
+    }
+
+    fn start(&self, request: InferRequest, reply: Reply<InferReply>) -> Result<(), (Fault, Reply<InferReply>)> {
+        let checked = self.model(&request.model).and_then(|model| Ok((Arc::clone(model), model.check(&request)?)));
+        let (model, (exit, range)) = match checked {
+            Ok(checked) => checked,
+            Err(fault) => return Err((fault, reply)),
+        };
+        let arrived = Instant::now();
+        let stop = Stop::at(arrived + Duration::from_micros(request.remaining_budget_us));
+        // The reply goes with the job, but a refused job must still answer.
+        let slot = Arc::new(Mutex::new(Some(reply)));
+        let theirs = Arc::clone(&slot);
+        let submitted = self.workers.submit(move || {
+            let reply = theirs.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(reply) = reply {
+                reply.send(model.infer(exit, range, &request, arrived, &stop));
+            }
+        });
+        let Err(busy) = submitted else { return Ok(()) };
+        let reply = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match reply {
+            Some(reply) => Err((fault(FaultKind::Busy, busy.to_string()), reply)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Model {
+    /// The exit and the range of its path that a request means, if its epoch's plan says the same.
+    fn check(&self, request: &InferRequest) -> Result<(usize, Range<usize>), Fault> {
+        let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let plan = plans.iter().find(|plan| plan.epoch == request.epoch).ok_or_else(|| {
+            fault(FaultKind::UnknownEpoch, format!("epoch {} is not agreed on; install its plan again", request.epoch))
+        })?;
+        let exit = usize::from(plan.exit);
+        let (cut, end) = (usize::from(plan.cut), self.deployment.network().exits()[exit].path.len());
+        let range = match plan.direction {
+            Direction::DeviceFirst => cut..end,
+            Direction::EdgeFirst => 0..cut,
+        };
+        let asked = usize::from(request.from_segment)..usize::from(request.to_segment);
+        if asked != range {
+            let message = format!("epoch {} runs segments {range:?} here, not {asked:?}", request.epoch);
+            return Err(fault(FaultKind::BadRequest, message));
+        }
+        Ok((exit, range))
+    }
+
+    fn infer(
+        &self,
+        exit: usize,
+        range: Range<usize>,
+        request: &InferRequest,
+        arrived: Instant,
+        stop: &Stop,
+    ) -> Result<InferReply, Fault> {
+        let queue_us = us(arrived.elapsed());
+        let before = self.queue_us.load(Ordering::Relaxed);
+        self.queue_us.store((before * 7 + queue_us) / 8, Ordering::Relaxed);
+        let coding = Instant::now();
+        let input = codec::decode(&request.activation).map_err(|e| fault(FaultKind::BadRequest, e.to_string()))?;
+        let expected = self.deployment.at_cut(exit, range.start);
+        if input.fact() != *expected {
+            let message = format!("the activation must be {expected}, not {}", input.fact());
+            return Err(fault(FaultKind::BadRequest, message));
+        }
+        let decode_us = us(coding.elapsed());
+        let ran = self.deployment.run(exit, range, input, stop).map_err(|e| {
+            let kind = if stop.reached() { FaultKind::TimeUp } else { FaultKind::SegmentFailed };
+            fault(kind, e.to_string())
+        })?;
+        let mut timings = self.timings.lock().unwrap_or_else(PoisonError::into_inner);
+        ran.segments_us.iter().for_each(|(segment, us)| timings.record(*segment, *us));
+        drop(timings);
+        let coding = Instant::now();
+        let activation = codec::encode(&ran.output, request.reply_codec);
+        Ok(InferReply {
+            id: request.id,
+            epoch: request.epoch,
+            activation,
+            queue_us,
+            segment_us: ran.segments_us.iter().map(|(_, us)| *us as u32).collect(),
+            codec_us: decode_us + us(coding.elapsed()),
+        })
+    }
+}
+
+impl Service for Edge {
+    fn describe(&self, reply: Reply<Description>) {
+        let models = self.models.values().map(|model| crate::host::describe(&model.deployment)).collect();
+        reply.send(Ok(Description { models }));
+    }
+
+    fn install_plan(&self, plan: Plan, reply: Reply<()>) {
+        reply.send(self.accept(plan));
+    }
+
+    fn infer(&self, request: InferRequest, reply: Reply<InferReply>) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        if let Err((fault, reply)) = self.start(request, reply) {
+            self.errors.fetch_add(1, Ordering::Relaxed);
+            reply.send(Err(fault));
+        }
+    }
+
+    fn profile(&self, model: Digest, reply: Reply<ModelProfile>) {
+        reply.send(self.model(&model).map(|known| {
+            let timings = known.timings.lock().unwrap_or_else(PoisonError::into_inner);
+            let segments = timings.medians_us().into_iter().enumerate().map(|(segment, p50_us)| SegmentTime {
+                segment: u16::try_from(segment).unwrap_or(u16::MAX),
+                p50_us,
+                p90_us: timings.p90_us(segment),
+                samples: u32::try_from(timings.runs(segment)).unwrap_or(u32::MAX),
+            });
+            ModelProfile {
+                model,
+                segments: segments.collect(),
+                queue_us: known.queue_us.load(Ordering::Relaxed) as f64,
+                codec_us_per_mib: crate::host::codec_us_per_mib(),
+            }
+        }));
+    }
+
+    fn stats(&self, reply: Reply<Stats>) {
+        reply.send(Ok(Stats {
+            uptime_ms: us(self.started.elapsed()) / 1_000,
+            requests: self.requests.load(Ordering::Relaxed),
+            errors: self.errors.load(Ordering::Relaxed),
+            tensor_bytes_copied: edgent_nn::bytes_copied(),
+            ..Stats::default()
+        }));
+    }
+}
+
+pub(crate) fn fault(kind: FaultKind, message: impl Into<String>) -> Fault {
+    Fault { kind, message: message.into() }
+}
+
+pub(crate) fn us(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn short(digest: &Digest) -> String {
+    edgent_bundle::Digest(digest.0).short()
+}

@@ -1,0 +1,106 @@
+//! What good segments do.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use edgent_nn::{ElementType, Graph, GraphFormat, Stop, Tensor};
+use edgent_sandbox::{Engine, Fault, Limits, Segment};
+use std::thread;
+use support::{HOSTILE, STANDARD, segment, tensor};
+
+#[test]
+fn one_segment_serves_many_threads() {
+    let engine = Engine::new().unwrap();
+    let echo = segment(&engine, &engine.compile(STANDARD).unwrap(), "echo", 64, Limits::default());
+    thread::scope(|scope| {
+        for caller in 0..8 {
+            let echo = &echo;
+            scope.spawn(move || {
+                for _ in 0..500 {
+                    let output = echo.run(tensor(&[caller; 64]), &Stop::never()).unwrap();
+                    assert_eq!(output.bytes(), [caller; 64]);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn calls_leave_nothing_behind() {
+    const PAGE_BYTES: usize = 64 << 10;
+    let engine = Engine::new().unwrap();
+    let tight = Limits {
+        // What the guest starts with (1 MiB of stack, a page of data) and a page to allocate from.
+        memory_bytes: (1 << 20) + 2 * PAGE_BYTES,
+        // The context, and the input or the output.
+        handles: 2,
+        held_bytes: 64,
+        ..Limits::default()
+    };
+    let echo = segment(&engine, &engine.compile(STANDARD).unwrap(), "echo", 64, tight);
+    for _ in 0..50_000 {
+        echo.run(tensor(&[1; 64]), &Stop::never()).unwrap();
+    }
+}
+
+#[test]
+fn an_input_that_does_not_fit_is_the_callers_fault() {
+    let engine = Engine::new().unwrap();
+    let echo = segment(&engine, &engine.compile(STANDARD).unwrap(), "echo", 64, Limits::default());
+    for (wrong, said) in [
+        (tensor(&[0; 63]), "u8[63] instead of u8[64]"),
+        (Tensor::from_f32(&[16], &[0.0; 16]).unwrap(), "f32[16] instead of u8[64]"),
+        (Tensor::from_bytes(ElementType::U8, &[8, 8], &[0; 64]).unwrap(), "u8[8,8] instead of u8[64]"),
+    ] {
+        let error = echo.run(wrong, &Stop::never()).unwrap_err();
+        assert_eq!(error.fault, Fault::Input(format!("it is {said}")));
+    }
+}
+
+#[test]
+fn a_graph_that_fails_is_not_the_guests_fault() {
+    let engine = Engine::new().unwrap();
+    let code = engine.compile(STANDARD).unwrap();
+    let graph = Graph::load(&picks_one_of_two(), GraphFormat::Nnef).unwrap();
+    let picks = Segment::new(&engine, "picks", &code, graph, Limits::default()).unwrap();
+    let index = |index: i64| Tensor::from_bytes(ElementType::I64, &[1], &index.to_le_bytes()).unwrap();
+    assert_eq!(picks.run(index(1), &Stop::never()).unwrap().as_f32(), Some(&[20.0][..]));
+    let error = picks.run(index(2), &Stop::never()).unwrap_err();
+    assert!(matches!(error.fault, Fault::Graph(_)), "{error}");
+    assert_eq!(picks.run(index(0), &Stop::never()).unwrap().as_f32(), Some(&[10.0][..]));
+}
+
+/// An NNEF archive whose graph looks its input up in a list of two.
+fn picks_one_of_two() -> Vec<u8> {
+    let text = "version 1.0;\n\
+        extension tract_registry tract_core;\n\
+        graph picks(index) -> (picked) {\n\
+        index = tract_core_external(shape = [1], datum_type = \"i64\");\n\
+        picked = tract_core_gather([10.0, 20.0], index, axis = 0);\n}\n";
+    let mut header = [0; 512];
+    let mut put = |at: usize, field: &str| header[at..at + field.len()].copy_from_slice(field.as_bytes());
+    put(0, "graph.nnef");
+    put(100, "0000644");
+    put(124, &format!("{:011o}", text.len()));
+    put(148, "        ");
+    put(156, "0");
+    put(257, "ustar\x0000");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut archive = [&header, text.as_bytes()].concat();
+    archive.resize(archive.len().next_multiple_of(512) + 1024, 0);
+    archive
+}
+
+#[test]
+fn code_is_compiled_once_for_all_that_use_it_and_forgotten_after() {
+    let engine = Engine::new().unwrap();
+    let first = engine.compile(STANDARD).unwrap();
+    assert!(engine.clone().compile(STANDARD).unwrap().is_shared_with(&first));
+    assert!(!engine.compile(HOSTILE).unwrap().is_shared_with(&first));
+    let user = segment(&engine, &first, "user", 1, Limits::default());
+    drop(first);
+    let again = engine.compile(STANDARD).unwrap();
+    drop(user);
+    assert!(engine.compile(STANDARD).unwrap().is_shared_with(&again));
+}

@@ -1,0 +1,228 @@
+@0xfde72da3093f6785;
+# What a device, an edge and the `edgent` tool say to each other, over Cap'n Proto RPC.
+#
+# Evolution rules, so that neighbouring versions can talk:
+#   1. Fields, methods and enumerants are only appended. A number is never reused and never changes
+#      its meaning; what is no longer wanted keeps its number and is renamed `obsoleteX`.
+#   2. A new field must mean "as before" when it is zero or null: an older peer sends exactly that.
+#   3. A new enumerant may be sent only to a peer that is known to understand it. A receiver refuses
+#      values it does not know, but for `FaultKind`, where it reads them as `internal`.
+#   4. What these rules do not allow raises PROTOCOL_VERSION in host/link. `Gate.hello` is checked by
+#      both sides before anything else, so `Gate`, `Hello` and `HelloReply` outlive every version.
+#   5. Durations carry their unit in the name. No absolute time is ever sent: clocks differ.
+#
+# After a change: schema/generate.sh, and commit host/link/src/edgent_capnp.rs with it.
+
+interface Gate {
+  # The bootstrap capability: all that a stranger can reach.
+
+  hello @0 (hello :Hello) -> (reply :HelloReply);
+}
+
+struct Hello {
+  protocol @0 :UInt16;
+  role @1 :Role;
+  build @2 :Text;         # for people; nothing depends on it
+  messageBytes @3 :UInt64;  # the largest message that the sender takes
+}
+
+enum Role {
+  device @0;
+  edge @1;
+  tool @2;
+}
+
+struct HelloReply {
+  hello @0 :Hello;        # always there, so that a refused peer can name both versions
+  union {
+    host @1 :Host;
+    fault @2 :Fault;
+  }
+}
+
+interface Host {
+  describe @0 () -> (outcome :Outcome(Description));
+  installPlan @1 (plan :Plan) -> (outcome :Outcome(Done));
+  infer @2 (call :UInt64, request :InferRequest) -> (outcome :Outcome(InferReply));
+  probe @3 (padding :Data, replyBytes :UInt32) -> (outcome :Outcome(Padding));
+  stats @4 () -> (outcome :Outcome(Stats));
+  profile @5 (model :Data) -> (outcome :Outcome(ModelProfile));
+  ask @6 (call :UInt64, request :AskRequest) -> (outcome :Outcome(Answer));
+
+  cancel @7 (call :UInt64);
+  # The caller of the `infer` or `ask` with this number no longer waits. Numbers are the caller's own,
+  # unique in a connection. An explicit method, because the `Finish` of an unanswered call makes
+  # capnp-rpc 0.27 forget to answer it, and keep its table entry for ever.
+}
+
+struct Outcome(T) {
+  union {
+    ok @0 :T;
+    fault @1 :Fault;
+  }
+}
+
+struct Fault {
+  kind @0 :FaultKind;
+  message @1 :Text;
+}
+
+enum FaultKind {
+  internal @0;
+  unknownModel @1;
+  unknownEpoch @2;
+  badRequest @3;
+  tooLarge @4;
+  timeUp @5;
+  busy @6;
+  version @7;
+  segmentFailed @8;
+  unsupported @9;
+  shuttingDown @10;
+}
+
+struct Done {}
+
+struct Padding {
+  bytes @0 :Data;
+}
+
+enum ElementType {
+  f16 @0;
+  f32 @1;
+  f64 @2;
+  bf16 @3;
+  u8 @4;
+  i32 @5;
+  i64 @6;
+}
+
+enum Codec {
+  raw @0;                 # the elements as they are, little-endian
+  u8 @1;                  # one byte an element: value = offset + scale * byte
+}
+
+enum Direction {
+  deviceFirst @0;
+  edgeFirst @1;
+}
+
+enum Placement {
+  deviceOnly @0;
+  split @1;
+  edgeOnly @2;
+}
+
+struct Activation {
+  codec @0 :Codec;
+  elementType @1 :ElementType;
+  dims @2 :List(UInt32);
+  scales @3 :List(Float32);   # raw: none; u8: one, or one for each channel (axis 1)
+  offsets @4 :List(Float32);  # as many as scales
+  bytes @5 :Data;             # the last of its kind: host/link/src/splice.rs relies on it
+}
+
+struct Plan {
+  epoch @0 :UInt64;
+  model @1 :Data;         # SHA-256 of the bundle's manifest
+  exit @2 :UInt16;
+  cut @3 :UInt16;         # so many segments of the exit's path run on the first host
+  direction @4 :Direction;
+  codec @5 :Codec;
+}
+
+struct InferRequest {
+  id @0 :UInt64;
+  model @1 :Data;
+  epoch @2 :UInt64;
+  fromSegment @3 :UInt16; # of the exit's path
+  toSegment @4 :UInt16;   # exclusive
+  replyCodec @5 :Codec;
+  remainingBudgetUs @6 :UInt64;
+  activation @7 :Activation;
+}
+
+struct InferReply {
+  id @0 :UInt64;
+  epoch @1 :UInt64;
+  activation @2 :Activation;
+  queueUs @3 :UInt64;
+  segmentUs @4 :List(UInt32);
+  codecUs @5 :UInt64;
+}
+
+struct AskRequest {
+  id @0 :UInt64;
+  model @1 :Text;         # empty: the only one
+  deadlineUs @2 :UInt64;  # 0: the host's default
+  input @3 :Activation;
+}
+
+struct Answer {
+  id @0 :UInt64;
+  label @1 :UInt32;
+  scores @2 :List(Float32);
+  exit @3 :UInt16;
+  cut @4 :UInt16;
+  direction @5 :Direction;
+  codec @6 :Codec;
+  placement @7 :Placement;
+  latencyUs @8 :UInt64;
+  deadlineUs @9 :UInt64;
+  deadlineMet @10 :Bool;
+  degraded @11 :Text;     # why; null: it was not
+  epoch @12 :UInt64;
+  rateBps @13 :UInt64;    # the device's estimate of the link
+}
+
+struct Description {
+  models @0 :List(ModelDescription);
+}
+
+struct ModelDescription {
+  name @0 :Text;
+  digest @1 :Data;
+  inputType @2 :ElementType;
+  inputDims @3 :List(UInt32);
+  classes @4 :List(Text);
+  exits @5 :List(ExitDescription);
+}
+
+struct ExitDescription {
+  name @0 :Text;
+  accuracy @1 :Float64;
+  segments @2 :List(Text);
+}
+
+struct ModelProfile {
+  model @0 :Data;
+  segments @1 :List(SegmentTime);
+  queueUs @2 :Float64;
+  codecUsPerMib @3 :Float64;
+}
+
+struct SegmentTime {
+  segment @0 :UInt16;
+  p50Us @1 :Float64;
+  p90Us @2 :Float64;
+  samples @3 :UInt32;
+}
+
+struct Stats {
+  uptimeMs @0 :UInt64;
+  requests @1 :UInt64;
+  answered @2 :UInt64;
+  errors @3 :UInt64;
+  deadlineMet @4 :UInt64;
+  degraded @5 :UInt64;
+  planChanges @6 :UInt64;
+  callsInFlight @7 :UInt64;
+  connections @8 :UInt64;
+  connectionsRefused @9 :UInt64;
+  protocolErrors @10 :UInt64;
+  bytesIn @11 :UInt64;
+  bytesOut @12 :UInt64;
+  rateBps @13 :UInt64;
+  rttUs @14 :UInt64;
+  tensorBytesCopied @15 :UInt64;
+}

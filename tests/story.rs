@@ -1,0 +1,224 @@
+//! The user's story: a bundle is built, two hosts are started, images are answered, things go wrong,
+//! and images are still answered. Two real processes, a real model, real images.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use edgent_cli::hosts::HostProcess;
+use edgent_cli::relay::{Relay, Shape};
+use edgent_cli::trace::Trace;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+const EDGENT: &str = env!("CARGO_BIN_EXE_edgent");
+const EDGENT_HOST: &str = env!("CARGO_BIN_EXE_edgent-host");
+
+/// Long enough for a busy machine, short enough to notice a hang.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// The bundle that all tests share, built once by the command that users run.
+fn bundle() -> &'static Path {
+    static BUNDLE: OnceLock<PathBuf> = OnceLock::new();
+    BUNDLE.get_or_init(|| {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("branchy-alexnet");
+        let built = edgent(&["build", "models/branchy-alexnet/branchy-alexnet.onnx", "--out", dir.to_str().unwrap(), "--samples", "50"]);
+        assert_eq!(built["exits"], 5);
+        dir
+    })
+}
+
+fn run(arguments: &[&str]) -> (i32, String, String) {
+    let output = Command::new(EDGENT).args(arguments).arg("--json").current_dir(project()).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+/// Runs a command that must succeed and print exactly one JSON object.
+fn edgent(arguments: &[&str]) -> Value {
+    let (code, stdout, stderr) = run(arguments);
+    assert_eq!(code, 0, "{arguments:?}: {stderr}");
+    serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{arguments:?} printed {stdout:?}: {e}"))
+}
+
+async fn edge() -> HostProcess {
+    let model = bundle().to_str().unwrap();
+    HostProcess::start(Path::new(EDGENT_HOST), &["--role", "edge", "--listen", "127.0.0.1:0", "--model", model], true).await.unwrap()
+}
+
+async fn device(more: &[&str]) -> HostProcess {
+    let model = bundle().to_str().unwrap();
+    let arguments = [&["--role", "device", "--listen", "127.0.0.1:0", "--model", model], more].concat();
+    HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap()
+}
+
+/// One example image of each class.
+fn examples() -> Vec<(String, String)> {
+    let folder = project().join("models/branchy-alexnet/samples/examples");
+    let mut images: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    images.sort();
+    let name = |path: &PathBuf| path.file_stem().unwrap().to_str().unwrap().to_owned();
+    images.iter().map(|path| (path.to_str().unwrap().to_owned(), name(path))).collect()
+}
+
+fn ask(device: &HostProcess) -> Vec<Value> {
+    let address = device.address().to_string();
+    let images = examples();
+    let mut arguments = vec!["infer", "--device", &address];
+    arguments.extend(images.iter().map(|(path, _)| path.as_str()));
+    let answers = edgent(&arguments)["answers"].as_array().unwrap().clone();
+    assert_eq!(answers.len(), 10, "every image is answered");
+    let right = answers.iter().zip(&images).filter(|(answer, (_, class))| answer["label"] == **class).count();
+    assert!(right >= 6, "{right} of 10 answered rightly: {answers:?}");
+    answers
+}
+
+/// Asks until all ten answers are as wanted.
+fn ask_until(device: &HostProcess, what: &str, wanted: impl Fn(&Value) -> bool) {
+    let start = Instant::now();
+    loop {
+        let answers = ask(device);
+        if answers.iter().all(&wanted) {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "never {what}: {answers:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_answers_alone_then_with_an_edge_and_alone_again_when_the_edge_dies() {
+    let edge_host = edge().await;
+    let shape = Shape { trace: Trace::constant(20_000_000), delay: Duration::from_millis(1) };
+    let relay = Relay::start("127.0.0.1:0", edge_host.address(), shape).await.unwrap();
+    relay.cut();
+    let behind = relay.local_addr().to_string();
+    // So slow that a good link makes the edge worth its while.
+    let device = device(&["--edge", &behind, "--emulate-slowdown", "30", "--deadline-ms", "2000"]).await;
+
+    ask_until(&device, "alone, and saying so", |a| a["placement"] == "device-only" && a["degraded"] == "no edge is connected");
+    relay.restore();
+    ask_until(&device, "with the edge", |a| a["placement"] != "device-only" && a["degraded"].is_null());
+    edge_host.kill().await.unwrap();
+    ask_until(&device, "alone again", |a| a["placement"] == "device-only");
+    // A new edge at another address, behind the same link.
+    drop(relay);
+    assert!(device.end().await.unwrap().success(), "SIGTERM ends a device in good order");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_comes_back_is_used_again() {
+    let first = edge().await;
+    let address = first.address().to_string();
+    let device = device(&["--edge", &address, "--emulate-slowdown", "30", "--deadline-ms", "2000"]).await;
+    ask_until(&device, "with the edge", |a| a["placement"] != "device-only");
+    assert!(first.end().await.unwrap().success(), "SIGTERM ends an edge in good order");
+    ask_until(&device, "alone", |a| a["placement"] == "device-only");
+    let model = bundle().to_str().unwrap();
+    let second = ["--role", "edge", "--listen", &address, "--model", model];
+    let _second = HostProcess::start(Path::new(EDGENT_HOST), &second, true).await.unwrap();
+    ask_until(&device, "with the second edge", |a| a["placement"] != "device-only");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_no_exit_can_answer_in_time_is_answered_late_and_says_so() {
+    let device = device(&["--emulate-slowdown", "20"]).await;
+    let address = device.address().to_string();
+    let image = &examples()[0].0;
+    let answer = &edgent(&["infer", "--device", &address, "--deadline-ms", "0.5", image])["answers"][0];
+    assert_eq!(answer["deadline_met"], false);
+    let answer = &edgent(&["infer", "--device", &address, "--deadline-ms", "5000", image])["answers"][0];
+    assert_eq!(answer["deadline_met"], true);
+    assert_eq!(answer["exit"], best_exit(), "with time to spare the best exit answers");
+}
+
+fn best_exit() -> String {
+    let exits = edgent(&["inspect", bundle().to_str().unwrap()])["exits"].as_array().unwrap().clone();
+    let best = exits.iter().max_by(|a, b| a["accuracy"].as_f64().unwrap().total_cmp(&b["accuracy"].as_f64().unwrap()));
+    best.unwrap()["name"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_bundle_does_what_the_network_does() {
+    let report = edgent(&["verify", bundle().to_str().unwrap()]);
+    assert!(report["cuts_checked"].as_u64().unwrap() > 100);
+    assert_eq!(report["cuts_bit_exact"], report["cuts_checked"]);
+    assert!(report["max_abs_diff"].as_f64().unwrap() <= 1e-4);
+    let accuracies: Vec<f64> = report["accuracy_per_exit"].as_array().unwrap().iter().map(|a| a.as_f64().unwrap()).collect();
+    assert!(accuracies[0] >= 0.7 && accuracies.iter().any(|a| *a >= 0.85), "{accuracies:?}");
+}
+
+#[test]
+fn building_twice_gives_the_same_bundle() {
+    let again = Path::new(env!("CARGO_TARGET_TMPDIR")).join("again");
+    let built = edgent(&["build", "models/branchy-alexnet/branchy-alexnet.onnx", "--out", again.to_str().unwrap(), "--samples", "50"]);
+    assert_eq!(built["digest"], edgent(&["inspect", bundle().to_str().unwrap()])["digest"]);
+}
+
+#[test]
+fn bad_input_is_named_and_exits_with_2() {
+    let here = project();
+    let file = |name: &str| here.join(name).to_str().unwrap().to_owned();
+    let (manifest, onnx, missing) = (file("Cargo.toml"), file("models/branchy-alexnet/branchy-alexnet.onnx"), file("no-such"));
+    let cases: [(&[&str], &str); 7] = [
+        (&["build", &missing, "--out", "x"], "model.toml"),
+        (&["inspect", &missing], "no-such"),
+        (&["verify", &missing], "no-such"),
+        (&["infer", &manifest], "127.0.0.1:7400"),
+        (&["infer", "--deadline-ms", "-1", &onnx], "deadline"),
+        (&["infer"], "IMAGE"),
+        (&["conquer"], "conquer"),
+    ];
+    for (arguments, named) in cases {
+        let (code, stdout, stderr) = run(arguments);
+        let expected = if named == "127.0.0.1:7400" { 1 } else { 2 };
+        assert_eq!(code, expected, "{arguments:?}: {stderr}");
+        assert!(stderr.contains(named), "{arguments:?} says {stderr:?}, not {named:?}");
+        assert_eq!(stdout, "");
+    }
+}
+
+#[test]
+fn a_damaged_bundle_is_not_served() {
+    let damaged = Path::new(env!("CARGO_TARGET_TMPDIR")).join("damaged");
+    let _ = std::fs::remove_dir_all(&damaged);
+    copy(bundle(), &damaged);
+    let inspected = edgent(&["inspect", damaged.to_str().unwrap()]);
+    let digest = inspected["segments"][3]["digest"].as_str().unwrap().trim_start_matches("sha256:").to_owned();
+    let blob = damaged.join("blobs/sha256").join(&digest);
+    let mut bytes = std::fs::read(&blob).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&blob, bytes).unwrap();
+    let host = Command::new(EDGENT_HOST).args(["--role", "edge", "--listen", "127.0.0.1:0", "--model"]).arg(&damaged).output().unwrap();
+    let said = String::from_utf8_lossy(&host.stderr).into_owned();
+    assert!(!host.status.success());
+    assert!(said.contains(&digest) && said.contains("damaged"), "{said}");
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() { copy(&entry.path(), &target) } else { drop(std::fs::copy(entry.path(), target).unwrap()) }
+    }
+}
+
+#[test]
+fn the_demo_answers_every_request_and_leaves_a_report() {
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("demo");
+    let demo = edgent(&["demo", "--seconds", "6", "--out", out.to_str().unwrap()]);
+    assert!(demo["requests"].as_u64().unwrap() >= 10, "{demo}");
+    assert_eq!(demo["lost"], 0);
+    assert_eq!(demo["errors"], 0);
+    assert_eq!(demo["answered"], demo["requests"]);
+    for key in ["deadline_ms", "deadline_hit_ratio", "accuracy", "exits", "cuts", "bandwidth_changes", "plan_changes", "swaps"] {
+        assert!(!demo[key].is_null(), "{key} is missing: {demo}");
+    }
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("Emulated"));
+    assert!(out.join("timeline.svg").exists());
+}
