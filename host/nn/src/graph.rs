@@ -47,7 +47,8 @@ impl Graph {
     /// Reads a graph and optimises it for this processor.
     pub fn load(bytes: &[u8], format: GraphFormat) -> Result<Self, GraphError> {
         let GraphFormat::Nnef = format;
-        let model = guarded(|| nnef().model_for_read(&mut &*bytes)?.into_decluttered()).map_err(GraphError::Unreadable)?;
+        let model =
+            guarded(|| nnef().model_for_read(&mut &*bytes)?.into_decluttered()).map_err(GraphError::Unreadable)?;
         Self::prepare(model)
     }
 
@@ -87,9 +88,10 @@ impl Graph {
         Ok(outputs.into_iter().map(|(_, tensor)| tensor).collect())
     }
 
-    pub(crate) fn prepare(decluttered: TypedModel) -> Result<Self, GraphError> {
+    pub(crate) fn prepare(mut decluttered: TypedModel) -> Result<Self, GraphError> {
         let inputs = ports(&decluttered, decluttered.input_outlets()).map_err(GraphError::Unusable)?;
         let outputs = ports(&decluttered, decluttered.output_outlets()).map_err(GraphError::Unusable)?;
+        crate::lrn::speed_up(&mut decluttered);
         let plan = guarded(|| decluttered.into_optimized()?.into_runnable()).map_err(GraphError::Unusable)?;
         Ok(Self(Arc::new(Loaded { plan, inputs, outputs })))
     }

@@ -17,6 +17,7 @@ mod cut;
 mod graph;
 mod guard;
 mod import;
+mod lrn;
 mod tensor;
 
 pub use context::{ComputeError, Context, Stop};
