@@ -7,9 +7,11 @@
 //! network's input, its edges are the segments, and an exit's *path* is the way from the root to its
 //! output. Trunk segments lie on several paths, an exit's branch on one.
 //!
-//! One kind of boundary is left out: that between an operator and an element-wise one behind it (a
-//! convolution and its bias or ReLU). As many elements cross after the element-wise operator as
-//! before it, so cutting there gains nothing, and it would keep tract from fusing the two.
+//! Two kinds of boundary are left out. That between an operator and an element-wise one behind it (a
+//! convolution and its bias or ReLU): as many elements cross after the element-wise operator as
+//! before it, so cutting there gains nothing, and it would keep tract from fusing the two. And that
+//! behind element-wise operators on the input (its normalisation): what crosses there is the input
+//! itself in other numbers, no smaller, and no more private.
 
 use crate::graph::{Graph, concrete, nnef};
 use crate::guard::guarded;
@@ -108,7 +110,14 @@ impl Cut {
         Ok(cut)
     }
 
-    fn add(&mut self, model: &TypedModel, from: usize, start: OutletId, end: OutletId, name: String) -> Result<(), CutError> {
+    fn add(
+        &mut self,
+        model: &TypedModel,
+        from: usize,
+        start: OutletId,
+        end: OutletId,
+        name: String,
+    ) -> Result<(), CutError> {
         let failed = |why: String| CutError::Segment { name: name.clone(), why };
         let fact = guarded(|| Ok(model.outlet_fact(end)?.clone())).map_err(failed)?;
         let fact = concrete(&fact).map_err(failed)?;
@@ -185,7 +194,8 @@ struct Dominators {
     /// Position in topological order, closest dominator; both by node.
     order: BTreeMap<usize, usize>,
     closest: BTreeMap<usize, usize>,
-    /// Nodes that are no boundary: several of their outputs are used, or what follows is fused.
+    /// Nodes that are no boundary: several of their outputs are used, what follows is fused, or they
+    /// only rescale the input.
     passed_over: HashSet<usize>,
     root: OutletId,
 }
@@ -199,10 +209,16 @@ impl Dominators {
             passed_over: HashSet::new(),
             root,
         };
+        let mut rescaled = HashSet::from([root.node]);
         for id in model.eval_order().map_err(|e| format!("{e:#}"))? {
             let node = model.node(id);
             let preceding = node.inputs.iter().map(|inlet| inlet.node).filter(|n| tree.order.contains_key(n));
-            if let Some(dominator) = preceding.collect::<Vec<_>>().into_iter().reduce(|a, b| tree.common(a, b)) {
+            let preceding: Vec<usize> = preceding.collect();
+            if preceding.iter().any(|before| rescaled.contains(before)) && is_element_wise(model, root, id) {
+                rescaled.insert(id);
+                tree.passed_over.insert(id);
+            }
+            if let Some(dominator) = preceding.into_iter().reduce(|a, b| tree.common(a, b)) {
                 tree.order.insert(id, tree.order.len());
                 tree.closest.insert(id, dominator);
             }
@@ -247,11 +263,16 @@ impl Dominators {
 fn only_fused_use(model: &TypedModel, id: usize) -> bool {
     let outlet = OutletId::new(id, 0);
     let [use_] = model.node(id).outputs[0].successors.as_slice() else { return false };
-    let next = model.node(use_.node);
-    let element_wise = next.op_is::<ElementWiseOp>() || next.op_is::<TypedBinOp>() || next.op_is::<Cast>();
-    let same_size = next.outputs.len() == 1
-        && matches!((model.outlet_fact(outlet), model.outlet_fact(OutletId::new(next.id, 0))), (Ok(a), Ok(b)) if a.shape == b.shape);
-    element_wise && same_size && !model.outputs.contains(&outlet)
+    is_element_wise(model, outlet, use_.node) && !model.outputs.contains(&outlet)
+}
+
+/// Whether the node computes each element of its only output from one element of `input`.
+fn is_element_wise(model: &TypedModel, input: OutletId, id: usize) -> bool {
+    let node = model.node(id);
+    let element_wise = node.op_is::<ElementWiseOp>() || node.op_is::<TypedBinOp>() || node.op_is::<Cast>();
+    let same_size = node.outputs.len() == 1
+        && matches!((model.outlet_fact(input), model.outlet_fact(OutletId::new(id, 0))), (Ok(a), Ok(b)) if a.shape == b.shape);
+    element_wise && same_size
 }
 
 /// Why a network cannot be cut into segments.
