@@ -275,24 +275,29 @@ async fn one_call_more_than_allowed_finds_the_host_busy() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_clients_own_limit_makes_calls_wait() {
     let (hold, held) = Hold::new();
     let (link, _server, address) = serve(Limits::default(), hold).await;
     let one = Limits { calls_in_flight: 1, ..Limits::default() };
     let client = link.connect(&address, device(), one).await.unwrap();
-    let answering = std::thread::spawn(move || {
-        for _ in 0..5 {
-            let (request, reply) = held.recv_timeout(TOO_LONG).unwrap();
-            assert!(held.try_recv().is_err(), "two calls at once");
-            reply.send(Ok(echo(request)));
-        }
+    let calls = [0, 1, 2].map(|id| {
+        let client = client.clone();
+        tokio::spawn(async move { client.infer(request(id, 10)).await })
     });
-    let calls = (0..5).map(|id| client.infer(request(id, 10)));
-    for reply in soon(futures::future::join_all(calls)).await {
-        reply.unwrap();
+    let other = connect(&link, &address).await;
+    for _ in 0..3 {
+        let (request, reply) = held.recv_timeout(TOO_LONG).unwrap();
+        // Time enough for the next call to come, if it were to.
+        for _ in 0..20 {
+            other.probe(0, 0).await.unwrap();
+        }
+        assert!(held.try_recv().is_err(), "two calls at once");
+        reply.send(Ok(echo(request)));
     }
-    answering.join().unwrap();
+    for call in calls {
+        soon(call).await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test]
