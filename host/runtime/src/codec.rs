@@ -39,7 +39,10 @@ pub fn decode(activation: &Activation) -> Result<Tensor, TensorError> {
             let expected = fact.elements();
             let (outer, inner) = channels(&dims);
             let pairs = activation.scales.len();
-            if activation.bytes.len() != expected || pairs != activation.offsets.len() || pairs != dims.get(1).copied().unwrap_or(1) {
+            if activation.bytes.len() != expected
+                || pairs != activation.offsets.len()
+                || pairs != dims.get(1).copied().unwrap_or(1)
+            {
                 return Err(TensorError::Length { dims, expected, got: activation.bytes.len() });
             }
             let mut values = Vec::with_capacity(expected);

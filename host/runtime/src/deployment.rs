@@ -7,7 +7,10 @@ use edgent_planner::{Boundary, Exit, Network, NetworkError};
 use edgent_sandbox::{Engine, Limits, SandboxError, Segment, SegmentError};
 use std::ops::Range;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How soon an emulated segment notices that nobody waits for it.
+const PRETEND_SLICE: Duration = Duration::from_millis(5);
 
 /// Every segment of a bundle compiled, instantiated and prepared. Shared between threads.
 #[derive(Debug)]
@@ -52,7 +55,8 @@ impl Deployment {
             let in_segment = |source| PrepareError::Component(segment.name.clone(), source);
             let (code, graph) = split(&component).map_err(in_segment)?;
             let code = engine.compile(&code)?;
-            let graph = Graph::load(graph, GraphFormat::Nnef).map_err(|e| PrepareError::Graph(segment.name.clone(), e))?;
+            let graph =
+                Graph::load(graph, GraphFormat::Nnef).map_err(|e| PrepareError::Graph(segment.name.clone(), e))?;
             let facts = |ports: &[edgent_nn::Port]| ports.iter().map(|port| port.fact.clone()).collect::<Vec<_>>();
             if facts(graph.inputs()) != [boundaries[segment.from].clone()]
                 || facts(graph.outputs()) != [boundaries[segment.to].clone()]
@@ -73,7 +77,7 @@ impl Deployment {
             let start = Instant::now();
             activation = self.segments[*index].run(activation, stop)?;
             if self.slowdown > 1.0 {
-                thread::sleep(start.elapsed().mul_f64(self.slowdown - 1.0));
+                pretend(start.elapsed().mul_f64(self.slowdown - 1.0), stop);
             }
             segments_us.push((*index, start.elapsed().as_secs_f64() * 1e6));
         }
@@ -126,6 +130,18 @@ impl Deployment {
     fn zeros(&self, boundary: usize) -> Result<Tensor, TensorError> {
         let fact = &self.boundaries[boundary];
         Tensor::from_bytes(fact.element_type, &fact.dims, &vec![0; fact.bytes()])
+    }
+}
+
+/// Passes time, as a slower processor would, until the caller no longer waits.
+fn pretend(time: Duration, stop: &Stop) {
+    let end = Instant::now() + time;
+    while !stop.reached() {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        thread::sleep(left.min(PRETEND_SLICE));
     }
 }
 

@@ -7,11 +7,12 @@
 use crate::edge::{fault, us};
 use crate::{Deployment, Workers, codec};
 use edgent_link::{
-    Answer, AskRequest, Client, Codec, Description, Digest, Direction, Fault, FaultKind, Hello, InferReply, InferRequest,
-    Limits, Link, LinkError, ModelProfile, Placement, Plan, Reply, Service, Stats,
+    Answer, AskRequest, Client, Codec, Description, Digest, Direction, Fault, FaultKind, Hello, InferReply,
+    InferRequest, Limits, Link, LinkError, ModelProfile, Placement, Plan, Reply, Service, Stats,
 };
 use edgent_nn::{Stop, Tensor};
 use edgent_planner::{self as planner, Action, Controller, Event, Exchange, Installed, Timings};
+use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::ops::Range;
@@ -25,7 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 const TICK: Duration = Duration::from_millis(100);
 const RECONNECT_AFTER: Duration = Duration::from_millis(100);
 const RECONNECT_AFTER_MAX: Duration = Duration::from_secs(3);
-/// A plan or a probe that takes longer than this is given up.
+/// A call to the edge that takes longer than this is given up.
 const CALL_TIME_MAX: Duration = Duration::from_secs(5);
 /// Kept in hand when the last moment for a local exit is computed.
 const LOCAL_MARGIN_US: f64 = 3_000.0;
@@ -53,6 +54,8 @@ pub struct Device {
     actions: mpsc::Sender<Action>,
     edge: Mutex<Option<Client>>,
     edges_configured: bool,
+    /// Activations that were sent and not answered yet, and when the device stops waiting for each.
+    in_flight: Mutex<HashMap<u64, Instant>>,
     workers: Workers,
     runtime: Handle,
     deadline_us: f64,
@@ -79,14 +82,26 @@ struct Outcome {
 
 impl Device {
     /// Starts answering, alone at first, and looks for an edge in the background.
-    pub fn start(deployment: Deployment, timings: Timings, workers: Workers, link: Link, settings: DeviceSettings) -> Arc<Self> {
+    pub fn start(
+        deployment: Deployment,
+        timings: Timings,
+        workers: Workers,
+        link: Link,
+        settings: DeviceSettings,
+    ) -> Arc<Self> {
         let (actions, waiting) = mpsc::channel(ACTIONS_WAITING_MAX);
         let device = Arc::new(Self {
-            controller: Mutex::new(Controller::new(deployment.network().clone(), settings.plan, timings, first_epoch())),
+            controller: Mutex::new(Controller::new(
+                deployment.network().clone(),
+                settings.plan,
+                timings,
+                first_epoch(),
+            )),
             deployment: Arc::new(deployment),
             actions,
             edge: Mutex::default(),
             edges_configured: !settings.edges.is_empty(),
+            in_flight: Mutex::default(),
             workers,
             runtime: Handle::current(),
             deadline_us: settings.plan.deadline_us,
@@ -114,7 +129,7 @@ impl Device {
         self.to_answer(&request, outcome, arrived, deadline_us)
     }
 
-    async fn run(&self, input: Tensor, arrived: Instant, deadline_us: f64) -> Result<Outcome, Fault> {
+    async fn run(self: &Arc<Self>, input: Tensor, arrived: Instant, deadline_us: f64) -> Result<Outcome, Fault> {
         let installed = self.lock().for_request(deadline_us);
         let network = self.deployment.network();
         let alone = installed.plan.placement(network) == planner::Placement::DeviceOnly;
@@ -123,11 +138,17 @@ impl Device {
             let degraded = (self.edges_configured && self.edge_is_lost()).then(|| "no edge is connected".to_owned());
             return self.alone(input, arrived, deadline_us, degraded).await;
         };
+        if self.link_is_clogged() {
+            let why = "an earlier activation is still on the link".to_owned();
+            return self.alone(input, arrived, deadline_us, Some(why)).await;
+        }
+        // Where no local exit fits, the edge is the only chance until the deadline has passed.
+        let local = self.lock().local(deadline_us);
+        let local_us = if local.fits { local.candidate.cost.total_us() + LOCAL_MARGIN_US } else { 0.0 };
+        let last_moment = arrived + Duration::from_secs_f64((deadline_us - local_us).max(0.0) / 1e6);
         // First good answer wins: the plan's, or from the last moment on, the device's own.
-        let planned = self.together(&edge, installed, input.clone(), arrived, deadline_us);
+        let planned = self.together(&edge, installed, input.clone(), arrived, deadline_us, last_moment);
         tokio::pin!(planned);
-        let local_us = self.lock().local(deadline_us).candidate.cost.total_us().min(deadline_us);
-        let last_moment = arrived + Duration::from_secs_f64((deadline_us - local_us - LOCAL_MARGIN_US).max(0.0) / 1e6);
         let why = tokio::select! {
             outcome = &mut planned => match outcome {
                 Ok(outcome) => return Ok(outcome),
@@ -150,7 +171,13 @@ impl Device {
     }
 
     /// The best exit that the device can still reach alone.
-    async fn alone(&self, input: Tensor, arrived: Instant, deadline_us: f64, degraded: Option<String>) -> Result<Outcome, Fault> {
+    async fn alone(
+        &self,
+        input: Tensor,
+        arrived: Instant,
+        deadline_us: f64,
+        degraded: Option<String>,
+    ) -> Result<Outcome, Fault> {
         let remaining_us = deadline_us - arrived.elapsed().as_secs_f64() * 1e6;
         let plan = self.lock().local(remaining_us).candidate.plan;
         let output = self.segments(plan.exit, 0..plan.cut, input).await?;
@@ -159,12 +186,13 @@ impl Device {
 
     /// As the plan says: one part here, one on the edge.
     async fn together(
-        &self,
+        self: &Arc<Self>,
         edge: &Client,
         installed: Installed,
         input: Tensor,
         arrived: Instant,
         deadline_us: f64,
+        last_moment: Instant,
     ) -> Result<Outcome, Fault> {
         let plan = installed.plan;
         let end = self.deployment.network().exits()[plan.exit].path.len();
@@ -184,26 +212,62 @@ impl Device {
             remaining_budget_us: remaining_us.max(0.0) as u64,
             activation: codec::encode(&activation, up),
         };
-        let reply = self.exchange(edge, plan.exit, there, request).await?;
+        let reply = self.exchange(edge, plan.exit, there, request, last_moment).await?;
         let output = codec::decode(&reply.activation).map_err(|e| fault(FaultKind::BadRequest, e.to_string()))?;
         let expected = self.deployment.at_cut(plan.exit, if here_last.is_empty() { end } else { plan.cut });
         if output.fact() != *expected {
-            return Err(fault(FaultKind::BadRequest, format!("the edge answered {} instead of {expected}", output.fact())));
+            return Err(fault(
+                FaultKind::BadRequest,
+                format!("the edge answered {} instead of {expected}", output.fact()),
+            ));
         }
         let output = self.segments(plan.exit, here_last, output).await?;
         Ok(Outcome { output, plan, degraded: None })
     }
 
-    /// Sends an activation and gets one back; what it took teaches the controller.
-    async fn exchange(&self, edge: &Client, exit: usize, there: Range<usize>, request: InferRequest) -> Result<InferReply, Fault> {
+    /// Sends an activation and gets one back. A caller that no longer waits does not end the exchange:
+    /// nothing tells more of the link than how long it took after all.
+    async fn exchange(
+        self: &Arc<Self>,
+        edge: &Client,
+        exit: usize,
+        there: Range<usize>,
+        request: InferRequest,
+        last_moment: Instant,
+    ) -> Result<InferReply, Fault> {
+        let waiting =
+            Waiting { device: self, bytes: wire_bytes(&request.activation), since: Instant::now(), finished: false };
+        let in_flight = InFlight::new(Arc::clone(self), request.id, last_moment);
+        let edge = edge.clone();
+        let exchanged =
+            tokio::spawn(async move { in_flight.device.exchange_and_learn(&edge, exit, there, request).await });
+        let reply = exchanged.await;
+        waiting.finish();
+        reply.map_err(|_| fault(FaultKind::Internal, "the exchange with the edge died"))?
+    }
+
+    async fn exchange_and_learn(
+        &self,
+        edge: &Client,
+        exit: usize,
+        there: Range<usize>,
+        request: InferRequest,
+    ) -> Result<InferReply, Fault> {
         let up_bytes = wire_bytes(&request.activation);
-        let sent = Waiting { device: self, bytes: up_bytes, since: Instant::now(), finished: false };
-        let reply = edge.infer(request).await;
-        let elapsed_us = sent.finish();
-        let reply = reply.map_err(|e| match e {
-            LinkError::Fault(fault) => fault,
-            other => fault(FaultKind::Internal, other.to_string()),
-        })?;
+        let since = Instant::now();
+        let reply = tokio::time::timeout(CALL_TIME_MAX, edge.infer(request)).await;
+        let elapsed_us = since.elapsed().as_secs_f64() * 1e6;
+        // Whether in time or not: the link was no faster than this.
+        self.tell(Event::Waiting { bytes: up_bytes, waited_us: elapsed_us });
+        let reply = match reply {
+            Err(_) => return Err(fault(FaultKind::TimeUp, "the edge did not answer")),
+            Ok(Err(LinkError::Fault(fault))) => {
+                self.tell(Event::Exchanged(Exchange { bytes: up_bytes, elapsed_us, busy_us: 0.0 }));
+                return Err(fault);
+            }
+            Ok(Err(other)) => return Err(fault(FaultKind::Internal, other.to_string())),
+            Ok(Ok(reply)) => reply,
+        };
         let path = &self.deployment.network().exits()[exit].path[there];
         for (segment, us) in path.iter().zip(&reply.segment_us) {
             self.tell(Event::EdgeRan { segment: *segment, us: f64::from(*us) });
@@ -223,7 +287,10 @@ impl Device {
         }
         let (done, ran) = oneshot::channel();
         let deployment = Arc::clone(&self.deployment);
-        let job = move || drop(done.send(deployment.run(exit, range, input, &Stop::never())));
+        let stop = Stop::never();
+        // A request that was answered otherwise meanwhile must not hold up those behind it.
+        let _unwanted = CancelOnDrop(stop.clone());
+        let job = move || drop(done.send(deployment.run(exit, range, input, &stop)));
         self.workers.submit(job).map_err(|busy| fault(FaultKind::Busy, busy.to_string()))?;
         let ran = ran.await.map_err(|_| fault(FaultKind::Internal, "the segments' worker died"))?;
         let ran = ran.map_err(|e| fault(FaultKind::SegmentFailed, e.to_string()))?;
@@ -233,9 +300,16 @@ impl Device {
         Ok(ran.output)
     }
 
-    fn to_answer(&self, request: &AskRequest, outcome: Outcome, arrived: Instant, deadline_us: f64) -> Result<Answer, Fault> {
+    fn to_answer(
+        &self,
+        request: &AskRequest,
+        outcome: Outcome,
+        arrived: Instant,
+        deadline_us: f64,
+    ) -> Result<Answer, Fault> {
         let Outcome { output, plan, degraded } = outcome;
-        let scores = softmax(output.as_f32().ok_or_else(|| fault(FaultKind::Internal, "the exit's output is not f32"))?);
+        let scores =
+            softmax(output.as_f32().ok_or_else(|| fault(FaultKind::Internal, "the exit's output is not f32"))?);
         let best = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(index, _)| index);
         let latency_us = us(arrived.elapsed());
         let controller = self.lock();
@@ -266,7 +340,12 @@ impl Device {
     }
 
     /// Connects, follows the controller's wishes while connected, and connects again.
-    async fn keep_connected(self: Arc<Self>, link: Link, settings: DeviceSettings, mut actions: mpsc::Receiver<Action>) {
+    async fn keep_connected(
+        self: Arc<Self>,
+        link: Link,
+        settings: DeviceSettings,
+        mut actions: mpsc::Receiver<Action>,
+    ) {
         let mut wait = RECONNECT_AFTER;
         while !settings.edges.is_empty() {
             for address in &settings.edges {
@@ -288,7 +367,7 @@ impl Device {
     }
 
     async fn join(&self, link: &Link, address: &str, settings: &DeviceSettings) -> Result<Client, LinkError> {
-        let client = link.connect(address, settings.hello.clone(), settings.limits.clone()).await?;
+        let client = link.connect(address, settings.hello.clone(), settings.limits).await?;
         let profile = client.profile(self.model()).await?;
         for _ in 0..SMALL_PROBES {
             self.probe(&client, 0).await?;
@@ -342,14 +421,18 @@ impl Device {
                 }
             }
             Action::Probe { bytes } => {
-                let _ = tokio::time::timeout(CALL_TIME_MAX, self.probe(client, bytes)).await;
+                // What is still on the link will tell as much, and sooner.
+                if !self.link_is_clogged() {
+                    let _ = tokio::time::timeout(CALL_TIME_MAX, self.probe(client, bytes)).await;
+                }
                 self.tell(Event::Probed);
             }
         }
     }
 
     async fn probe(&self, client: &Client, bytes: u64) -> Result<(), LinkError> {
-        let waiting = Waiting { device: self, bytes: bytes + codec::MESSAGE_BYTES, since: Instant::now(), finished: false };
+        let waiting =
+            Waiting { device: self, bytes: bytes + codec::MESSAGE_BYTES, since: Instant::now(), finished: false };
         let sent = client.probe(usize::try_from(bytes).unwrap_or(usize::MAX), 0).await;
         let elapsed_us = waiting.finish();
         sent?;
@@ -368,6 +451,13 @@ impl Device {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Controller> {
         self.controller.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether something that the device no longer waits for is still on its way: what is sent now
+    /// would have to wait behind it.
+    fn link_is_clogged(&self) -> bool {
+        let in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        in_flight.values().any(|last_moment| *last_moment <= Instant::now())
     }
 
     fn edge_is_lost(&self) -> bool {
@@ -390,6 +480,34 @@ impl Device {
             },
             codec: wire(installed.plan.codec),
         }
+    }
+}
+
+/// Ends the work of a caller that no longer waits for it.
+struct CancelOnDrop(Stop);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// An activation on its way, or its answer; known to the device until this is dropped.
+struct InFlight {
+    device: Arc<Device>,
+    id: u64,
+}
+
+impl InFlight {
+    fn new(device: Arc<Device>, id: u64, last_moment: Instant) -> Self {
+        device.in_flight.lock().unwrap_or_else(PoisonError::into_inner).insert(id, last_moment);
+        Self { device, id }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.device.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
     }
 }
 

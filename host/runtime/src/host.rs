@@ -4,8 +4,8 @@ use crate::device::{Device, DeviceService, DeviceSettings};
 use crate::{Deployment, Edge, PrepareError, Workers, codec};
 use edgent_bundle::{Bundle, BundleError};
 use edgent_link::{
-    Codec, Digest, ExitDescription, Hello, Limits, Link, LinkError, ModelDescription, PROTOCOL_VERSION, Role,
-    Server, Service,
+    Codec, Digest, ExitDescription, Hello, Limits, Link, LinkError, ModelDescription, PROTOCOL_VERSION, Role, Server,
+    Service,
 };
 use edgent_nn::Tensor;
 use edgent_planner::Timings;
@@ -59,8 +59,10 @@ impl Host {
         let engine = Engine::new()?;
         let slowdown = settings.emulate_slowdown;
         let models = settings.models.clone();
-        let prepare = move || models.iter().map(|dir| prepare(dir.clone(), &engine, slowdown)).collect::<Result<Vec<_>, _>>();
-        let mut models = tokio::task::spawn_blocking(prepare).await.map_err(|e| HostError::Preparing(e.to_string()))??;
+        let prepare =
+            move || models.iter().map(|dir| prepare(dir.clone(), &engine, slowdown)).collect::<Result<Vec<_>, _>>();
+        let mut models =
+            tokio::task::spawn_blocking(prepare).await.map_err(|e| HostError::Preparing(e.to_string()))??;
         let threads = match settings.workers {
             0 => thread::available_parallelism().map_or(1, usize::from),
             given => given,
@@ -73,7 +75,7 @@ impl Host {
                 let device_settings = DeviceSettings {
                     edges: settings.edges,
                     plan: settings.plan,
-                    limits: settings.limits.clone(),
+                    limits: settings.limits,
                     hello: hello.clone(),
                 };
                 Arc::new(DeviceService(Device::start(deployment, timings, workers, link.clone(), device_settings)))
@@ -103,7 +105,8 @@ pub fn build_name() -> String {
 fn prepare(dir: PathBuf, engine: &Engine, slowdown: f64) -> Result<(Deployment, Timings), HostError> {
     let deployment = Deployment::prepare(&Bundle::open(&dir)?, engine, slowdown)
         .map_err(|source| HostError::Prepare { dir: dir.clone(), source })?;
-    let measured = deployment.measure(PROFILE_RUNS).map_err(|source| HostError::Prepare { dir: dir.clone(), source })?;
+    let measured =
+        deployment.measure(PROFILE_RUNS).map_err(|source| HostError::Prepare { dir: dir.clone(), source })?;
     let mut timings = Timings::new(deployment.network().segments());
     measured.into_iter().for_each(|(segment, us)| timings.record(segment, us));
     let name = &deployment.manifest().name;
@@ -137,7 +140,8 @@ pub(crate) fn codec_us_per_mib() -> f64 {
     *MEASURED.get_or_init(|| {
         let values: Vec<f32> = (0..1 << 18).map(|i| (i as f32).sin()).collect();
         let start = Instant::now();
-        let coded = Tensor::from_f32(&[1, 64, 1 << 12], &values).and_then(|tensor| codec::round_trip(&tensor, Codec::U8));
+        let coded =
+            Tensor::from_f32(&[1, 64, 1 << 12], &values).and_then(|tensor| codec::round_trip(&tensor, Codec::U8));
         // Half of it is the peer's.
         if coded.is_ok() { start.elapsed().as_secs_f64() * 1e6 * 4.0 / 2.0 } else { 0.0 }
     })
