@@ -26,7 +26,14 @@ fn bundle() -> &'static Path {
     static BUNDLE: OnceLock<PathBuf> = OnceLock::new();
     BUNDLE.get_or_init(|| {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("branchy-alexnet");
-        let built = edgent(&["build", "models/branchy-alexnet/branchy-alexnet.onnx", "--out", dir.to_str().unwrap(), "--samples", "50"]);
+        let built = edgent(&[
+            "build",
+            "models/branchy-alexnet/branchy-alexnet.onnx",
+            "--out",
+            dir.to_str().unwrap(),
+            "--samples",
+            "50",
+        ]);
         assert_eq!(built["exits"], 5);
         dir
     })
@@ -47,7 +54,9 @@ fn edgent(arguments: &[&str]) -> Value {
 
 async fn edge() -> HostProcess {
     let model = bundle().to_str().unwrap();
-    HostProcess::start(Path::new(EDGENT_HOST), &["--role", "edge", "--listen", "127.0.0.1:0", "--model", model], true).await.unwrap()
+    HostProcess::start(Path::new(EDGENT_HOST), &["--role", "edge", "--listen", "127.0.0.1:0", "--model", model], true)
+        .await
+        .unwrap()
 }
 
 async fn device(more: &[&str]) -> HostProcess {
@@ -99,7 +108,9 @@ async fn a_device_answers_alone_then_with_an_edge_and_alone_again_when_the_edge_
     // So slow that a good link makes the edge worth its while.
     let device = device(&["--edge", &behind, "--emulate-slowdown", "30", "--deadline-ms", "2000"]).await;
 
-    ask_until(&device, "alone, and saying so", |a| a["placement"] == "device-only" && a["degraded"] == "no edge is connected");
+    ask_until(&device, "alone, and saying so", |a| {
+        a["placement"] == "device-only" && a["degraded"] == "no edge is connected"
+    });
     relay.restore();
     ask_until(&device, "with the edge", |a| a["placement"] != "device-only" && a["degraded"].is_null());
     edge_host.kill().await.unwrap();
@@ -107,6 +118,30 @@ async fn a_device_answers_alone_then_with_an_edge_and_alone_again_when_the_edge_
     // A new edge at another address, behind the same link.
     drop(relay);
     assert!(device.end().await.unwrap().success(), "SIGTERM ends a device in good order");
+}
+
+/// The activations that were under way when the rate fell are what tells of its fall.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_leaves_a_link_that_has_become_too_slow_and_returns_to_it() {
+    let edge_host = edge().await;
+    let good = Trace::constant(20_000_000);
+    let shape = Shape { trace: good.clone(), delay: Duration::from_millis(1) };
+    let relay = Relay::start("127.0.0.1:0", edge_host.address(), shape).await.unwrap();
+    let behind = relay.local_addr().to_string();
+    let device = device(&["--edge", &behind, "--emulate-slowdown", "50", "--deadline-ms", "100"]).await;
+    let placed = |answer: &Value, where_: &str| answer["placement"] == where_ && answer["degraded"].is_null();
+
+    ask_until(&device, "by the edge", |a| placed(a, "edge-only"));
+    relay.follow(&Trace::constant(50_000));
+    let images: Vec<String> = examples().into_iter().map(|(path, _)| path).cycle().take(40).collect();
+    let address = device.address().to_string();
+    let stream: Vec<&str> =
+        ["infer", "--device", &address].into_iter().chain(images.iter().map(String::as_str)).collect();
+    let answers = edgent(&stream)["answers"].as_array().unwrap().clone();
+    let settled = answers.iter().rev().take_while(|answer| placed(answer, "device-only")).count();
+    assert!(settled >= 10, "still sends what cannot come back in time: {answers:?}");
+    relay.follow(&good);
+    ask_until(&device, "by the edge again", |a| placed(a, "edge-only"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,14 +182,22 @@ fn a_bundle_does_what_the_network_does() {
     assert!(report["cuts_checked"].as_u64().unwrap() > 100);
     assert_eq!(report["cuts_bit_exact"], report["cuts_checked"]);
     assert!(report["max_abs_diff"].as_f64().unwrap() <= 1e-4);
-    let accuracies: Vec<f64> = report["accuracy_per_exit"].as_array().unwrap().iter().map(|a| a.as_f64().unwrap()).collect();
+    let accuracies: Vec<f64> =
+        report["accuracy_per_exit"].as_array().unwrap().iter().map(|a| a.as_f64().unwrap()).collect();
     assert!(accuracies[0] >= 0.7 && accuracies.iter().any(|a| *a >= 0.85), "{accuracies:?}");
 }
 
 #[test]
 fn building_twice_gives_the_same_bundle() {
     let again = Path::new(env!("CARGO_TARGET_TMPDIR")).join("again");
-    let built = edgent(&["build", "models/branchy-alexnet/branchy-alexnet.onnx", "--out", again.to_str().unwrap(), "--samples", "50"]);
+    let built = edgent(&[
+        "build",
+        "models/branchy-alexnet/branchy-alexnet.onnx",
+        "--out",
+        again.to_str().unwrap(),
+        "--samples",
+        "50",
+    ]);
     assert_eq!(built["digest"], edgent(&["inspect", bundle().to_str().unwrap()])["digest"]);
 }
 
@@ -162,7 +205,8 @@ fn building_twice_gives_the_same_bundle() {
 fn bad_input_is_named_and_exits_with_2() {
     let here = project();
     let file = |name: &str| here.join(name).to_str().unwrap().to_owned();
-    let (manifest, onnx, missing) = (file("Cargo.toml"), file("models/branchy-alexnet/branchy-alexnet.onnx"), file("no-such"));
+    let (manifest, onnx, missing) =
+        (file("Cargo.toml"), file("models/branchy-alexnet/branchy-alexnet.onnx"), file("no-such"));
     let cases: [(&[&str], &str); 7] = [
         (&["build", &missing, "--out", "x"], "model.toml"),
         (&["inspect", &missing], "no-such"),
@@ -193,7 +237,11 @@ fn a_damaged_bundle_is_not_served() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&blob, bytes).unwrap();
-    let host = Command::new(EDGENT_HOST).args(["--role", "edge", "--listen", "127.0.0.1:0", "--model"]).arg(&damaged).output().unwrap();
+    let host = Command::new(EDGENT_HOST)
+        .args(["--role", "edge", "--listen", "127.0.0.1:0", "--model"])
+        .arg(&damaged)
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&host.stderr).into_owned();
     assert!(!host.status.success());
     assert!(said.contains(&digest) && said.contains("damaged"), "{said}");
@@ -203,7 +251,11 @@ fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
         let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() { copy(&entry.path(), &target) } else { drop(std::fs::copy(entry.path(), target).unwrap()) }
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target)
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
     }
 }
 
@@ -215,7 +267,9 @@ fn the_demo_answers_every_request_and_leaves_a_report() {
     assert_eq!(demo["lost"], 0);
     assert_eq!(demo["errors"], 0);
     assert_eq!(demo["answered"], demo["requests"]);
-    for key in ["deadline_ms", "deadline_hit_ratio", "accuracy", "exits", "cuts", "bandwidth_changes", "plan_changes", "swaps"] {
+    for key in
+        ["deadline_ms", "deadline_hit_ratio", "accuracy", "exits", "cuts", "bandwidth_changes", "plan_changes", "swaps"]
+    {
         assert!(!demo[key].is_null(), "{key} is missing: {demo}");
     }
     let page = std::fs::read_to_string(out.join("report.html")).unwrap();

@@ -95,7 +95,8 @@ mod tests {
     fn what_is_no_segment_is_refused() {
         let twice = {
             let mut segment = compose(standard_guest(), b"one").unwrap();
-            CustomSection { name: GRAPH_SECTION.into(), data: b"two".as_slice().into() }.append_to_component(&mut segment);
+            CustomSection { name: GRAPH_SECTION.into(), data: b"two".as_slice().into() }
+                .append_to_component(&mut segment);
             segment
         };
         assert_eq!(split(&twice), Err(ComponentError::GraphTwice));

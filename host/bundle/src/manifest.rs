@@ -153,7 +153,10 @@ impl Manifest {
     pub fn check(&self) -> Result<(), ManifestError> {
         let wrong = |what: String| Err(ManifestError(what));
         if self.format != FORMAT {
-            return wrong(format!("format {} is not {FORMAT}, the one this program reads; rebuild the bundle", self.format));
+            return wrong(format!(
+                "format {} is not {FORMAT}, the one this program reads; rebuild the bundle",
+                self.format
+            ));
         }
         for (what, count, limit) in [
             ("classes", self.classes.len(), CLASSES_MAX),
@@ -169,7 +172,9 @@ impl Manifest {
         let names = names.chain(self.boundaries.iter().map(|b| &b.name)).chain(self.segments.iter().map(|s| &s.name));
         for name in names.chain(self.exits.iter().map(|e| &e.name)) {
             if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
-                return wrong(format!("the name {name:?} is empty, has control characters or is over {NAME_BYTES_MAX} bytes"));
+                return wrong(format!(
+                    "the name {name:?} is empty, has control characters or is over {NAME_BYTES_MAX} bytes"
+                ));
             }
         }
         for segment in &self.segments {
@@ -197,7 +202,8 @@ impl Manifest {
         if self.boundaries[at].dims.iter().product::<usize>() != self.classes.len() {
             return wrong("its output has not one element for each class");
         }
-        if !known(exit.accuracy) || !exit.coded.iter().all(|coded| known(coded.accuracy) && coded.cut < exit.path.len()) {
+        if !known(exit.accuracy) || !exit.coded.iter().all(|coded| known(coded.accuracy) && coded.cut < exit.path.len())
+        {
             return wrong("an accuracy is not between 0 and 1, or of a cut that does not exist");
         }
         Ok(())

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 
 fn manifest(draft: &mut Draft) -> Manifest {
-    let boundary = |name: &str, dims: &[usize]| Boundary { name: name.into(), element_type: "f32".into(), dims: dims.into() };
+    let boundary =
+        |name: &str, dims: &[usize]| Boundary { name: name.into(), element_type: "f32".into(), dims: dims.into() };
     let segment = |name: &str, from, to, component| Segment {
         name: name.into(),
         from,

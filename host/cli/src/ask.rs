@@ -3,7 +3,9 @@
 use crate::output::{BadInput, Output};
 use crate::samples;
 use anyhow::{Context, Result};
-use edgent_link::{Answer, AskRequest, Client, Codec, Direction, Hello, Limits, Link, PROTOCOL_VERSION, Placement, Role};
+use edgent_link::{
+    Answer, AskRequest, Client, Codec, Direction, Hello, Limits, Link, PROTOCOL_VERSION, Placement, Role,
+};
 use edgent_nn::Tensor;
 use edgent_runtime::{build_name, codec};
 use serde::Serialize;
@@ -18,7 +20,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
     device: String,
     /// Time for each answer; the device's own deadline if not given.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     deadline_ms: Option<f64>,
 }
 
@@ -45,7 +47,7 @@ struct Row {
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let deadline_ms = arguments.deadline_ms.unwrap_or(0.0);
     if !(0.0..=3.6e6).contains(&deadline_ms) {
-        return Err(BadInput::new("--deadline-ms must be between 0 and 3600000"));
+        return Err(BadInput::error("--deadline-ms must be between 0 and 3600000"));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -5,8 +5,8 @@ use crate::output::{BadInput, Output};
 use crate::samples::{self, Sample};
 use anyhow::{Context, Result};
 use edgent_bundle::{
-    Blob, Boundary, Bundle, Codec, CodedAccuracy, Draft, Evidence, Exit, FORMAT, Layer, Manifest, Segment, Tier, compose,
-    standard_guest,
+    Blob, Boundary, Bundle, Codec, CodedAccuracy, Draft, Evidence, Exit, FORMAT, Layer, Manifest, Segment, Tier,
+    compose, standard_guest,
 };
 use edgent_nn::{Cut, ElementType, Graph, Imported, Tensor};
 use edgent_runtime::codec;
@@ -61,12 +61,15 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
 /// Imports, cuts, measures and writes.
 pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Output) -> Result<Bundle> {
     let described = ModelFile::read(&model.with_file_name("model.toml"))?;
-    let source = fs::read(model).map_err(|e| BadInput::new(format!("{}: {e}", model.display())))?;
-    let in_model = |e: &dyn std::fmt::Display| BadInput::new(format!("{}: {e}", model.display()));
+    let source = fs::read(model).map_err(|e| BadInput::error(format!("{}: {e}", model.display())))?;
+    let in_model = |e: &dyn std::fmt::Display| BadInput::error(format!("{}: {e}", model.display()));
     let imported = Imported::from_onnx(&source).map_err(|e| in_model(&e))?;
     let input = imported.input();
     if input.name != described.input.name || input.fact.dims != described.input.shape {
-        return Err(in_model(&format!("model.toml describes an input '{}' of {:?}, the network has '{}' of {}", described.input.name, described.input.shape, input.name, input.fact)));
+        return Err(in_model(&format!(
+            "model.toml describes an input '{}' of {:?}, the network has '{}' of {}",
+            described.input.name, described.input.shape, input.name, input.fact
+        )));
     }
     let cut = imported.cut().map_err(|e| in_model(&e))?;
     let mut draft = Draft::default();
@@ -81,9 +84,14 @@ pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Out
     };
     if let Some(paths) = &described.samples {
         let file = |path: PathBuf| -> Result<Vec<u8>> {
-            fs::read(&path).map_err(|e| BadInput::new(format!("{}: {e}", path.display())))
+            fs::read(&path).map_err(|e| BadInput::error(format!("{}: {e}", path.display())))
         };
-        let sheet = |stem: &Path| Ok::<_, anyhow::Error>((file(described.at(stem).with_extension("png"))?, file(described.at(stem).with_extension("labels"))?));
+        let sheet = |stem: &Path| {
+            Ok::<_, anyhow::Error>((
+                file(described.at(stem).with_extension("png"))?,
+                file(described.at(stem).with_extension("labels"))?,
+            ))
+        };
         let (png, labels) = sheet(&paths.validation)?;
         let mut validation = samples::sheet(&png, &labels, paths.tile_px).context("the validation samples")?;
         validation.truncate(codec_samples);
@@ -128,9 +136,10 @@ fn segments(cut: &Cut, draft: &mut Draft) -> Result<Vec<Segment>> {
 
 fn exits(cut: &Cut, described: &ModelFile) -> Result<Vec<Exit>> {
     let names = |exits: &mut dyn Iterator<Item = &String>| exits.cloned().collect::<Vec<_>>().join(", ");
-    let (found, told) = (names(&mut cut.exits.iter().map(|e| &e.name)), names(&mut described.exits.iter().map(|e| &e.output)));
+    let (found, told) =
+        (names(&mut cut.exits.iter().map(|e| &e.name)), names(&mut described.exits.iter().map(|e| &e.output)));
     if found != told {
-        return Err(BadInput::new(format!("model.toml describes the exits {told}; the network has {found}")));
+        return Err(BadInput::error(format!("model.toml describes the exits {told}; the network has {found}")));
     }
     let exits = cut.exits.iter().zip(&described.exits);
     Ok(exits
@@ -159,7 +168,10 @@ fn measure_codecs(cut: &Cut, samples: &[Sample], manifest: &mut Manifest) -> Res
     let counted = thread::scope(|scope| {
         let started: Vec<_> =
             samples.chunks(share).map(|part| scope.spawn(|| count_right(cut, &graphs, part))).collect();
-        started.into_iter().map(|thread| thread.join().map_err(|_| anyhow::anyhow!("measuring panicked"))?).collect::<Result<Vec<_>>>()
+        started
+            .into_iter()
+            .map(|thread| thread.join().map_err(|_| anyhow::anyhow!("measuring panicked"))?)
+            .collect::<Result<Vec<_>>>()
     })?;
     for (index, exit) in manifest.exits.iter_mut().enumerate() {
         let raw: usize = counted.iter().map(|right| right.raw[index]).sum();
@@ -192,7 +204,9 @@ fn count_right(cut: &Cut, graphs: &[Graph], samples: &[Sample]) -> Result<Right>
             right.raw[index] += usize::from(exact[last].as_ref().is_some_and(|t| answer(t) == sample.label));
             for at in 0..exit.path.len() {
                 let from = cut.segments[exit.path[at]].from;
-                let Some(activation) = exact[from].as_ref().filter(|t| t.element_type() == ElementType::F32) else { continue };
+                let Some(activation) = exact[from].as_ref().filter(|t| t.element_type() == ElementType::F32) else {
+                    continue;
+                };
                 let mut activation = codec::round_trip(activation, edgent_link::Codec::U8)?;
                 for segment in &exit.path[at..] {
                     activation = one(&graphs[*segment], activation)?;

@@ -28,10 +28,10 @@ struct Arguments {
     #[arg(long, value_name = "BUNDLE", required = true)]
     model: Vec<PathBuf>,
     /// Time from a request to its answer, unless the request says otherwise.
-    #[arg(long, default_value_t = 100.0)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 100.0)]
     deadline_ms: f64,
     /// How much accuracy coding an activation as u8 may cost.
-    #[arg(long, default_value_t = 0.005)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.005)]
     codec_loss_max: f64,
     /// Never send the network's raw input to an edge.
     #[arg(long)]
@@ -40,7 +40,7 @@ struct Arguments {
     #[arg(long, default_value_t = 0)]
     workers: usize,
     /// Take this many times as long for each segment: a slow device, emulated.
-    #[arg(long, value_name = "K", default_value_t = 1.0)]
+    #[arg(long, value_name = "K", allow_negative_numbers = true, default_value_t = 1.0)]
     emulate_slowdown: f64,
 }
 
@@ -54,8 +54,13 @@ pub(crate) fn run() -> Result<()> {
     let arguments = Arguments::parse();
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO).init();
     let positive = |value: f64| value.is_finite() && value > 0.0;
-    if !positive(arguments.deadline_ms) || !positive(arguments.emulate_slowdown) || !(0.0..=1.0).contains(&arguments.codec_loss_max) {
-        return Err(BadInput::new("--deadline-ms and --emulate-slowdown must be over 0, --codec-loss-max within 0 and 1"));
+    if !positive(arguments.deadline_ms)
+        || !positive(arguments.emulate_slowdown)
+        || !(0.0..=1.0).contains(&arguments.codec_loss_max)
+    {
+        return Err(BadInput::error(
+            "--deadline-ms and --emulate-slowdown must be over 0, --codec-loss-max within 0 and 1",
+        ));
     }
     let role = match arguments.role {
         HostRole::Device => Role::Device,
@@ -84,7 +89,7 @@ async fn serve(settings: Settings) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let role = settings.role;
     let host = Host::start(settings).await.map_err(|e| match e {
-        HostError::Models(..) | HostError::Bundle(_) => BadInput::new(e),
+        HostError::Models(..) | HostError::Bundle(_) => BadInput::error(e),
         other => anyhow::Error::new(other),
     })?;
     // One line, so that whoever started this host knows when and where to reach it.

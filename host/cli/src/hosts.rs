@@ -53,7 +53,8 @@ impl HostProcess {
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)).context("the host has ended")?;
+        let pid =
+            self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)).context("the host has ended")?;
         Ok(kill_process(pid, signal)?)
     }
 

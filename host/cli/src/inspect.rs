@@ -42,7 +42,7 @@ struct ExitRow<'a> {
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
-    let bundle = Bundle::open(&arguments.bundle).map_err(BadInput::new)?;
+    let bundle = Bundle::open(&arguments.bundle).map_err(BadInput::error)?;
     let manifest = bundle.manifest();
     let report = Report {
         name: &manifest.name,
@@ -60,7 +60,10 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
             .collect(),
     };
     output.line(format_args!("{} {}", report.name, report.digest));
-    output.line(format_args!("{:>3}  {:<42} {:<20} {:>10} {:>9} {:>10}  {:<12} operators", "", "segment", "gives", "bytes", "kMAC", "component", "digest"));
+    output.line(format_args!(
+        "{:>3}  {:<42} {:<20} {:>10} {:>9} {:>10}  {:<12} operators",
+        "", "segment", "gives", "bytes", "kMAC", "component", "digest"
+    ));
     for row in &report.segments {
         output.line(format_args!(
             "{:>3}  {:<42} {:<20} {:>10} {:>9} {:>10}  {:<12} {}",
@@ -76,7 +79,13 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     }
     for exit in &report.exits {
         let path: Vec<String> = exit.path.iter().map(usize::to_string).collect();
-        output.line(format_args!("{:<8} accuracy {:.3}, {} kMAC, by segments {}", exit.name, exit.accuracy, exit.macs / 1_000, path.join(" ")));
+        output.line(format_args!(
+            "{:<8} accuracy {:.3}, {} kMAC, by segments {}",
+            exit.name,
+            exit.accuracy,
+            exit.macs / 1_000,
+            path.join(" ")
+        ));
     }
     output.result(&report)
 }

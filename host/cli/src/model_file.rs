@@ -55,7 +55,7 @@ pub(crate) struct Samples {
 
 impl ModelFile {
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let said = |why: &dyn std::fmt::Display| BadInput::new(format!("{}: {why}", path.display()));
+        let said = |why: &dyn std::fmt::Display| BadInput::error(format!("{}: {why}", path.display()));
         let text = fs::read_to_string(path).map_err(|e| {
             said(&format!("{e}; a model needs a model.toml beside it that names its classes, exits and their accuracies (see models/branchy-alexnet)"))
         })?;

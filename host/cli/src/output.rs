@@ -3,6 +3,7 @@
 use anyhow::Result;
 use serde::Serialize;
 use std::fmt;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 const FAILED: u8 = 1;
@@ -21,19 +22,19 @@ impl Output {
     /// A line for people.
     pub(crate) fn line(&self, text: impl fmt::Display) {
         if !self.json {
-            println!("{text}");
+            print(text);
         }
     }
 
     /// A line about what is under way; never on stdout, which may be read by a program.
     pub(crate) fn progress(&self, text: impl fmt::Display) {
-        eprintln!("{text}");
+        let _ = writeln!(std::io::stderr(), "{text}");
     }
 
     /// The result for programs.
     pub(crate) fn result(&self, value: &impl Serialize) -> Result<()> {
         if self.json {
-            println!("{}", serde_json::to_string(value)?);
+            print(serde_json::to_string(value)?);
         }
         Ok(())
     }
@@ -50,12 +51,19 @@ impl Output {
     }
 }
 
+/// A reader that has seen enough (`| head`) ends the program quietly, as it does others.
+fn print(text: impl fmt::Display) {
+    if let Err(error) = writeln!(std::io::stdout(), "{text}") {
+        std::process::exit(if error.kind() == ErrorKind::BrokenPipe { 0 } else { i32::from(FAILED) });
+    }
+}
+
 /// The user gave something that cannot be used: exit code 2.
 #[derive(Debug)]
 pub(crate) struct BadInput(pub(crate) String);
 
 impl BadInput {
-    pub(crate) fn new(what: impl fmt::Display) -> anyhow::Error {
+    pub(crate) fn error(what: impl fmt::Display) -> anyhow::Error {
         anyhow::Error::new(Self(what.to_string()))
     }
 }

@@ -41,6 +41,7 @@ pub struct Shape {
 pub struct Relay {
     address: SocketAddr,
     accepting: AbortHandle,
+    pacers: [Arc<Mutex<Pacer>>; 2],
     outage: Arc<AtomicBool>,
     cut: watch::Sender<u64>,
 }
@@ -56,6 +57,7 @@ impl Relay {
         let start = Instant::now();
         let pacer = || Arc::new(Mutex::new(Pacer { trace: shape.trace.clone(), start, free_at: start }));
         let (up, back) = (pacer(), pacer());
+        let pacers = [Arc::clone(&up), Arc::clone(&back)];
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 if down.load(Ordering::Acquire) {
@@ -83,12 +85,21 @@ impl Relay {
                 });
             }
         });
-        Ok(Self { address, accepting: accepting.abort_handle(), outage, cut })
+        Ok(Self { address, accepting: accepting.abort_handle(), pacers, outage, cut })
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// From now on the rate follows another trace, from its beginning.
+    pub fn follow(&self, trace: &Trace) {
+        let start = Instant::now();
+        for pacer in &self.pacers {
+            let mut pacer = pacer.lock().unwrap_or_else(PoisonError::into_inner);
+            (pacer.trace, pacer.start) = (trace.clone(), start);
+        }
     }
 
     /// Drops every connection and refuses new ones until [`restore`](Self::restore).

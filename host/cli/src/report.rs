@@ -79,7 +79,11 @@ pub(crate) fn render(report: &Report) -> String {
     let mut page = String::new();
     let title = escape(&report.title);
     let model = escape(&report.model);
-    let tiles: String = report.tiles.iter().map(|(what, value)| format!("<div class=tile><b>{}</b><span>{}</span></div>", escape(value), escape(what))).collect();
+    let tiles: String = report
+        .tiles
+        .iter()
+        .map(|(what, value)| format!("<div class=tile><b>{}</b><span>{}</span></div>", escape(value), escape(what)))
+        .collect();
     let _ = write!(
         page,
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>\
@@ -96,7 +100,12 @@ pub(crate) fn render(report: &Report) -> String {
         timeline(report),
         legend(),
     );
-    let _ = write!(page, "<h2>How it was answered</h2><div class=columns>{}{}</div>", exits_table(report), places_table(report));
+    let _ = write!(
+        page,
+        "<h2>How it was answered</h2><div class=columns>{}{}</div>",
+        exits_table(report),
+        places_table(report)
+    );
     let _ = write!(page, "<h2>Some of the images</h2><div class=examples>{}</div>", examples(report));
     page
 }
@@ -104,7 +113,8 @@ pub(crate) fn render(report: &Report) -> String {
 /// The time line alone, with its own styles.
 pub(crate) fn timeline_svg(report: &Report) -> String {
     let variables = CSS.split_once("* {").map_or("", |(variables, _)| variables);
-    let style = format!("<style>{variables} svg {{ background: var(--bg); font-family: system-ui, sans-serif; }}</style>");
+    let style =
+        format!("<style>{variables} svg {{ background: var(--bg); font-family: system-ui, sans-serif; }}</style>");
     timeline(report).replacen("<title>", &format!("{style}<title>"), 1)
 }
 
@@ -156,9 +166,20 @@ fn timeline(report: &Report) -> String {
     latency_panel(report, &x, &mut svg);
     exit_panel(report, &x, &mut svg);
     where_panel(report, &x, &mut svg);
-    let step = if seconds > 60.0 { 20.0 } else if seconds > 12.0 { 5.0 } else { 1.0 };
+    let step = if seconds > 60.0 {
+        20.0
+    } else if seconds > 12.0 {
+        5.0
+    } else {
+        1.0
+    };
     for at_s in (0..).map(|i| f64::from(i) * step).take_while(|at_s| *at_s <= seconds) {
-        let _ = write!(svg, "<text x='{:.1}' y='{}' text-anchor='middle' fill='var(--soft)' font-size='12'>{at_s:.0} s</text>", x(at_s), HEIGHT - 16.0);
+        let _ = write!(
+            svg,
+            "<text x='{:.1}' y='{}' text-anchor='middle' fill='var(--soft)' font-size='12'>{at_s:.0} s</text>",
+            x(at_s),
+            HEIGHT - 16.0
+        );
     }
     svg + "</svg>"
 }
@@ -177,8 +198,13 @@ fn rate_panel(report: &Report, x: &impl Fn(f64) -> f64, svg: &mut String) {
     }
     let _ = write!(svg, "<path d='{path}' fill='none' stroke='var(--ink)' stroke-width='2'/>");
     let known = report.requests.iter().filter(|request| request.estimated_rate_bps > 0.0);
-    let points: Vec<String> = known.map(|r| format!("{:.1},{:.1}", x(r.at_s), RATE.y(share(r.estimated_rate_bps)))).collect();
-    let _ = write!(svg, "<polyline points='{}' fill='none' stroke='var(--estimate)' stroke-width='1.6' stroke-dasharray='5 3'/>", points.join(" "));
+    let points: Vec<String> =
+        known.map(|r| format!("{:.1},{:.1}", x(r.at_s), RATE.y(share(r.estimated_rate_bps)))).collect();
+    let _ = write!(
+        svg,
+        "<polyline points='{}' fill='none' stroke='var(--estimate)' stroke-width='1.6' stroke-dasharray='5 3'/>",
+        points.join(" ")
+    );
 }
 
 fn latency_panel(report: &Report, x: &impl Fn(f64) -> f64, svg: &mut String) {
@@ -189,16 +215,34 @@ fn latency_panel(report: &Report, x: &impl Fn(f64) -> f64, svg: &mut String) {
         LATENCY.tick(svg, share, &format!("{more}{:.0} ms", share * top_ms));
     }
     let y = LATENCY.y(0.5);
-    let _ = write!(svg, "<path d='M{LEFT} {y}H{}' stroke='var(--bad)' stroke-width='1.5' stroke-dasharray='8 4'/>", WIDTH - RIGHT);
+    let _ = write!(
+        svg,
+        "<path d='M{LEFT} {y}H{}' stroke='var(--bad)' stroke-width='1.5' stroke-dasharray='8 4'/>",
+        WIDTH - RIGHT
+    );
     for request in &report.requests {
         let (x, y) = (x(request.at_s), LATENCY.y(request.latency_ms / top_ms));
         let why = request.degraded.as_ref().map_or_else(String::new, |why| format!(", degraded: {}", escape(why)));
-        let tip = format!("<title>{:.1} s: {:.1} ms, {}{why}</title>", request.at_s, request.latency_ms, escape(&request.plan));
+        let tip = format!(
+            "<title>{:.1} s: {:.1} ms, {}{why}</title>",
+            request.at_s,
+            request.latency_ms,
+            escape(&request.plan)
+        );
         // In time: a dot. Late: a cross, so that colour is not all that tells.
         let _ = if request.answered && request.deadline_met {
-            write!(svg, "<circle cx='{x:.1}' cy='{y:.1}' r='3' fill='{}' fill-opacity='.8'>{tip}</circle>", colour(request.placement))
+            write!(
+                svg,
+                "<circle cx='{x:.1}' cy='{y:.1}' r='3' fill='{}' fill-opacity='.8'>{tip}</circle>",
+                colour(request.placement)
+            )
         } else {
-            write!(svg, "<path d='M{:.1} {:.1}l8 8m0 -8l-8 8' stroke='var(--bad)' stroke-width='2.2'>{tip}</path>", x - 4.0, y - 4.0)
+            write!(
+                svg,
+                "<path d='M{:.1} {:.1}l8 8m0 -8l-8 8' stroke='var(--bad)' stroke-width='2.2'>{tip}</path>",
+                x - 4.0,
+                y - 4.0
+            )
         };
     }
 }
@@ -259,13 +303,25 @@ fn exits_table(report: &Report) -> String {
 }
 
 fn places_table(report: &Report) -> String {
-    let places = [(Placement::DeviceOnly, "device only"), (Placement::Split, "split"), (Placement::EdgeOnly, "edge only")];
+    let places =
+        [(Placement::DeviceOnly, "device only"), (Placement::Split, "split"), (Placement::EdgeOnly, "edge only")];
     let rows = places.into_iter().map(|(placement, name)| {
-        let here: Vec<&RequestRow> = report.requests.iter().filter(|r| r.answered && r.placement == placement).collect();
+        let here: Vec<&RequestRow> =
+            report.requests.iter().filter(|r| r.answered && r.placement == placement).collect();
         let mut latencies: Vec<f64> = here.iter().map(|r| r.latency_ms).collect();
         let met = here.iter().filter(|r| r.deadline_met).count();
-        let median = if here.is_empty() { "–".to_owned() } else { format!("{:.1} ms", crate::output::quantile(&mut latencies, 0.5)) };
-        [name.to_owned(), here.len().to_string(), percent(here.len(), report.requests.len()), median, percent(met, here.len())]
+        let median = if here.is_empty() {
+            "–".to_owned()
+        } else {
+            format!("{:.1} ms", crate::output::quantile(&mut latencies, 0.5))
+        };
+        [
+            name.to_owned(),
+            here.len().to_string(),
+            percent(here.len(), report.requests.len()),
+            median,
+            percent(met, here.len()),
+        ]
     });
     table(&["where", "requests", "share", "median", "in time"], rows)
 }

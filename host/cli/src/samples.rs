@@ -25,7 +25,7 @@ pub(crate) struct Golden {
 
 /// Reads one image: `[1, 3, height, width]`, u8.
 pub(crate) fn image(path: &Path) -> Result<Tensor> {
-    let bytes = std::fs::read(path).map_err(|e| BadInput::new(format!("{}: {e}", path.display())))?;
+    let bytes = std::fs::read(path).map_err(|e| BadInput::error(format!("{}: {e}", path.display())))?;
     let picture = Picture::decode(&bytes).with_context(|| format!("{}", path.display()))?;
     picture.tile(0, 0, picture.width, picture.height)
 }
@@ -95,15 +95,18 @@ struct Picture {
 
 impl Picture {
     fn decode(bytes: &[u8]) -> Result<Self> {
-        let bad = |e: png::DecodingError| BadInput::new(format!("not a PNG that can be read: {e}"));
+        let bad = |e: png::DecodingError| BadInput::error(format!("not a PNG that can be read: {e}"));
         let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes), png::Limits { bytes: IMAGE_BYTES_MAX });
         decoder.set_transformations(png::Transformations::normalize_to_color8() | png::Transformations::STRIP_16);
         let mut reader = decoder.read_info().map_err(bad)?;
         let size = reader.output_buffer_size().filter(|size| *size <= IMAGE_BYTES_MAX);
-        let mut pixels = vec![0; size.ok_or_else(|| BadInput::new("the image is too large"))?];
+        let mut pixels = vec![0; size.ok_or_else(|| BadInput::error("the image is too large"))?];
         let info = reader.next_frame(&mut pixels).map_err(bad)?;
         if info.color_type != png::ColorType::Rgb {
-            return Err(BadInput::new(format!("the image is {:?}, not RGB; convert it to RGB without transparency", info.color_type)));
+            return Err(BadInput::error(format!(
+                "the image is {:?}, not RGB; convert it to RGB without transparency",
+                info.color_type
+            )));
         }
         pixels.truncate(info.buffer_size());
         Ok(Self { width: info.width as usize, height: info.height as usize, pixels })
@@ -143,6 +146,13 @@ mod tests {
         for bytes in [&b""[..], b"GIF89a", b"\x89PNG\r\n\x1a\n"] {
             assert!(Picture::decode(bytes).is_err());
         }
-        assert!(sheet(&to_png(&Tensor::from_bytes(ElementType::U8, &[1, 3, 2, 2], &[0; 12]).unwrap()).unwrap(), b"1\n2\n", 2).is_err());
+        assert!(
+            sheet(
+                &to_png(&Tensor::from_bytes(ElementType::U8, &[1, 3, 2, 2], &[0; 12]).unwrap()).unwrap(),
+                b"1\n2\n",
+                2
+            )
+            .is_err()
+        );
     }
 }

@@ -100,7 +100,10 @@ mod tests {
             assert_eq!(trace, Trace::seeded(seed, 20));
             let rates: Vec<u64> = (0..2_500).map(|i| trace.rate_at(Duration::from_millis(i * 10))).collect();
             for (low, high) in [(50_000, 100_000), (300_000, 3_000_000), (9_000_000, 20_000_000)] {
-                assert!(rates.iter().any(|rate| (low..=high).contains(rate)), "seed {seed} never between {low} and {high}");
+                assert!(
+                    rates.iter().any(|rate| (low..=high).contains(rate)),
+                    "seed {seed} never between {low} and {high}"
+                );
             }
         }
         assert_ne!(Trace::seeded(1, 20), Trace::seeded(2, 20));

@@ -32,11 +32,12 @@ struct Report {
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
-    let bundle = Bundle::open(&arguments.bundle).map_err(BadInput::new)?;
+    let bundle = Bundle::open(&arguments.bundle).map_err(BadInput::error)?;
     let deployment = Deployment::prepare(&bundle, &Engine::new()?, 1.0)?;
     let evidence = &bundle.manifest().evidence;
     let blob = |blob: &Option<Blob>, what: &str| -> Result<Vec<u8>> {
-        let blob = blob.as_ref().ok_or_else(|| BadInput::new(format!("the bundle has no {what} to be verified with")))?;
+        let blob =
+            blob.as_ref().ok_or_else(|| BadInput::error(format!("the bundle has no {what} to be verified with")))?;
         Ok(bundle.blob(blob)?)
     };
     let exits: Vec<String> = bundle.manifest().exits.iter().map(|exit| exit.name.clone()).collect();
@@ -68,7 +69,8 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         }
     }
     let tile_px = deployment.boundary(0).dims.last().copied().unwrap_or(0);
-    let samples = samples::sheet(&blob(&evidence.samples, "labelled samples")?, &blob(&evidence.labels, "labels")?, tile_px)?;
+    let samples =
+        samples::sheet(&blob(&evidence.samples, "labelled samples")?, &blob(&evidence.labels, "labels")?, tile_px)?;
     report.samples = samples.len();
     output.progress(format_args!("answering {} labelled samples at every exit", samples.len()));
     for exit in 0..exits.len() {
@@ -85,7 +87,10 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         "cuts      {} of {} bit-exact against the undivided network, each through the sandbox",
         report.cuts_bit_exact, report.cuts_checked
     ));
-    output.line(format_args!("golden    largest difference {:.1e} over {} inputs (tolerance {TOLERANCE:.0e})", report.max_abs_diff, report.golden_inputs));
+    output.line(format_args!(
+        "golden    largest difference {:.1e} over {} inputs (tolerance {TOLERANCE:.0e})",
+        report.max_abs_diff, report.golden_inputs
+    ));
     for (name, accuracy) in exits.iter().zip(&report.accuracy_per_exit) {
         output.line(format_args!("{name:<9} {accuracy:.3} of {} labelled samples answered rightly", report.samples));
     }
@@ -105,5 +110,9 @@ fn difference(ours: &Tensor, theirs: &[f32]) -> Result<f32> {
         bail!("an exit gives {} values, the golden output has {}", ours.len(), theirs.len());
     }
     // NaN must not pass for small.
-    Ok(ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, |most, d| if d.is_nan() || d > most { d } else { most }))
+    Ok(ours
+        .iter()
+        .zip(theirs)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |most, d| if d.is_nan() || d > most { d } else { most }))
 }

@@ -25,7 +25,11 @@ impl Context {
     /// the declared type and dimensions. Outputs come in the graph's order.
     ///
     /// `stop` is looked at between operators: tract cannot be interrupted inside one.
-    pub fn compute(&mut self, inputs: Vec<(String, Tensor)>, stop: &Stop) -> Result<Vec<(String, Tensor)>, ComputeError> {
+    pub fn compute(
+        &mut self,
+        inputs: Vec<(String, Tensor)>,
+        stop: &Stop,
+    ) -> Result<Vec<(String, Tensor)>, ComputeError> {
         let values = self.arrange(inputs)?.into_iter().map(Tensor::into_value).collect::<TVec<_>>();
         let state = &mut self.state;
         let ran = guarded(|| {
@@ -77,7 +81,9 @@ impl Context {
             .zip(values)
             .map(|(port, value)| match value {
                 Some(tensor) => Ok((port.name.clone(), tensor)),
-                None => Err(ComputeError::Failed(format!("output '{}' has a type that wasi:nn does not name", port.name))),
+                None => {
+                    Err(ComputeError::Failed(format!("output '{}' has a type that wasi:nn does not name", port.name)))
+                }
             })
             .collect()
     }

@@ -25,8 +25,8 @@ impl Tensor {
         if bytes.len() != expected {
             return Err(TensorError::Length { dims: dims.to_vec(), expected, got: bytes.len() });
         }
-        let mut tensor = TractTensor::zero_dt(element_type.into(), dims)
-            .map_err(|e| TensorError::Unsupported(format!("{e:#}")))?;
+        let mut tensor =
+            TractTensor::zero_dt(element_type.into(), dims).map_err(|e| TensorError::Unsupported(format!("{e:#}")))?;
         tensor.as_bytes_mut().copy_from_slice(bytes);
         count_copied(bytes.len());
         Ok(Self(Arc::new(tensor)))
@@ -122,9 +122,7 @@ impl ElementType {
 
     /// The type of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::F16, Self::F32, Self::F64, Self::U8, Self::I32, Self::I64]
-            .into_iter()
-            .find(|t| t.name() == name)
+        [Self::F16, Self::F32, Self::F64, Self::U8, Self::I32, Self::I64].into_iter().find(|t| t.name() == name)
     }
 
     pub(crate) fn of(datum: DatumType) -> Option<Self> {

@@ -37,7 +37,8 @@ fn every_exit_by_its_segments_gives_the_bits_of_the_whole() {
 
 #[test]
 fn what_is_not_a_network_is_refused() {
-    let onnx = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/branchy-alexnet/branchy-alexnet.onnx")).unwrap();
+    let onnx = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/branchy-alexnet/branchy-alexnet.onnx"))
+        .unwrap();
     for (bytes, said) in [(&b"hello"[..], "not an ONNX file"), (b"", ""), (&onnx[..onnx.len() / 2], "")] {
         let error = Imported::from_onnx(bytes).unwrap_err().to_string();
         assert!(error.contains(said), "{error}");

@@ -155,7 +155,12 @@ pub fn explain(network: &Network, profile: &Profile, constraints: &Constraints) 
 }
 
 /// One plan with its cost, or `None` if it may not or cannot be taken.
-pub(crate) fn predict(network: &Network, profile: &Profile, constraints: &Constraints, plan: Plan) -> Option<Candidate> {
+pub(crate) fn predict(
+    network: &Network,
+    profile: &Profile,
+    constraints: &Constraints,
+    plan: Plan,
+) -> Option<Candidate> {
     let way = network.has(&plan).then(|| Way::new(network, profile, constraints, plan.exit))?;
     way.candidate(plan).filter(|candidate| way.refusal(candidate).is_none())
 }
@@ -188,7 +193,8 @@ impl<'a> Way<'a> {
     }
 
     fn fastest(&self) -> Candidate {
-        let allowed = self.plans().filter_map(|plan| self.candidate(plan)).filter(|candidate| self.refusal(candidate).is_none());
+        let allowed =
+            self.plans().filter_map(|plan| self.candidate(plan)).filter(|candidate| self.refusal(candidate).is_none());
         allowed.fold(self.device_only(), |best, next| if self.is_preferred(&next, &best) { next } else { best })
     }
 
@@ -220,9 +226,13 @@ impl<'a> Way<'a> {
         };
         let (device_us, edge_us, others) = match plan.direction {
             // Up goes the activation, down comes the answer.
-            Direction::DeviceFirst => (self.device.first(plan.cut), self.edge.last(on_edge), network.boundary(exit, segments)),
+            Direction::DeviceFirst => {
+                (self.device.first(plan.cut), self.edge.last(on_edge), network.boundary(exit, segments))
+            }
             // Up goes the input, down comes the activation.
-            Direction::EdgeFirst => (self.device.last(segments - plan.cut), self.edge.first(on_edge), network.boundary(exit, 0)),
+            Direction::EdgeFirst => {
+                (self.device.last(segments - plan.cut), self.edge.first(on_edge), network.boundary(exit, 0))
+            }
         };
         let cost = Cost {
             device_us,

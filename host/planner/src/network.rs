@@ -120,7 +120,8 @@ impl Network {
             if exit.path.is_empty() {
                 return Err(NetworkError::NoSegment { exit: index });
             }
-            let lengths_fit = exit.boundaries.len() == exit.path.len() + 1 && exit.u8_accuracy.len() == exit.boundaries.len();
+            let lengths_fit =
+                exit.boundaries.len() == exit.path.len() + 1 && exit.u8_accuracy.len() == exit.boundaries.len();
             if !lengths_fit || exit.boundaries.iter().any(|boundary| *boundary >= boundaries.len()) {
                 return Err(NetworkError::Boundaries { exit: index });
             }
@@ -190,7 +191,9 @@ pub enum NetworkError {
         exit: usize,
     },
     /// A segment that does not exist, comes twice on a path, or joins other boundaries elsewhere.
-    #[error("exit {exit}: segment {segment} does not exist, is on the path twice, or joins other boundaries on another path")]
+    #[error(
+        "exit {exit}: segment {segment} does not exist, is on the path twice, or joins other boundaries on another path"
+    )]
     Segment {
         /// Which exit.
         exit: usize,
@@ -198,7 +201,9 @@ pub enum NetworkError {
         segment: usize,
     },
     /// Boundaries that do not go with the path.
-    #[error("exit {exit} needs one existing boundary, and one entry of coded accuracy, more than its path has segments")]
+    #[error(
+        "exit {exit} needs one existing boundary, and one entry of coded accuracy, more than its path has segments"
+    )]
     Boundaries {
         /// Which exit.
         exit: usize,

@@ -41,8 +41,10 @@ fn network(seeded: &mut Seeded) -> (Network, Profile) {
             let mut along = trunk_boundaries[..=shared].to_vec();
             along.extend((0..branch).map(|_| boundary(seeded)));
             let accuracy = seeded.next();
-            let u8_accuracy =
-                along.iter().map(|_| (seeded.next() < 0.8).then(|| (accuracy - seeded.next() * 0.02).max(0.0))).collect();
+            let u8_accuracy = along
+                .iter()
+                .map(|_| (seeded.next() < 0.8).then(|| (accuracy - seeded.next() * 0.02).max(0.0)))
+                .collect();
             Exit { accuracy, path, boundaries: along, u8_accuracy }
         })
         .collect();
@@ -141,10 +143,10 @@ fn explains(choice: &Choice, network: &Network, profile: &Profile, constraints: 
             Verdict::InputMustStay => !constraints.input_may_leave && input_leaves,
             Verdict::CodecTooLossy => lossy && candidate.plan.codec == Codec::U8,
             Verdict::TooSlow => slow,
-            Verdict::Slower => {
-                choice.fits && !slow && candidate.cost.total_us() >= choice.candidate.cost.total_us()
+            Verdict::Slower => choice.fits && !slow && candidate.cost.total_us() >= choice.candidate.cost.total_us(),
+            Verdict::LessAccurate => {
+                choice.fits && !slow && exit_accuracy(candidate) <= exit_accuracy(&choice.candidate)
             }
-            Verdict::LessAccurate => choice.fits && !slow && exit_accuracy(candidate) <= exit_accuracy(&choice.candidate),
         };
         assert!(holds, "{verdict:?} of {candidate:?} where {choice:?} was chosen");
     }
@@ -323,7 +325,10 @@ fn what_does_not_fit_together_is_no_network() {
         assert_eq!(Network::new(good.boundaries().to_vec(), exits, 6), Err(expected));
     }
     let looped = Exit { path: vec![0, 0], boundaries: vec![0, 0, 0], ..good.exits()[0].clone() };
-    assert_eq!(Network::new(good.boundaries().to_vec(), vec![looped], 6), Err(NetworkError::Segment { exit: 0, segment: 0 }));
+    assert_eq!(
+        Network::new(good.boundaries().to_vec(), vec![looped], 6),
+        Err(NetworkError::Segment { exit: 0, segment: 0 })
+    );
     assert_eq!(Network::new(vec![], vec![], 0), Err(NetworkError::NoExit));
     let too_many = |what, got, max| Err(NetworkError::TooMany { what, got, max });
     let exits = vec![good.exits()[0].clone(); EXITS_MAX + 1];

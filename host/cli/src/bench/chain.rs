@@ -34,7 +34,8 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let bundle = open(&arguments.model, scratch.path(), output)?;
     let deployment = Deployment::prepare(&bundle, &Engine::new()?, 1.0)?;
-    let source = bundle.manifest().evidence.source.as_ref().context("the bundle does not hold the network it was cut from")?;
+    let source =
+        bundle.manifest().evidence.source.as_ref().context("the bundle does not hold the network it was cut from")?;
     let whole = Imported::from_onnx(&bundle.blob(source)?)?.whole()?;
     let mut context = whole.context()?;
     let name = whole.inputs().first().context("no input")?.name.clone();
@@ -72,18 +73,25 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     output.result(&report)
 }
 
-/// Every segment once, so that every exit is answered, as the undivided network does.
+/// Every segment once, so that every exit is answered, as the undivided network does; activations are
+/// let go where they are used last, as tract does within a network.
 fn chain(deployment: &Deployment, input: &Tensor, stop: &Stop) -> Result<()> {
-    let manifest = deployment.manifest();
-    let mut activations = vec![None; manifest.boundaries.len()];
+    let segments = &deployment.manifest().segments;
+    let mut activations = vec![None; deployment.manifest().boundaries.len()];
     activations[0] = Some(input.clone());
-    for (index, segment) in manifest.segments.iter().enumerate() {
-        let activation = activations[segment.from].clone().context("a segment before the one it depends on")?;
+    for (index, segment) in segments.iter().enumerate() {
+        let used_later = segments[index + 1..].iter().any(|later| later.from == segment.from);
+        let activation = if used_later { activations[segment.from].clone() } else { activations[segment.from].take() };
+        let activation = activation.context("a segment before the one it depends on")?;
         activations[segment.to] = Some(deployment.segment(index).run(activation, stop)?);
     }
     Ok(())
 }
 
 fn open(model: &Path, scratch: &Path, output: &Output) -> Result<Bundle> {
-    if model.is_dir() { Ok(Bundle::open(model)?) } else { build(model, &scratch.join("bundle"), CODEC_SAMPLES.min(1), output) }
+    if model.is_dir() {
+        Ok(Bundle::open(model)?)
+    } else {
+        build(model, &scratch.join("bundle"), CODEC_SAMPLES.min(1), output)
+    }
 }

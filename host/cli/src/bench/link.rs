@@ -6,8 +6,8 @@
 use crate::output::{Output, quantile};
 use anyhow::Result;
 use edgent_link::{
-    Activation, Codec, Digest, ElementType, Hello, InferReply, InferRequest, Limits, Link, PROTOCOL_VERSION, Reply, Role,
-    Service,
+    Activation, Codec, Digest, ElementType, Hello, InferReply, InferRequest, Limits, Link, PROTOCOL_VERSION, Reply,
+    Role, Service,
 };
 use edgent_runtime::build_name;
 use serde::Serialize;
@@ -79,7 +79,10 @@ async fn measure(output: &Output) -> Result<Vec<Row>> {
         }
         let (rtt_us, tcp_rtt_us) = (quantile(&mut link_us, 0.5), quantile(&mut tcp_us, 0.5));
         let row = Row { bytes, rtt_us, tcp_rtt_us, ratio: rtt_us / tcp_rtt_us, extra_us: rtt_us - tcp_rtt_us };
-        output.line(format_args!("{bytes:>9} {rtt_us:>9.0} us {tcp_rtt_us:>9.0} us   {:>5.2} {:>8.0} us", row.ratio, row.extra_us));
+        output.line(format_args!(
+            "{bytes:>9} {rtt_us:>9.0} us {tcp_rtt_us:>9.0} us   {:>5.2} {:>8.0} us",
+            row.ratio, row.extra_us
+        ));
         rows.push(row);
     }
     Ok(rows)

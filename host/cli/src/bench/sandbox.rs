@@ -50,7 +50,8 @@ pub(crate) fn run(output: &Output) -> Result<()> {
         }
         report.tensor_bytes_copied += bytes_copied() - copied_before;
         let (through, alone) = (quantile(&mut through_us, 0.5), quantile(&mut direct_us, 0.5));
-        output.line(format_args!("{bytes:>9}  {through:>8.2} us         {alone:>6.2} us   {:>6.2} us", through - alone));
+        output
+            .line(format_args!("{bytes:>9}  {through:>8.2} us         {alone:>6.2} us   {:>6.2} us", through - alone));
         report.call_overhead_us.insert(bytes, through - alone);
     }
     output.line(format_args!("tensor bytes copied: {}", report.tensor_bytes_copied));

@@ -37,10 +37,10 @@ pub(crate) struct Arguments {
     #[arg(long, default_value = "models/branchy-alexnet/branchy-alexnet.onnx")]
     model: PathBuf,
     /// Time from a request to its answer.
-    #[arg(long, default_value_t = 90.0)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 100.0)]
     deadline_ms: f64,
     /// How much slower than this machine the emulated device is.
-    #[arg(long, default_value_t = 40.0)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 50.0)]
     slowdown: f64,
     /// Seed of the link's rate over time.
     #[arg(long, default_value_t = 1)]
@@ -72,7 +72,12 @@ async fn show(arguments: &Arguments, bundle: &Bundle, samples: &[Sample], output
     let program = std::env::current_exe()?;
     let model = bundle.dir().to_str().context("the --out folder's name is not UTF-8")?;
     output.progress("starting the edge, and the device behind a slow link");
-    let edge = HostProcess::start(&program, &["--role", "edge", "--listen", "127.0.0.1:0", "--workers", "1", "--model", model], arguments.logs).await?;
+    let edge = HostProcess::start(
+        &program,
+        &["--role", "edge", "--listen", "127.0.0.1:0", "--workers", "1", "--model", model],
+        arguments.logs,
+    )
+    .await?;
     let trace = Trace::seeded(arguments.seed, arguments.seconds);
     let relay = Relay::start("127.0.0.1:0", edge.address(), Shape { trace: trace.clone(), delay: DELAY }).await?;
     let relay_start = Instant::now();
@@ -94,7 +99,8 @@ async fn show(arguments: &Arguments, bundle: &Bundle, samples: &[Sample], output
     let start = Instant::now();
     // The link has been changing since the relay started; the device needed a moment to prepare.
     let before = start - relay_start;
-    let mut record = Record::new(bundle.manifest(), &trace, before, arguments.seconds, arguments.deadline_ms, arguments.slowdown);
+    let mut record =
+        Record::new(bundle.manifest(), &trace, before, arguments.seconds, arguments.deadline_ms, arguments.slowdown);
     record.print_head(output);
     let mut said = Duration::ZERO;
     let mut index = 0;
@@ -104,7 +110,8 @@ async fn show(arguments: &Arguments, bundle: &Bundle, samples: &[Sample], output
         let at = start.elapsed();
         let answered = ask(&client, &samples[sample].image, 0.0).await;
         let latency = start.elapsed() - at;
-        let changed = record.add(Request { at, latency, sample, truth: samples[sample].label, answer: outcome(answered)? });
+        let changed =
+            record.add(Request { at, latency, sample, truth: samples[sample].label, answer: outcome(answered)? });
         if changed || start.elapsed() >= said + LINE_EVERY {
             said = start.elapsed();
             record.print_line(trace.rate_at(before + at), output);
@@ -134,7 +141,8 @@ fn outcome(answered: Result<Answer>) -> Result<Result<Answer, String>> {
 
 fn test_samples(bundle: &Bundle) -> Result<Vec<Sample>> {
     let evidence = &bundle.manifest().evidence;
-    let (samples, labels) = evidence.samples.as_ref().zip(evidence.labels.as_ref()).context("the model has no labelled samples")?;
+    let (samples, labels) =
+        evidence.samples.as_ref().zip(evidence.labels.as_ref()).context("the model has no labelled samples")?;
     let tile_px = bundle.manifest().boundaries[0].dims.last().copied().unwrap_or(0);
     samples::sheet(&bundle.blob(samples)?, &bundle.blob(labels)?, tile_px)
 }

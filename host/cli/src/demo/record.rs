@@ -59,7 +59,14 @@ pub(super) struct Summary {
 }
 
 impl Record {
-    pub(super) fn new(manifest: &Manifest, trace: &Trace, before: Duration, seconds: u64, deadline_ms: f64, slowdown: f64) -> Self {
+    pub(super) fn new(
+        manifest: &Manifest,
+        trace: &Trace,
+        before: Duration,
+        seconds: u64,
+        deadline_ms: f64,
+        slowdown: f64,
+    ) -> Self {
         Self {
             manifest: manifest.clone(),
             rates: rates(trace, before, Duration::from_secs(seconds)),
@@ -89,7 +96,9 @@ impl Record {
             "deadline {} ms; EMULATED: a device {} times slower than this machine, and the link's rate",
             self.deadline_ms, self.slowdown
         ));
-        output.line("   time  link rate   estimate  exit   cut  where                 wire  latency         right so far");
+        output.line(
+            "   time  link rate   estimate  exit   cut  where                 wire  latency         right so far",
+        );
     }
 
     pub(super) fn print_line(&self, rate_bps: u64, output: &Output) {
@@ -123,7 +132,8 @@ impl Record {
         let answered = answers().count();
         let errors = self.requests.iter().filter(|request| request.answer.is_err()).count();
         let met = answers().filter(|answer| answer.deadline_met).count();
-        let mut latencies_ms: Vec<f64> = self.requests.iter().map(|request| request.latency.as_secs_f64() * 1e3).collect();
+        let mut latencies_ms: Vec<f64> =
+            self.requests.iter().map(|request| request.latency.as_secs_f64() * 1e3).collect();
         Summary {
             requests: self.requests.len(),
             answered,
@@ -174,7 +184,12 @@ impl Record {
             deadline_ms: self.deadline_ms,
             emulated_slowdown: self.slowdown,
             emulated_link: "a relay on loopback: 50 kbit/s to 20 Mbit/s, 2 ms each way".to_owned(),
-            exits: self.manifest.exits.iter().map(|e| ExitInfo { name: e.name.clone(), accuracy: e.accuracy }).collect(),
+            exits: self
+                .manifest
+                .exits
+                .iter()
+                .map(|e| ExitInfo { name: e.name.clone(), accuracy: e.accuracy })
+                .collect(),
             requests: self.requests.iter().map(|request| self.row(request)).collect(),
             rate: self.rates.clone(),
             tiles: self.summary().tiles(),
@@ -192,7 +207,10 @@ impl Record {
             answered: answer.is_some(),
             right: answer.is_some_and(|answer| answer.label as usize == request.truth),
             exit,
-            plan: answer.map_or_else(|| "no answer".to_owned(), |a| format!("{}, {}, cut {}", self.exit_name(a), place(a), a.cut)),
+            plan: answer.map_or_else(
+                || "no answer".to_owned(),
+                |a| format!("{}, {}, cut {}", self.exit_name(a), place(a), a.cut),
+            ),
             placement: match answer.map(|answer| answer.placement) {
                 Some(edgent_link::Placement::Split) => Placement::Split,
                 Some(edgent_link::Placement::EdgeOnly) => Placement::EdgeOnly,
@@ -241,7 +259,10 @@ impl Summary {
             counts.iter().map(|(what, count)| format!("{what} {count}")).collect::<Vec<_>>().join(", ")
         };
         [
-            ("requests", format!("{} ({} answered, {} errors, {} lost)", self.requests, self.answered, self.errors, self.lost)),
+            (
+                "requests",
+                format!("{} ({} answered, {} errors, {} lost)", self.requests, self.answered, self.errors, self.lost),
+            ),
             ("in time", format!("{:.1} % within {} ms", self.deadline_hit_ratio * 100.0, self.deadline_ms)),
             ("latency", format!("{:.1} ms median, {:.1} ms 99th percentile", self.p50_ms, self.p99_ms)),
             ("answered rightly", format!("{:.1} %", self.accuracy * 100.0)),
