@@ -5,7 +5,8 @@ use crate::output::BadInput;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use edgent_link::{Limits, Role};
-use edgent_runtime::{Host, HostError, Settings};
+use edgent_planner::Strategy;
+use edgent_runtime::{Host, HostError, Settings, codec};
 use std::io::Write;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,6 +34,12 @@ struct Arguments {
     /// How much accuracy coding an activation as u8 may cost.
     #[arg(long, allow_negative_numbers = true, default_value_t = 0.005)]
     codec_loss_max: f64,
+    /// How likely a plan must be to be in time, to be taken for a better exit.
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, default_value_t = 0.95)]
+    in_time_share: f64,
+    /// How plans are chosen.
+    #[arg(long, value_parser = strategy, default_value = Strategy::Edgent.name())]
+    strategy: Strategy,
     /// Never send the network's raw input to an edge.
     #[arg(long)]
     keep_input: bool,
@@ -50,17 +57,22 @@ enum HostRole {
     Edge,
 }
 
+/// Reads a strategy's name.
+pub(crate) fn strategy(name: &str) -> Result<Strategy, String> {
+    let names = Strategy::ALL.map(Strategy::name).join(", ");
+    Strategy::from_name(name).ok_or_else(|| format!("the strategies are {names}"))
+}
+
 pub(crate) fn run() -> Result<()> {
     let arguments = Arguments::parse();
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO).init();
     let positive = |value: f64| value.is_finite() && value > 0.0;
-    if !positive(arguments.deadline_ms)
-        || !positive(arguments.emulate_slowdown)
-        || !(0.0..=1.0).contains(&arguments.codec_loss_max)
-    {
-        return Err(BadInput::error(
-            "--deadline-ms and --emulate-slowdown must be over 0, --codec-loss-max within 0 and 1",
-        ));
+    let is_share = |value: f64| (0.0..=1.0).contains(&value);
+    if !positive(arguments.deadline_ms) || !positive(arguments.emulate_slowdown) {
+        return Err(BadInput::error("--deadline-ms and --emulate-slowdown must be over 0"));
+    }
+    if !is_share(arguments.codec_loss_max) || !is_share(arguments.in_time_share) {
+        return Err(BadInput::error("--codec-loss-max and --in-time-share must be within 0 and 1"));
     }
     let role = match arguments.role {
         HostRole::Device => Role::Device,
@@ -75,6 +87,9 @@ pub(crate) fn run() -> Result<()> {
             deadline_us: arguments.deadline_ms * 1e3,
             codec_loss_max: arguments.codec_loss_max,
             input_may_leave: !arguments.keep_input,
+            in_time_share: arguments.in_time_share,
+            strategy: arguments.strategy,
+            message_bytes: codec::CALL_BYTES + codec::RETURN_BYTES,
         },
         emulate_slowdown: arguments.emulate_slowdown,
         workers: arguments.workers,

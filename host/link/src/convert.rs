@@ -358,6 +358,8 @@ impl Message for Answer {
         }
         to.set_epoch(self.epoch);
         to.set_rate_bps(self.rate_bps);
+        to.set_predicted_us(self.predicted_us);
+        to.set_in_time(self.in_time);
         write_numbers(to.init_scores(self.scores.len() as u32), &self.scores);
     }
 
@@ -383,6 +385,8 @@ impl Message for Answer {
             degraded,
             epoch: from.get_epoch(),
             rate_bps: from.get_rate_bps(),
+            predicted_us: from.get_predicted_us(),
+            in_time: from.get_in_time(),
         })
     }
 

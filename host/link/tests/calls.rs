@@ -68,6 +68,8 @@ fn answer(request: AskRequest) -> Answer {
         degraded: (request.id == 2).then(|| "the edge is gone".to_owned()),
         epoch: 77,
         rate_bps: 1_000_000_000_000,
+        predicted_us: 61_000,
+        in_time: 0.9375,
     }
 }
 

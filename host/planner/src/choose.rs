@@ -14,6 +14,7 @@
 //! Any figures are taken: what is no time counts as unknown, so no plan relies on it.
 
 use crate::network::{Codec, Direction, Exit, Network, Plan, Profile};
+use crate::residuals::Margin;
 
 /// The link as it is now.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,6 +23,8 @@ pub struct Link {
     pub rate_bps: f64,
     /// Round trip of an empty message.
     pub rtt_us: f64,
+    /// Bytes that a message takes beside its activation.
+    pub message_bytes: u64,
 }
 
 /// What a plan must keep to.
@@ -35,6 +38,8 @@ pub struct Constraints {
     pub input_may_leave: bool,
     /// The link, if there is an edge at the other end of it.
     pub link: Option<Link>,
+    /// How much longer than predicted a plan must be allowed to take, to be in time as often as wanted.
+    pub margin: Margin,
 }
 
 /// What a plan is predicted to cost, by part.
@@ -59,11 +64,6 @@ impl Cost {
     pub fn total_us(&self) -> f64 {
         self.device_us + self.edge_us + self.queue_us + self.transfer_us + self.rtt_us + self.codec_us
     }
-
-    fn fits(&self, deadline_us: f64) -> bool {
-        // Without a deadline (infinity), an unknown cost still does not fit.
-        self.total_us().is_finite() && self.total_us() <= deadline_us
-    }
 }
 
 /// A plan that could be taken.
@@ -82,7 +82,8 @@ pub struct Candidate {
 pub struct Choice {
     /// What to do, and what it is predicted to cost.
     pub candidate: Candidate,
-    /// Whether it is predicted to keep the deadline. If not, nothing was.
+    /// Whether it is likely enough to keep the deadline. If not, no plan was, and this is the one of least
+    /// predicted latency.
     pub fits: bool,
 }
 
@@ -117,18 +118,19 @@ pub fn choose(network: &Network, profile: &Profile, constraints: &Constraints) -
     let exits = network.exits();
     let mut order: Vec<usize> = (0..exits.len()).collect();
     order.sort_by(|a, b| exits[*b].accuracy.total_cmp(&exits[*a].accuracy));
-    let way = |exit| Way::new(network, profile, constraints, exit);
-    let mut least = way(order[0]).device_only();
+    let mut least: Option<Candidate> = None;
     for exit in order {
-        let fastest = way(exit).fastest();
-        if fastest.cost.fits(constraints.deadline_us) {
-            return Choice { candidate: fastest, fits: true };
+        let way = Way::new(network, profile, constraints, exit);
+        let best = way.best_of(&|_| true);
+        if way.fits(&best) {
+            return Choice { candidate: best, fits: true };
         }
-        if fastest.cost.total_us() < least.cost.total_us() {
-            least = fastest;
+        if least.is_none_or(|least| best.cost.total_us() < least.cost.total_us()) {
+            least = Some(best);
         }
     }
-    Choice { candidate: least, fits: false }
+    let candidate = least.unwrap_or_else(|| Way::new(network, profile, constraints, 0).device_only());
+    Choice { candidate, fits: false }
 }
 
 /// Every plan that is possible, with what it would cost and why it was taken or not. Not listed:
@@ -143,7 +145,7 @@ pub fn explain(network: &Network, profile: &Profile, constraints: &Constraints) 
             let verdict = match way.refusal(&candidate) {
                 Some(refusal) => refusal,
                 None if plan == chosen => Verdict::Chosen,
-                None if !candidate.cost.fits(constraints.deadline_us) => Verdict::TooSlow,
+                None if !way.fits(&candidate) => Verdict::TooSlow,
                 None if plan.exit == chosen.exit => Verdict::Slower,
                 None => Verdict::LessAccurate,
             };
@@ -161,12 +163,11 @@ pub(crate) fn predict(
     constraints: &Constraints,
     plan: Plan,
 ) -> Option<Candidate> {
-    let way = network.has(&plan).then(|| Way::new(network, profile, constraints, plan.exit))?;
-    way.candidate(plan).filter(|candidate| way.refusal(candidate).is_none())
+    network.has(&plan).then(|| Way::new(network, profile, constraints, plan.exit))?.allowed(plan)
 }
 
 /// The way to one exit, with the times of its ends summed, so that each cut costs the same to judge.
-struct Way<'a> {
+pub(crate) struct Way<'a> {
     network: &'a Network,
     profile: &'a Profile,
     constraints: &'a Constraints,
@@ -177,7 +178,7 @@ struct Way<'a> {
 }
 
 impl<'a> Way<'a> {
-    fn new(network: &'a Network, profile: &'a Profile, constraints: &'a Constraints, index: usize) -> Self {
+    pub(crate) fn new(network: &'a Network, profile: &'a Profile, constraints: &'a Constraints, index: usize) -> Self {
         let exit = &network.exits()[index];
         let device = Sums::new(&profile.device_us, &exit.path);
         let edge = Sums::new(&profile.edge_us, &exit.path);
@@ -192,20 +193,36 @@ impl<'a> Way<'a> {
         cuts.flat_map(move |(cut, direction)| [Codec::Raw, Codec::U8].map(|codec| Plan { exit, cut, direction, codec }))
     }
 
-    fn fastest(&self) -> Candidate {
-        let allowed =
-            self.plans().filter_map(|plan| self.candidate(plan)).filter(|candidate| self.refusal(candidate).is_none());
-        allowed.fold(self.device_only(), |best, next| if self.is_preferred(&next, &best) { next } else { best })
+    /// The fastest of those that are likely to be in time; if none is, the fastest.
+    pub(crate) fn best_of(&self, allowed: &dyn Fn(Plan) -> bool) -> Candidate {
+        let candidates = self.plans().filter(|plan| allowed(*plan)).filter_map(|plan| self.allowed(plan));
+        candidates.fold(self.device_only(), |best, next| if self.is_preferred(&next, &best) { next } else { best })
     }
 
-    /// Less latency; between equals, what sends less and leaves more on the device, so that ties do not flap.
+    /// The plan with its cost, or `None` if it may not or cannot be taken.
+    pub(crate) fn allowed(&self, plan: Plan) -> Option<Candidate> {
+        self.candidate(plan).filter(|candidate| self.refusal(candidate).is_none())
+    }
+
+    /// Whether it is likely enough to be in time. Without a deadline (infinity), an unknown cost still
+    /// does not fit.
+    pub(crate) fn fits(&self, candidate: &Candidate) -> bool {
+        let Margin { alone, together } = self.constraints.margin;
+        let margin = if candidate.plan.edge_segments(self.exit.path.len()) == 0 { alone } else { together };
+        let slow_us = candidate.cost.total_us() * margin;
+        slow_us.is_finite() && slow_us <= self.constraints.deadline_us
+    }
+
+    /// In time rather than not; then less latency; between equals, what sends less and leaves more on the
+    /// device, so that ties do not flap.
     fn is_preferred(&self, a: &Candidate, b: &Candidate) -> bool {
         let on_edge = |candidate: &Candidate| candidate.plan.edge_segments(self.exit.path.len());
-        let latency = a.cost.total_us().total_cmp(&b.cost.total_us());
+        let in_time = self.fits(b).cmp(&self.fits(a));
+        let latency = in_time.then(a.cost.total_us().total_cmp(&b.cost.total_us()));
         latency.then(a.cost.transfer_us.total_cmp(&b.cost.transfer_us)).then(on_edge(a).cmp(&on_edge(b))).is_lt()
     }
 
-    fn device_only(&self) -> Candidate {
+    pub(crate) fn device_only(&self) -> Candidate {
         let cost = Cost { device_us: self.device.first(self.exit.path.len()), ..Cost::default() };
         Candidate { plan: Plan::device_only(self.network, self.index), cost, accuracy: self.exit.accuracy }
     }
@@ -238,7 +255,9 @@ impl<'a> Way<'a> {
             device_us,
             edge_us,
             queue_us: known(profile.edge_queue_us),
-            transfer_us: known((bytes as f64 + others.raw_bytes as f64) * 8e6 / link.rate_bps),
+            transfer_us: known(
+                (bytes as f64 + others.raw_bytes as f64 + link.message_bytes as f64) * 8e6 / link.rate_bps,
+            ),
             rtt_us: known(link.rtt_us),
             codec_us: known(coded_bytes as f64 * profile.codec_us_per_byte),
         };

@@ -2,13 +2,12 @@
 
 use crate::choose::{Candidate, Choice, Constraints, Link, choose, predict};
 use crate::estimate::{Exchange, LinkEstimate};
-use crate::network::{Network, Plan, Profile};
+use crate::network::{Network, Placement, Plan, Profile};
+use crate::residuals::{Margin, Residuals};
+use crate::strategy::Strategy;
 use crate::timing::Timings;
 use std::cmp::Ordering;
 use std::time::Duration;
-
-/// A plan is planned with this share of the deadline, so that a little bad luck does not miss it.
-const DEADLINE_SHARE: f64 = 0.9;
 
 /// A new plan for an equally good exit must be faster by this factor to be worth a change.
 const WORTHWHILE: f64 = 0.85;
@@ -19,6 +18,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// After a refusal the edge is left alone for this long.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// A latency is explained by what is known now if that predicts at least this share of it.
+const EXPLAINED: f64 = 0.8;
+
+/// How much one request's wait at the edge moves what is known of the next one's.
+const QUEUE_WEIGHT: f64 = 0.125;
+
 /// What the operator asks for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
@@ -28,6 +33,12 @@ pub struct Settings {
     pub codec_loss_max: f64,
     /// Whether the network's raw input may leave the device.
     pub input_may_leave: bool,
+    /// How likely a plan must be to be in time, from 0 to 1.
+    pub in_time_share: f64,
+    /// How plans are chosen.
+    pub strategy: Strategy,
+    /// Bytes that a message takes beside its activation.
+    pub message_bytes: u64,
 }
 
 /// The device's knowledge and its current plan.
@@ -38,6 +49,7 @@ pub struct Controller {
     device: Timings,
     edge: Option<Edge>,
     link: LinkEstimate,
+    residuals: Residuals,
     installed: Installed,
     /// The plan that the edge was asked to accept, and when.
     asked: Option<(Installed, Duration)>,
@@ -65,6 +77,15 @@ pub struct Installed {
     pub plan: Plan,
 }
 
+/// The plan for one request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Planned {
+    /// The plan, and the epoch in which it is agreed on.
+    pub installed: Installed,
+    /// From the request to its answer; `None` if that cannot be told.
+    pub predicted_us: Option<f64>,
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
@@ -81,6 +102,20 @@ pub enum Event {
         segment: usize,
         /// For how long.
         us: f64,
+    },
+    /// A request waited at the edge before it ran.
+    EdgeQueued {
+        /// For how long.
+        us: f64,
+    },
+    /// A request was answered as planned, in time or not.
+    Answered {
+        /// Its plan.
+        plan: Plan,
+        /// The latency that was predicted.
+        predicted_us: f64,
+        /// The latency.
+        actual_us: f64,
     },
     /// An edge answered and told its profile.
     EdgeConnected {
@@ -139,13 +174,14 @@ impl Controller {
             device,
             edge: None,
             link: LinkEstimate::default(),
+            residuals: Residuals::new(settings.in_time_share),
             asked: None,
             refused_at: None,
             probing_since: None,
             last_epoch: first_epoch,
             plan_changes: 0,
         };
-        controller.installed.plan = controller.choose(controller.planned_us()).candidate.plan;
+        controller.installed.plan = controller.choose().candidate.plan;
         controller
     }
 
@@ -162,6 +198,21 @@ impl Controller {
                 }
                 return Vec::new();
             }
+            Event::EdgeQueued { us } => {
+                if let Some(edge) = self.edge.as_mut().filter(|_| us.is_finite() && us >= 0.0) {
+                    edge.queue_us += QUEUE_WEIGHT * (us - edge.queue_us);
+                }
+                return Vec::new();
+            }
+            Event::Answered { plan, predicted_us, actual_us } => {
+                let crosses = self.network.has(&plan) && plan.placement(&self.network) != Placement::DeviceOnly;
+                // What the link's change explains is no error of the prediction: the next one knows better.
+                let known_by_now = self.predicted(plan).is_some_and(|now| now.cost.total_us() >= EXPLAINED * actual_us);
+                if !(crosses && actual_us > predicted_us && known_by_now) {
+                    self.residuals.record(crosses, predicted_us, actual_us);
+                }
+                return Vec::new();
+            }
             Event::EdgeConnected { segments_us, codec_us_per_byte, queue_us } => {
                 let mut timings = Timings::new(self.network.segments());
                 segments_us.iter().enumerate().for_each(|(segment, us)| timings.record(segment, *us));
@@ -172,7 +223,7 @@ impl Controller {
                 // What comes back may be another link, to another host.
                 self.link = LinkEstimate::default();
                 (self.asked, self.refused_at, self.probing_since) = (None, None, None);
-                let plan = self.choose(self.planned_us()).candidate.plan;
+                let plan = self.choose().candidate.plan;
                 // A new epoch even for the same plan: what the lost edge still accepts comes too late.
                 let alone = self.next(plan);
                 self.move_to(alone);
@@ -202,7 +253,10 @@ impl Controller {
                     self.settings.deadline_us = deadline_us;
                 }
             }
-            Event::Tick => {}
+            Event::Tick => {
+                let alone = self.installed.plan.placement(&self.network) == Placement::DeviceOnly;
+                self.residuals.forget(alone);
+            }
         }
         self.replan(now)
     }
@@ -237,12 +291,28 @@ impl Controller {
 
     /// The plan for one request: the one in force, unless it cannot keep this request's deadline
     /// and the device alone can.
-    pub fn for_request(&self, deadline_us: f64) -> Installed {
-        if self.predicted(self.installed.plan).is_some_and(|candidate| candidate.cost.total_us() <= deadline_us) {
-            return self.installed;
+    pub fn for_request(&self, deadline_us: f64) -> Planned {
+        let candidate = self.predicted(self.installed.plan);
+        let planned =
+            Planned { installed: self.installed, predicted_us: candidate.map(|candidate| candidate.cost.total_us()) };
+        if !self.settings.strategy.falls_back() || planned.predicted_us.is_some_and(|us| us <= deadline_us) {
+            return planned;
         }
         let alone = self.local(deadline_us);
-        if alone.fits { Installed { plan: alone.candidate.plan, ..self.installed } } else { self.installed }
+        let Candidate { plan, cost, .. } = alone.candidate;
+        let hurried = Planned { installed: Installed { plan, ..self.installed }, predicted_us: Some(cost.total_us()) };
+        if alone.fits { hurried } else { planned }
+    }
+
+    /// How likely the plan in force is to keep a deadline.
+    pub fn in_time(&self, planned: &Planned, deadline_us: f64) -> f64 {
+        let crosses = planned.installed.plan.placement(&self.network) != Placement::DeviceOnly;
+        planned.predicted_us.map_or(0.0, |us| self.residuals.in_time(crosses, us, deadline_us))
+    }
+
+    /// How plans are chosen.
+    pub fn strategy(&self) -> Strategy {
+        self.settings.strategy
     }
 
     fn next(&mut self, plan: Plan) -> Installed {
@@ -269,7 +339,7 @@ impl Controller {
             self.probing_since = Some(now);
             actions.push(Action::Probe { bytes: self.link.probe_bytes() });
         }
-        let choice = self.choose(self.planned_us());
+        let choice = self.choose();
         if self.refused_at.is_none() && self.is_worthwhile(&choice.candidate) {
             let next = self.next(choice.candidate.plan);
             if self.edge.is_some() {
@@ -284,15 +354,15 @@ impl Controller {
     }
 
     /// Hysteresis. A plan that keeps the deadline gives way to one for a better exit, or to a clearly
-    /// faster one for an equally good exit; never to a worse exit. Since new plans are held to
-    /// [`DEADLINE_SHARE`] of the deadline and old ones to all of it, a link that wavers by less than the
-    /// difference changes nothing.
+    /// faster one for an equally good exit; never to a worse exit. Since new plans are held to the deadline
+    /// with their [`Margin`] and old ones without, a link that wavers by less than that changes nothing.
+    /// Strategies that are there to be compared with ours change as they were published: at once.
     fn is_worthwhile(&self, new: &Candidate) -> bool {
         let old = self.asked.map_or(self.installed.plan, |(asked, _)| asked.plan);
         if new.plan == old {
             return false;
         }
-        let Some(old) = self.predicted(old) else { return true };
+        let Some(old) = self.predicted(old).filter(|_| self.settings.strategy == Strategy::Edgent) else { return true };
         let (old_us, new_us) = (old.cost.total_us(), new.cost.total_us());
         let is_clearly_faster = new_us < WORTHWHILE * old_us;
         if old_us > self.settings.deadline_us {
@@ -311,19 +381,17 @@ impl Controller {
         predict(&self.network, &self.profile(), &self.constraints(self.settings.deadline_us), plan)
     }
 
-    fn planned_us(&self) -> f64 {
-        self.settings.deadline_us * DEADLINE_SHARE
-    }
-
-    fn choose(&self, deadline_us: f64) -> Choice {
-        choose(&self.network, &self.profile(), &self.constraints(deadline_us))
+    fn choose(&self) -> Choice {
+        let constraints =
+            Constraints { margin: self.residuals.margin(), ..self.constraints(self.settings.deadline_us) };
+        self.settings.strategy.choose(&self.network, &self.profile(), &constraints)
     }
 
     fn constraints(&self, deadline_us: f64) -> Constraints {
-        let Settings { codec_loss_max, input_may_leave, .. } = self.settings;
+        let Settings { codec_loss_max, input_may_leave, message_bytes, .. } = self.settings;
         let rate_bps = self.link.rate_bps().filter(|_| self.edge.is_some());
-        let link = rate_bps.map(|rate_bps| Link { rate_bps, rtt_us: self.link.rtt_us() });
-        Constraints { deadline_us, codec_loss_max, input_may_leave, link }
+        let link = rate_bps.map(|rate_bps| Link { rate_bps, rtt_us: self.link.rtt_us(), message_bytes });
+        Constraints { deadline_us, codec_loss_max, input_may_leave, link, margin: Margin::NONE }
     }
 
     fn profile(&self) -> Profile {

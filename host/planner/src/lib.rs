@@ -6,6 +6,8 @@
 //!
 //! * [`Network`] and [`Profile`]: what can be planned, and what it costs.
 //! * [`choose`]: Algorithm 1 of Li, Zhou and Chen (2018, section 3.3), extended.
+//! * [`Strategy`]: that, the paper's own algorithm ([`algorithm_1`]), and what both are compared with.
+//! * [`Residuals`]: how likely a predicted latency is to be kept to.
 //! * [`LinkEstimate`]: the link's rate and round trip, from what was sent anyway.
 //! * [`Controller`]: `(state, event, now) → actions` of the device.
 #![forbid(unsafe_code)]
@@ -15,12 +17,18 @@ mod choose;
 mod controller;
 mod estimate;
 mod network;
+mod paper;
+mod residuals;
+mod strategy;
 mod timing;
 
 pub use choose::{Candidate, Choice, Constraints, Cost, Explained, Link, Verdict, choose, explain};
-pub use controller::{Action, Controller, Event, Installed, Settings};
+pub use controller::{Action, Controller, Event, Installed, Planned, Settings};
 pub use estimate::{Exchange, LinkEstimate};
 pub use network::{
     Boundary, Codec, Direction, EXITS_MAX, Exit, Network, NetworkError, Placement, Plan, Profile, SEGMENTS_MAX,
 };
+pub use paper::algorithm_1;
+pub use residuals::{Margin, Residuals};
+pub use strategy::Strategy;
 pub use timing::Timings;

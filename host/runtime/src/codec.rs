@@ -7,9 +7,10 @@
 use edgent_link::{Activation, Codec, ElementType as Wire};
 use edgent_nn::{ElementType, Fact, Tensor, TensorError};
 
-/// Bytes that a message takes beside its activation: RPC headers, ids, dimensions. Measured: about
-/// 300 for a call and 200 for its return and finish.
-pub const MESSAGE_BYTES: u64 = 500;
+/// Bytes that a call takes beside its activation: RPC headers, ids, dimensions. Measured.
+pub const CALL_BYTES: u64 = 300;
+/// The same for its return and finish.
+pub const RETURN_BYTES: u64 = 200;
 
 /// Bytes on the wire of one channel's offset and scale.
 const CHANNEL_BYTES: usize = 8;

@@ -11,7 +11,7 @@ use edgent_link::{
     InferRequest, Limits, Link, LinkError, ModelProfile, Placement, Plan, Reply, Service, Stats,
 };
 use edgent_nn::{Stop, Tensor};
-use edgent_planner::{self as planner, Action, Controller, Event, Exchange, Installed, Timings};
+use edgent_planner::{self as planner, Action, Controller, Event, Exchange, Installed, Planned, Timings};
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -28,6 +28,8 @@ const RECONNECT_AFTER: Duration = Duration::from_millis(100);
 const RECONNECT_AFTER_MAX: Duration = Duration::from_secs(3);
 /// A call to the edge that takes longer than this is given up.
 const CALL_TIME_MAX: Duration = Duration::from_secs(5);
+/// Strategies without a fallback wait this long for the edge before the device answers all the same.
+const WAIT_MAX: Duration = CALL_TIME_MAX;
 /// Kept in hand when the last moment for a local exit is computed.
 const LOCAL_MARGIN_US: f64 = 3_000.0;
 const ACTIONS_WAITING_MAX: usize = 64;
@@ -77,7 +79,40 @@ struct Counts {
 struct Outcome {
     output: Tensor,
     plan: planner::Plan,
+    epoch: u64,
     degraded: Option<String>,
+}
+
+/// One request on its way through the device.
+#[derive(Clone, Copy)]
+struct Asked {
+    arrived: Instant,
+    deadline_us: f64,
+}
+
+impl Asked {
+    fn elapsed_us(&self) -> f64 {
+        self.arrived.elapsed().as_secs_f64() * 1e6
+    }
+
+    fn remaining_us(&self) -> f64 {
+        self.deadline_us - self.elapsed_us()
+    }
+}
+
+/// A request with its plan.
+#[derive(Clone, Copy)]
+struct Trip {
+    asked: Asked,
+    planned: Planned,
+    /// Until then the plan's answer is waited for.
+    last_moment: Instant,
+}
+
+impl Trip {
+    fn is_late(&self) -> bool {
+        Instant::now() > self.last_moment
+    }
 }
 
 impl Device {
@@ -125,94 +160,116 @@ impl Device {
             return Err(bad(format!("the input must be {expected}, not {}", input.fact())));
         }
         let deadline_us = if request.deadline_us == 0 { self.deadline_us } else { request.deadline_us as f64 };
-        let outcome = self.run(input, arrived, deadline_us).await?;
-        self.to_answer(&request, outcome, arrived, deadline_us)
+        let asked = Asked { arrived, deadline_us };
+        let (planned, in_time) = {
+            let controller = self.lock();
+            let planned = controller.for_request(deadline_us);
+            (planned, controller.in_time(&planned, deadline_us))
+        };
+        let mut outcome = self.run(input, asked, planned).await?;
+        if outcome.degraded.is_none() && planned.predicted_us.is_none_or(|us| us > deadline_us) {
+            outcome.degraded = Some("no plan is likely to be in time; this is the fastest".to_owned());
+        }
+        self.to_answer(&request, outcome, asked, planned, in_time)
     }
 
-    async fn run(self: &Arc<Self>, input: Tensor, arrived: Instant, deadline_us: f64) -> Result<Outcome, Fault> {
-        let installed = self.lock().for_request(deadline_us);
+    async fn run(self: &Arc<Self>, input: Tensor, asked: Asked, planned: Planned) -> Result<Outcome, Fault> {
+        let Installed { plan, epoch } = planned.installed;
         let network = self.deployment.network();
-        let alone = installed.plan.placement(network) == planner::Placement::DeviceOnly;
-        let edge = self.edge.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let (false, Some(edge)) = (alone, edge) else {
+        if plan.placement(network) == planner::Placement::DeviceOnly {
             let degraded = (self.edges_configured && self.edge_is_lost()).then(|| "no edge is connected".to_owned());
-            return self.alone(input, arrived, deadline_us, degraded).await;
-        };
-        if self.link_is_clogged() {
-            let why = "an earlier activation is still on the link".to_owned();
-            return self.alone(input, arrived, deadline_us, Some(why)).await;
+            let output = self.segments(plan.exit, 0..plan.cut, input).await?;
+            self.answered(Trip { asked, planned, last_moment: asked.arrived });
+            return Ok(Outcome { output, plan, epoch, degraded });
         }
-        // Where no local exit fits, the edge is the only chance until the deadline has passed.
-        let local = self.lock().local(deadline_us);
-        let local_us = if local.fits { local.candidate.cost.total_us() + LOCAL_MARGIN_US } else { 0.0 };
-        let last_moment = arrived + Duration::from_secs_f64((deadline_us - local_us).max(0.0) / 1e6);
-        // First good answer wins: the plan's, or from the last moment on, the device's own.
-        let planned = self.together(&edge, installed, input.clone(), arrived, deadline_us, last_moment);
-        tokio::pin!(planned);
-        let why = tokio::select! {
-            outcome = &mut planned => match outcome {
-                Ok(outcome) => return Ok(outcome),
-                Err(fault) => return self.alone(input, arrived, deadline_us, Some(fault.message)).await,
-            },
-            () = tokio::time::sleep_until(last_moment.into()) => "the edge's answer was not there in time".to_owned(),
+        let edge = self.edge.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(edge) = edge else {
+            return self.alone(input, asked, "no edge is connected").await;
         };
-        let local = self.alone(input, arrived, deadline_us, Some(why));
+        let falls_back = self.lock().strategy().falls_back();
+        if falls_back && self.link_is_clogged() {
+            return self.alone(input, asked, "an earlier activation is still on the link").await;
+        }
+        let last_moment = if falls_back { self.last_moment(asked) } else { asked.arrived + WAIT_MAX };
+        // First good answer wins: the plan's, or from the last moment on, the device's own.
+        let trip = Trip { asked, planned, last_moment };
+        let together = self.together(&edge, trip, input.clone());
+        tokio::pin!(together);
+        tokio::select! {
+            outcome = &mut together => match outcome {
+                Ok(outcome) => {
+                    self.answered(trip);
+                    return Ok(outcome);
+                }
+                Err(fault) => return self.alone(input, asked, &fault.message).await,
+            },
+            () = tokio::time::sleep_until(last_moment.into()) => {}
+        };
+        let local = self.alone(input, asked, "the edge's answer was not there in time");
         tokio::pin!(local);
         tokio::select! {
-            outcome = &mut planned => match outcome {
+            outcome = &mut together => match outcome {
                 Ok(outcome) => Ok(outcome),
                 Err(_) => local.await,
             },
             outcome = &mut local => match outcome {
                 Ok(outcome) => Ok(outcome),
-                Err(_) => planned.await,
+                Err(_) => together.await,
             },
         }
     }
 
-    /// The best exit that the device can still reach alone.
-    async fn alone(
-        &self,
-        input: Tensor,
-        arrived: Instant,
-        deadline_us: f64,
-        degraded: Option<String>,
-    ) -> Result<Outcome, Fault> {
-        let remaining_us = deadline_us - arrived.elapsed().as_secs_f64() * 1e6;
-        let plan = self.lock().local(remaining_us).candidate.plan;
+    /// When a local exit must start to be in time. Where none fits, the edge is the only chance until the
+    /// deadline has passed.
+    fn last_moment(&self, asked: Asked) -> Instant {
+        let local = self.lock().local(asked.deadline_us);
+        let local_us = if local.fits { local.candidate.cost.total_us() + LOCAL_MARGIN_US } else { 0.0 };
+        asked.arrived + Duration::from_secs_f64((asked.deadline_us - local_us).max(0.0) / 1e6)
+    }
+
+    /// The best exit that the device can still reach alone; if none is in time, the fastest.
+    async fn alone(&self, input: Tensor, asked: Asked, why: &str) -> Result<Outcome, Fault> {
+        let (local, epoch) = {
+            let controller = self.lock();
+            (controller.local(asked.remaining_us()), controller.installed().epoch)
+        };
+        let plan = local.candidate.plan;
         let output = self.segments(plan.exit, 0..plan.cut, input).await?;
-        Ok(Outcome { output, plan, degraded })
+        let late = if local.fits { "" } else { "; no exit fits the time that is left, this is the fastest" };
+        Ok(Outcome { output, plan, epoch, degraded: Some(format!("{why}{late}")) })
+    }
+
+    /// Tells the controller how long a plan took.
+    fn answered(&self, trip: Trip) {
+        if let Some(predicted_us) = trip.planned.predicted_us {
+            let plan = trip.planned.installed.plan;
+            self.tell(Event::Answered { plan, predicted_us, actual_us: trip.asked.elapsed_us() });
+        }
     }
 
     /// As the plan says: one part here, one on the edge.
-    async fn together(
-        self: &Arc<Self>,
-        edge: &Client,
-        installed: Installed,
-        input: Tensor,
-        arrived: Instant,
-        deadline_us: f64,
-        last_moment: Instant,
-    ) -> Result<Outcome, Fault> {
-        let plan = installed.plan;
+    async fn together(self: &Arc<Self>, edge: &Client, trip: Trip, input: Tensor) -> Result<Outcome, Fault> {
+        let Installed { plan, epoch } = trip.planned.installed;
         let end = self.deployment.network().exits()[plan.exit].path.len();
         let (here_first, there, here_last, up, down) = match plan.direction {
             planner::Direction::DeviceFirst => (0..plan.cut, plan.cut..end, end..end, wire(plan.codec), Codec::Raw),
             planner::Direction::EdgeFirst => (0..0, 0..plan.cut, plan.cut..end, Codec::Raw, wire(plan.codec)),
         };
         let activation = self.segments(plan.exit, here_first, input).await?;
-        let remaining_us = deadline_us - arrived.elapsed().as_secs_f64() * 1e6;
+        // Who waits however long it takes must not have the edge give up.
+        let falls_back = self.lock().strategy().falls_back();
+        let budget_us = if falls_back { trip.asked.remaining_us().max(0.0) } else { WAIT_MAX.as_secs_f64() * 1e6 };
         let request = InferRequest {
             id: self.counts.next_id.fetch_add(1, Ordering::Relaxed),
             model: self.model(),
-            epoch: installed.epoch,
+            epoch,
             from_segment: position(there.start),
             to_segment: position(there.end),
             reply_codec: down,
-            remaining_budget_us: remaining_us.max(0.0) as u64,
+            remaining_budget_us: budget_us as u64,
             activation: codec::encode(&activation, up),
         };
-        let reply = self.exchange(edge, plan.exit, there, request, last_moment).await?;
+        let reply = self.exchange(edge, trip, there, request).await?;
         let output = codec::decode(&reply.activation).map_err(|e| fault(FaultKind::BadRequest, e.to_string()))?;
         let expected = self.deployment.at_cut(plan.exit, if here_last.is_empty() { end } else { plan.cut });
         if output.fact() != *expected {
@@ -222,7 +279,7 @@ impl Device {
             ));
         }
         let output = self.segments(plan.exit, here_last, output).await?;
-        Ok(Outcome { output, plan, degraded: None })
+        Ok(Outcome { output, plan, epoch, degraded: None })
     }
 
     /// Sends an activation and gets one back. A caller that no longer waits does not end the exchange:
@@ -230,17 +287,20 @@ impl Device {
     async fn exchange(
         self: &Arc<Self>,
         edge: &Client,
-        exit: usize,
+        trip: Trip,
         there: Range<usize>,
         request: InferRequest,
-        last_moment: Instant,
     ) -> Result<InferReply, Fault> {
-        let waiting =
-            Waiting { device: self, bytes: wire_bytes(&request.activation), since: Instant::now(), finished: false };
-        let in_flight = InFlight::new(Arc::clone(self), request.id, last_moment);
+        let waiting = Waiting {
+            device: self,
+            bytes: wire_bytes(&request.activation) + codec::CALL_BYTES,
+            since: Instant::now(),
+            finished: false,
+        };
+        let in_flight = InFlight::new(Arc::clone(self), request.id, trip.last_moment);
         let edge = edge.clone();
         let exchanged =
-            tokio::spawn(async move { in_flight.device.exchange_and_learn(&edge, exit, there, request).await });
+            tokio::spawn(async move { in_flight.device.exchange_and_learn(&edge, trip, there, request).await });
         let reply = exchanged.await;
         waiting.finish();
         reply.map_err(|_| fault(FaultKind::Internal, "the exchange with the edge died"))?
@@ -249,11 +309,11 @@ impl Device {
     async fn exchange_and_learn(
         &self,
         edge: &Client,
-        exit: usize,
+        trip: Trip,
         there: Range<usize>,
         request: InferRequest,
     ) -> Result<InferReply, Fault> {
-        let up_bytes = wire_bytes(&request.activation);
+        let up_bytes = wire_bytes(&request.activation) + codec::CALL_BYTES;
         let since = Instant::now();
         let reply = tokio::time::timeout(CALL_TIME_MAX, edge.infer(request)).await;
         let elapsed_us = since.elapsed().as_secs_f64() * 1e6;
@@ -263,21 +323,28 @@ impl Device {
             Err(_) => return Err(fault(FaultKind::TimeUp, "the edge did not answer")),
             Ok(Err(LinkError::Fault(fault))) => {
                 self.tell(Event::Exchanged(Exchange { bytes: up_bytes, elapsed_us, busy_us: 0.0 }));
+                if fault.kind == FaultKind::TimeUp {
+                    self.answered(trip);
+                }
                 return Err(fault);
             }
             Ok(Err(other)) => return Err(fault(FaultKind::Internal, other.to_string())),
             Ok(Ok(reply)) => reply,
         };
-        let path = &self.deployment.network().exits()[exit].path[there];
+        let path = &self.deployment.network().exits()[trip.planned.installed.plan.exit].path[there];
         for (segment, us) in path.iter().zip(&reply.segment_us) {
             self.tell(Event::EdgeRan { segment: *segment, us: f64::from(*us) });
         }
+        self.tell(Event::EdgeQueued { us: reply.queue_us as f64 });
         let worked_us: f64 = reply.segment_us.iter().map(|us| f64::from(*us)).sum();
         self.tell(Event::Exchanged(Exchange {
-            bytes: up_bytes + wire_bytes(&reply.activation),
+            bytes: up_bytes + wire_bytes(&reply.activation) + codec::RETURN_BYTES,
             elapsed_us,
             busy_us: worked_us + (reply.queue_us + reply.codec_us) as f64,
         }));
+        if trip.is_late() {
+            self.answered(trip);
+        }
         Ok(reply)
     }
 
@@ -304,14 +371,15 @@ impl Device {
         &self,
         request: &AskRequest,
         outcome: Outcome,
-        arrived: Instant,
-        deadline_us: f64,
+        asked: Asked,
+        planned: Planned,
+        in_time: f64,
     ) -> Result<Answer, Fault> {
-        let Outcome { output, plan, degraded } = outcome;
+        let Outcome { output, plan, epoch, degraded } = outcome;
         let scores =
             softmax(output.as_f32().ok_or_else(|| fault(FaultKind::Internal, "the exit's output is not f32"))?);
         let best = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(index, _)| index);
-        let latency_us = us(arrived.elapsed());
+        let latency_us = us(asked.arrived.elapsed());
         let controller = self.lock();
         let network = controller.network();
         Ok(Answer {
@@ -331,11 +399,13 @@ impl Device {
                 planner::Placement::EdgeOnly => Placement::EdgeOnly,
             },
             latency_us,
-            deadline_us: deadline_us as u64,
-            deadline_met: latency_us as f64 <= deadline_us,
+            deadline_us: asked.deadline_us as u64,
+            deadline_met: latency_us as f64 <= asked.deadline_us,
             degraded,
-            epoch: controller.installed().epoch,
+            epoch,
             rate_bps: controller.link().rate_bps().unwrap_or(0.0) as u64,
+            predicted_us: planned.predicted_us.unwrap_or(0.0) as u64,
+            in_time: in_time as f32,
         })
     }
 
@@ -431,12 +501,12 @@ impl Device {
     }
 
     async fn probe(&self, client: &Client, bytes: u64) -> Result<(), LinkError> {
-        let waiting =
-            Waiting { device: self, bytes: bytes + codec::MESSAGE_BYTES, since: Instant::now(), finished: false };
+        let on_wire = bytes + codec::CALL_BYTES + codec::RETURN_BYTES;
+        let waiting = Waiting { device: self, bytes: on_wire, since: Instant::now(), finished: false };
         let sent = client.probe(usize::try_from(bytes).unwrap_or(usize::MAX), 0).await;
         let elapsed_us = waiting.finish();
         sent?;
-        self.tell(Event::Exchanged(Exchange { bytes: bytes + codec::MESSAGE_BYTES, elapsed_us, busy_us: 0.0 }));
+        self.tell(Event::Exchanged(Exchange { bytes: on_wire, elapsed_us, busy_us: 0.0 }));
         Ok(())
     }
 
@@ -605,7 +675,7 @@ fn wire(codec: planner::Codec) -> Codec {
 }
 
 fn wire_bytes(activation: &edgent_link::Activation) -> u64 {
-    (activation.bytes.len() + activation.scales.len() * 8) as u64 + codec::MESSAGE_BYTES
+    (activation.bytes.len() + activation.scales.len() * 8) as u64
 }
 
 fn position(index: usize) -> u16 {
