@@ -15,8 +15,10 @@ pub mod hosts;
 mod inspect;
 mod model_file;
 mod output;
+mod plan;
 pub mod relay;
 mod report;
+mod rig;
 mod samples;
 pub mod trace;
 mod verify;
@@ -50,6 +52,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Check a bundle: every cut, the golden outputs, the labelled samples.
     Verify(verify::Arguments),
+    /// Show which plan would be taken, and why the others would not.
+    Plan(plan::Arguments),
     /// Ask a running device about images.
     Infer(ask::Arguments),
     /// Measure this program.
@@ -70,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Build(arguments) => build::run(&arguments, &output),
         Command::Inspect(arguments) => inspect::run(&arguments, &output),
         Command::Verify(arguments) => verify::run(&arguments, &output),
+        Command::Plan(arguments) => plan::run(&arguments, &output),
         Command::Infer(arguments) => ask::run(&arguments, &output),
         Command::Bench(command) => bench::run(&command, &output),
     })

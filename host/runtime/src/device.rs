@@ -451,7 +451,7 @@ impl Device {
         *self.edge.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
         self.tell(Event::EdgeConnected {
             segments_us,
-            codec_us_per_byte: (profile.codec_us_per_mib + crate::host::codec_us_per_mib()) / f64::from(1 << 20),
+            codec_us_per_byte: (profile.codec_us_per_mib + codec::us_per_mib()) / f64::from(1 << 20),
             queue_us: profile.queue_us,
         });
         Ok(client)

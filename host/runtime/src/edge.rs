@@ -198,7 +198,7 @@ impl Service for Edge {
                 model,
                 segments: segments.collect(),
                 queue_us: known.queue_us.load(Ordering::Relaxed) as f64,
-                codec_us_per_mib: crate::host::codec_us_per_mib(),
+                codec_us_per_mib: codec::us_per_mib(),
             }
         }));
     }

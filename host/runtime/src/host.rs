@@ -4,17 +4,15 @@ use crate::device::{Device, DeviceService, DeviceSettings};
 use crate::{Deployment, Edge, PrepareError, Workers, codec};
 use edgent_bundle::{Bundle, BundleError};
 use edgent_link::{
-    Codec, Digest, ExitDescription, Hello, Limits, Link, LinkError, ModelDescription, PROTOCOL_VERSION, Role, Server,
-    Service,
+    Digest, ExitDescription, Hello, Limits, Link, LinkError, ModelDescription, PROTOCOL_VERSION, Role, Server, Service,
 };
-use edgent_nn::Tensor;
 use edgent_planner::Timings;
 use edgent_sandbox::{Engine, SandboxError};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Runs of each segment before a host says that it is ready: the profile that planning starts from.
 const PROFILE_RUNS: usize = 3;
@@ -132,19 +130,6 @@ pub(crate) fn describe(deployment: &Deployment) -> ModelDescription {
             })
             .collect(),
     }
-}
-
-/// What coding and decoding a mebibyte (on the wire) as u8 takes on this host, measured once.
-pub(crate) fn codec_us_per_mib() -> f64 {
-    static MEASURED: OnceLock<f64> = OnceLock::new();
-    *MEASURED.get_or_init(|| {
-        let values: Vec<f32> = (0..1 << 18).map(|i| (i as f32).sin()).collect();
-        let start = Instant::now();
-        let coded =
-            Tensor::from_f32(&[1, 64, 1 << 12], &values).and_then(|tensor| codec::round_trip(&tensor, Codec::U8));
-        // Half of it is the peer's.
-        if coded.is_ok() { start.elapsed().as_secs_f64() * 1e6 * 4.0 / 2.0 } else { 0.0 }
-    })
 }
 
 /// Why a host cannot start.

@@ -1,7 +1,9 @@
 //! `edgent bench`: what this program costs, measured against doing without it, in one run.
 
 mod chain;
+mod deadline;
 mod link;
+mod plan;
 mod sandbox;
 
 use crate::output::Output;
@@ -16,6 +18,10 @@ pub(crate) enum Command {
     Chain(chain::Arguments),
     /// Activations through the link against a bare TCP echo of the same bytes.
     Link,
+    /// Planning by the number of layers and exits, against brute force.
+    Plan,
+    /// Strategies side by side on two real hosts: sweeps of bandwidth and deadline, and a trace.
+    Deadline(deadline::Arguments),
 }
 
 pub(crate) fn run(command: &Command, output: &Output) -> Result<()> {
@@ -23,5 +29,7 @@ pub(crate) fn run(command: &Command, output: &Output) -> Result<()> {
         Command::Sandbox => sandbox::run(output),
         Command::Chain(arguments) => chain::run(arguments, output),
         Command::Link => link::run(output),
+        Command::Plan => plan::run(output),
+        Command::Deadline(arguments) => deadline::run(arguments, output),
     }
 }

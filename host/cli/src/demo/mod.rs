@@ -2,16 +2,16 @@
 
 mod record;
 
-use crate::ask::{ask, connect, placement};
+use crate::ask::{ask, placement};
 use crate::build::{CODEC_SAMPLES, build};
-use crate::hosts::HostProcess;
 use crate::output::Output;
-use crate::relay::{Relay, Shape};
-use crate::samples::{self, Sample};
+use crate::relay::Shape;
+use crate::rig::{Rig, test_samples};
+use crate::samples::Sample;
 use crate::trace::Trace;
 use anyhow::{Context, Result, bail, ensure};
 use edgent_bundle::Bundle;
-use edgent_link::{Answer, Link, LinkError, Stats};
+use edgent_link::{Answer, LinkError, Stats};
 use record::{Record, Request};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -69,36 +69,15 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
 
 /// Starts both hosts, asks until the time is over, ends both hosts.
 async fn show(arguments: &Arguments, bundle: &Bundle, samples: &[Sample], output: &Output) -> Result<Record> {
-    let program = std::env::current_exe()?;
-    let model = bundle.dir().to_str().context("the --out folder's name is not UTF-8")?;
     output.progress("starting the edge, and the device behind a slow link");
-    let edge = HostProcess::start(
-        &program,
-        &["--role", "edge", "--listen", "127.0.0.1:0", "--workers", "1", "--model", model],
-        arguments.logs,
-    )
-    .await?;
     let trace = Trace::seeded(arguments.seed, arguments.seconds);
-    let relay = Relay::start("127.0.0.1:0", edge.address(), Shape { trace: trace.clone(), delay: DELAY }).await?;
-    let relay_start = Instant::now();
     let (deadline, slowdown) = (arguments.deadline_ms.to_string(), arguments.slowdown.to_string());
-    let behind = relay.local_addr().to_string();
-    let device = [
-        ["--role", "device"],
-        ["--listen", "127.0.0.1:0"],
-        ["--workers", "1"],
-        ["--edge", &behind],
-        ["--model", model],
-        ["--deadline-ms", &deadline],
-        ["--emulate-slowdown", &slowdown],
-    ];
-    let device = HostProcess::start(&program, device.as_flattened(), arguments.logs).await?;
-    let link = Link::start()?;
-    let client = connect(&link, &device.address().to_string()).await?;
+    let device = ["--deadline-ms", &deadline, "--emulate-slowdown", &slowdown];
+    let rig = Rig::start(bundle, Shape { trace: trace.clone(), delay: DELAY }, &device, arguments.logs).await?;
 
     let start = Instant::now();
     // The link has been changing since the relay started; the device needed a moment to prepare.
-    let before = start - relay_start;
+    let before = start - rig.since;
     let mut record =
         Record::new(bundle.manifest(), &trace, before, arguments.seconds, arguments.deadline_ms, arguments.slowdown);
     record.print_head(output);
@@ -108,10 +87,10 @@ async fn show(arguments: &Arguments, bundle: &Bundle, samples: &[Sample], output
         // A stride that has no factor in common with the number of samples visits them all, mixed.
         let sample = index * 7 % samples.len();
         let at = start.elapsed();
-        let answered = ask(&client, &samples[sample].image, 0.0).await;
+        let answered = ask(&rig.client, &samples[sample].image, 0.0).await;
         let latency = start.elapsed() - at;
-        let changed =
-            record.add(Request { at, latency, sample, truth: samples[sample].label, answer: outcome(answered)? });
+        let truth = samples[sample].label;
+        let changed = record.add(Request { at, latency, sample, truth, answer: outcome(answered)? });
         if changed || start.elapsed() >= said + LINE_EVERY {
             said = start.elapsed();
             record.print_line(trace.rate_at(before + at), output);
@@ -119,17 +98,13 @@ async fn show(arguments: &Arguments, bundle: &Bundle, samples: &[Sample], output
         index += 1;
         tokio::time::sleep(PAUSE).await;
     }
-    record.finish(&client.stats().await.unwrap_or_else(|_| Stats::default()));
-    for (name, host) in [("device", device), ("edge", edge)] {
-        let status = host.end().await?;
-        ensure!(status.success(), "the {name} ended with {status}");
-    }
-    drop(relay);
+    record.finish(&rig.client.stats().await.unwrap_or_else(|_| Stats::default()));
+    rig.end().await?;
     Ok(record)
 }
 
 /// An error that the device told is an outcome; a device that is gone ends the demo.
-fn outcome(answered: Result<Answer>) -> Result<Result<Answer, String>> {
+pub(crate) fn outcome(answered: Result<Answer>) -> Result<Result<Answer, String>> {
     match answered {
         Ok(answer) => Ok(Ok(answer)),
         Err(error) => match error.downcast_ref::<LinkError>() {
@@ -137,14 +112,6 @@ fn outcome(answered: Result<Answer>) -> Result<Result<Answer, String>> {
             _ => bail!("the device is gone: {error:#}"),
         },
     }
-}
-
-fn test_samples(bundle: &Bundle) -> Result<Vec<Sample>> {
-    let evidence = &bundle.manifest().evidence;
-    let (samples, labels) =
-        evidence.samples.as_ref().zip(evidence.labels.as_ref()).context("the model has no labelled samples")?;
-    let tile_px = bundle.manifest().boundaries[0].dims.last().copied().unwrap_or(0);
-    samples::sheet(&bundle.blob(samples)?, &bundle.blob(labels)?, tile_px)
 }
 
 /// Where an answer came from, for people.

@@ -1,0 +1,221 @@
+//! `edgent plan`: which plan would be taken, what it is predicted to cost, and why the others lost.
+
+use crate::ask;
+use crate::daemon::strategy;
+use crate::output::{BadInput, Output};
+use anyhow::Result;
+use edgent_bundle::{Bundle, Manifest};
+use edgent_planner::{
+    Candidate, Codec, Constraints, Direction, Explained, Link, Margin, Network, Placement, Plan, Profile, Strategy,
+    Timings, Verdict, explain,
+};
+use edgent_runtime::{Deployment, codec};
+use edgent_sandbox::Engine;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// Runs of each segment from which its time is taken.
+const PROFILE_RUNS: usize = 20;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The bundle's folder.
+    bundle: PathBuf,
+    /// Time from a request to its answer.
+    #[arg(long, allow_negative_numbers = true, default_value_t = 100.0)]
+    deadline_ms: f64,
+    /// Bits a second of the link; 0 for no edge.
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1e6)]
+    rate_bps: f64,
+    /// Round trip of an empty message.
+    #[arg(long, allow_negative_numbers = true, default_value_t = 5.0)]
+    rtt_ms: f64,
+    /// How much slower than this machine, which stands for the edge, the device is.
+    #[arg(long, allow_negative_numbers = true, default_value_t = 50.0)]
+    slowdown: f64,
+    /// How much longer than predicted a plan must be allowed to take.
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1.15)]
+    margin: f64,
+    /// How much accuracy coding an activation may cost.
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.005)]
+    codec_loss_max: f64,
+    /// Never send the network's raw input.
+    #[arg(long)]
+    keep_input: bool,
+    /// How plans are chosen.
+    #[arg(long, value_parser = strategy, default_value = Strategy::Edgent.name())]
+    strategy: Strategy,
+    /// List every plan that is possible, and what became of it.
+    #[arg(long)]
+    explain: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    strategy: &'static str,
+    fits: bool,
+    plan: Row,
+    candidates: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    exit: String,
+    cut: usize,
+    cut_after: String,
+    direction: &'static str,
+    placement: &'static str,
+    codec: &'static str,
+    accuracy: f64,
+    device_us: f64,
+    edge_us: f64,
+    queue_us: f64,
+    transfer_us: f64,
+    rtt_us: f64,
+    codec_us: f64,
+    total_us: f64,
+    slack_us: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verdict: Option<&'static str>,
+}
+
+pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
+    let numbers =
+        [arguments.deadline_ms, arguments.slowdown, arguments.margin, arguments.rtt_ms + 1.0, arguments.rate_bps + 1.0];
+    if !numbers.iter().all(|number| number.is_finite() && *number > 0.0) {
+        return Err(BadInput::error(
+            "a deadline, a slowdown and a margin are over 0; a rate and a round trip 0 or more",
+        ));
+    }
+    let (manifest, network, profile) = measured(&arguments.bundle, arguments.slowdown)?;
+    let message_bytes = codec::CALL_BYTES + codec::RETURN_BYTES;
+    let link = Link { rate_bps: arguments.rate_bps, rtt_us: arguments.rtt_ms * 1e3, message_bytes };
+    let constraints = Constraints {
+        deadline_us: arguments.deadline_ms * 1e3,
+        codec_loss_max: arguments.codec_loss_max,
+        input_may_leave: !arguments.keep_input,
+        link: (arguments.rate_bps > 0.0).then_some(link),
+        margin: Margin { alone: arguments.margin, together: arguments.margin },
+    };
+    let choice = arguments.strategy.choose(&network, &profile, &constraints);
+    let row = |candidate: &Candidate, verdict| row(&manifest, &network, &constraints, candidate, verdict);
+    let told = |explained: &Explained| match explained.verdict {
+        // `explain` speaks of our own choice; another strategy may have taken another plan.
+        _ if explained.candidate.plan == choice.candidate.plan => "chosen",
+        Verdict::Chosen => "what edgent would take",
+        Verdict::InputMustStay => "the input must stay",
+        Verdict::CodecTooLossy => "the codec costs too much accuracy",
+        Verdict::TooSlow => "not likely to be in time",
+        Verdict::Slower => "slower, for the same exit",
+        Verdict::LessAccurate => "a better exit is in time",
+    };
+    let mut candidates = if arguments.explain { explain(&network, &profile, &constraints) } else { Vec::new() };
+    candidates.sort_by(|a, b| {
+        let by_exit = b.candidate.plan.exit.cmp(&a.candidate.plan.exit);
+        by_exit.then(a.candidate.cost.total_us().total_cmp(&b.candidate.cost.total_us()))
+    });
+    let report = Report {
+        strategy: arguments.strategy.name(),
+        fits: choice.fits,
+        plan: row(&choice.candidate, None),
+        candidates: candidates.iter().map(|explained| row(&explained.candidate, Some(told(explained)))).collect(),
+    };
+    print(&report, arguments, output);
+    output.result(&report)
+}
+
+/// What a bundle costs on this machine: as the edge, and as a device so many times slower (emulated).
+pub(crate) fn measured(bundle: &Path, slowdown: f64) -> Result<(Manifest, Network, Profile)> {
+    let bundle = Bundle::open(bundle).map_err(BadInput::error)?;
+    let deployment = Deployment::prepare(&bundle, &Engine::new()?, 1.0)?;
+    let mut timings = Timings::new(deployment.network().segments());
+    deployment.measure(PROFILE_RUNS)?.into_iter().for_each(|(segment, us)| timings.record(segment, us));
+    let edge_us = timings.medians_us();
+    let profile = Profile {
+        device_us: edge_us.iter().map(|us| us * slowdown).collect(),
+        edge_us,
+        edge_queue_us: 0.0,
+        codec_us_per_byte: 2.0 * codec::us_per_mib() / f64::from(1 << 20),
+    };
+    Ok((deployment.manifest().clone(), deployment.network().clone(), profile))
+}
+
+fn row(
+    manifest: &Manifest,
+    network: &Network,
+    constraints: &Constraints,
+    candidate: &Candidate,
+    verdict: Option<&'static str>,
+) -> Row {
+    let Candidate { plan, cost, accuracy } = *candidate;
+    let exit = &manifest.exits[plan.exit];
+    let before = plan.cut.checked_sub(1).map(|last| manifest.segments[exit.path[last]].name.clone());
+    Row {
+        exit: exit.name.clone(),
+        cut: plan.cut,
+        cut_after: before.unwrap_or_else(|| "the input".to_owned()),
+        direction: match plan.direction {
+            Direction::DeviceFirst => ask::direction(edgent_link::Direction::DeviceFirst),
+            Direction::EdgeFirst => ask::direction(edgent_link::Direction::EdgeFirst),
+        },
+        placement: placement(&plan, network),
+        codec: match plan.codec {
+            Codec::Raw => "raw",
+            Codec::U8 => "u8",
+        },
+        accuracy,
+        device_us: cost.device_us,
+        edge_us: cost.edge_us,
+        queue_us: cost.queue_us,
+        transfer_us: cost.transfer_us,
+        rtt_us: cost.rtt_us,
+        codec_us: cost.codec_us,
+        total_us: cost.total_us(),
+        slack_us: constraints.deadline_us - cost.total_us(),
+        verdict,
+    }
+}
+
+pub(crate) fn placement(plan: &Plan, network: &Network) -> &'static str {
+    match plan.placement(network) {
+        Placement::DeviceOnly => ask::placement(edgent_link::Placement::DeviceOnly),
+        Placement::Split => ask::placement(edgent_link::Placement::Split),
+        Placement::EdgeOnly => ask::placement(edgent_link::Placement::EdgeOnly),
+    }
+}
+
+fn print(report: &Report, arguments: &Arguments, output: &Output) {
+    output.line(format_args!(
+        "EMULATED: a device {} times slower than this machine; {:.0} bit/s, {} ms round trip, {} ms deadline",
+        arguments.slowdown, arguments.rate_bps, arguments.rtt_ms, arguments.deadline_ms
+    ));
+    let Row { exit, cut, placement, direction, codec, total_us, slack_us, .. } = &report.plan;
+    output.line(format_args!(
+        "{}: {exit}, {placement} at cut {cut}, {direction}, {codec}: {:.1} ms, {:.1} ms to spare{}",
+        report.strategy,
+        total_us / 1e3,
+        slack_us / 1e3,
+        if report.fits { "" } else { "; nothing is likely to be in time" }
+    ));
+    if report.candidates.is_empty() {
+        return;
+    }
+    output.line("\nexit     cut  where        order         wire  accuracy  device ms  edge ms  link ms  total ms  slack ms  verdict");
+    for row in &report.candidates {
+        output.line(format_args!(
+            "{:<8} {:>3}  {:<12} {:<13} {:<4}  {:>8.3}  {:>9.1}  {:>7.2}  {:>7.1}  {:>8.1}  {:>8.1}  {}",
+            row.exit,
+            row.cut,
+            row.placement,
+            row.direction,
+            row.codec,
+            row.accuracy,
+            row.device_us / 1e3,
+            (row.edge_us + row.queue_us) / 1e3,
+            (row.transfer_us + row.rtt_us + row.codec_us) / 1e3,
+            row.total_us / 1e3,
+            row.slack_us / 1e3,
+            row.verdict.unwrap_or_default(),
+        ));
+    }
+}

@@ -1,0 +1,57 @@
+//! Two hosts on this machine with an emulated link between them: what the demo and the benches ask.
+
+use crate::ask::connect;
+use crate::hosts::HostProcess;
+use crate::relay::{Relay, Shape};
+use crate::samples::{self, Sample};
+use anyhow::{Context, Result, ensure};
+use edgent_bundle::Bundle;
+use edgent_link::{Client, Link};
+use std::time::Instant;
+
+/// An edge, a relay before it, a device behind the relay, and a client of the device.
+pub(crate) struct Rig {
+    pub(crate) client: Client,
+    pub(crate) relay: Relay,
+    /// When the relay's trace began.
+    pub(crate) since: Instant,
+    device: HostProcess,
+    edge: HostProcess,
+    _link: Link,
+}
+
+impl Rig {
+    /// Starts both hosts from this very program, each with one worker, and waits until they are ready.
+    pub(crate) async fn start(bundle: &Bundle, shape: Shape, device: &[&str], logs: bool) -> Result<Self> {
+        let program = std::env::current_exe()?;
+        let model = bundle.dir().to_str().context("the bundle's folder has a name that is not UTF-8")?;
+        let common = ["--listen", "127.0.0.1:0", "--workers", "1", "--model", model];
+        let edge = HostProcess::start(&program, &[&["--role", "edge"], &common[..]].concat(), logs).await?;
+        let relay = Relay::start("127.0.0.1:0", edge.address(), shape).await?;
+        let since = Instant::now();
+        let behind = relay.local_addr().to_string();
+        let arguments = [&["--role", "device", "--edge", &behind], &common[..], device].concat();
+        let device = HostProcess::start(&program, &arguments, logs).await?;
+        let link = Link::start()?;
+        let client = connect(&link, &device.address().to_string()).await?;
+        Ok(Self { client, relay, since, device, edge, _link: link })
+    }
+
+    /// Ends both hosts as an operator would, and makes sure that they ended well.
+    pub(crate) async fn end(self) -> Result<()> {
+        for (name, host) in [("device", self.device), ("edge", self.edge)] {
+            let status = host.end().await?;
+            ensure!(status.success(), "the {name} ended with {status}");
+        }
+        Ok(())
+    }
+}
+
+/// The labelled test samples that a bundle carries.
+pub(crate) fn test_samples(bundle: &Bundle) -> Result<Vec<Sample>> {
+    let evidence = &bundle.manifest().evidence;
+    let sheet = evidence.samples.as_ref().zip(evidence.labels.as_ref());
+    let (samples, labels) = sheet.context("the model has no labelled samples")?;
+    let tile_px = bundle.manifest().boundaries[0].dims.last().copied().unwrap_or(0);
+    samples::sheet(&bundle.blob(samples)?, &bundle.blob(labels)?, tile_px)
+}
