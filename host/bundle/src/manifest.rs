@@ -93,7 +93,11 @@ pub struct Exit {
     pub path: Vec<usize>,
     /// Share of the validation samples that it answers rightly.
     pub accuracy: f64,
-    /// The same where the activation crosses a cut in a lossy codec.
+    /// The confidence (greatest softmax probability) from which on it is right as often as the best exit, on
+    /// the validation samples that have it; none if there is no such confidence, or it was not looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sure_at: Option<f64>,
+    /// Its accuracy where the activation crosses a cut in a lossy codec.
     pub coded: Vec<CodedAccuracy>,
 }
 
@@ -201,6 +205,9 @@ impl Manifest {
         }
         if self.boundaries[at].dims.iter().product::<usize>() != self.classes.len() {
             return wrong("its output has not one element for each class");
+        }
+        if exit.sure_at.is_some_and(|sure_at| !known(sure_at)) {
+            return wrong("the confidence that is enough is not between 0 and 1");
         }
         if !known(exit.accuracy) || !exit.coded.iter().all(|coded| known(coded.accuracy) && coded.cut < exit.path.len())
         {

@@ -31,6 +31,7 @@ fn manifest(draft: &mut Draft) -> Manifest {
             name: "out".into(),
             path: vec![0, 1],
             accuracy: 0.5,
+            sure_at: Some(0.9),
             coded: vec![CodedAccuracy { cut: 1, codec: Codec::U8, accuracy: 0.25 }],
         }],
         evidence: Evidence::default(),

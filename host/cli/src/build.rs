@@ -10,6 +10,7 @@ use edgent_bundle::{
 };
 use edgent_nn::{Cut, ElementType, Graph, Imported, Tensor};
 use edgent_runtime::codec;
+use edgent_runtime::confidence::{self, Said};
 use serde::Serialize;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -94,6 +95,7 @@ pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Out
         };
         let (png, labels) = sheet(&paths.validation)?;
         let mut validation = samples::sheet(&png, &labels, paths.tile_px).context("the validation samples")?;
+        measure_confidence(&cut, &validation, &mut manifest)?;
         validation.truncate(codec_samples);
         output.progress(format_args!("measuring coded activations on {} validation samples", validation.len()));
         measure_codecs(&cut, &validation, &mut manifest)?;
@@ -147,9 +149,61 @@ fn exits(cut: &Cut, described: &ModelFile) -> Result<Vec<Exit>> {
             name: exit.name.clone(),
             path: exit.path.clone(),
             accuracy: described.accuracy_validation,
+            sure_at: None,
             coded: Vec::new(),
         })
         .collect())
+}
+
+/// How sure each exit must be to be believed in place of the best one.
+fn measure_confidence(cut: &Cut, samples: &[Sample], manifest: &mut Manifest) -> Result<()> {
+    let graphs = load(cut)?;
+    let best = (0..cut.exits.len()).max_by(|a, b| manifest.exits[*a].accuracy.total_cmp(&manifest.exits[*b].accuracy));
+    let best = best.context("a network without exits")?;
+    let said = each(samples, |part| {
+        let mut said = vec![Vec::new(); cut.exits.len()];
+        for sample in part {
+            let exact = activations(cut, &graphs, sample)?;
+            let logits =
+                |exit: usize| exact[cut.segments[cut.exits[exit].path[cut.exits[exit].path.len() - 1]].to].as_ref();
+            let is_right = |exit: usize| logits(exit).is_some_and(|logits| answer(logits) == sample.label);
+            for (exit, said) in said.iter_mut().enumerate() {
+                let confidence = logits(exit).and_then(Tensor::as_f32).map_or(0.0, confidence::confidence);
+                said.push(Said { confidence, is_right: is_right(exit), best_is_right: is_right(best) });
+            }
+        }
+        Ok(said)
+    })?;
+    for (index, exit) in manifest.exits.iter_mut().enumerate().filter(|(index, _)| *index != best) {
+        exit.sure_at = confidence::threshold(said.iter().flat_map(|part| part[index].clone()).collect());
+    }
+    Ok(())
+}
+
+fn load(cut: &Cut) -> Result<Vec<Graph>> {
+    Ok(cut.segments.iter().map(|s| Graph::load(&s.graph, s.format)).collect::<Result<Vec<_>, _>>()?)
+}
+
+/// Has each processor do its share of the samples.
+fn each<T: Send>(samples: &[Sample], work: impl Fn(&[Sample]) -> Result<T> + Sync) -> Result<Vec<T>> {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let share = samples.len().div_ceil(threads).max(1);
+    thread::scope(|scope| {
+        let started: Vec<_> = samples.chunks(share).map(|part| scope.spawn(|| work(part))).collect();
+        started.into_iter().map(|thread| thread.join().map_err(|_| anyhow::anyhow!("measuring panicked"))?).collect()
+    })
+}
+
+/// The activation at each boundary.
+fn activations(cut: &Cut, graphs: &[Graph], sample: &Sample) -> Result<Vec<Option<Tensor>>> {
+    let mut exact: Vec<Option<Tensor>> = vec![None; cut.boundaries.len()];
+    exact[0] = Some(sample.image.clone());
+    for (segment, graph) in cut.segments.iter().zip(graphs) {
+        if let Some(input) = exact[segment.from].clone() {
+            exact[segment.to] = Some(one(graph, input)?);
+        }
+    }
+    Ok(exact)
 }
 
 /// Right answers of each exit, as it is and with the activation at each cut of its path coded as u8.
@@ -162,17 +216,8 @@ struct Right {
 /// An exit's accuracy with a coded activation is its own accuracy less what coding lost on the very
 /// same samples: the difference between two shares of the same samples varies far less than either.
 fn measure_codecs(cut: &Cut, samples: &[Sample], manifest: &mut Manifest) -> Result<()> {
-    let graphs = cut.segments.iter().map(|s| Graph::load(&s.graph, s.format)).collect::<Result<Vec<_>, _>>()?;
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let share = samples.len().div_ceil(threads).max(1);
-    let counted = thread::scope(|scope| {
-        let started: Vec<_> =
-            samples.chunks(share).map(|part| scope.spawn(|| count_right(cut, &graphs, part))).collect();
-        started
-            .into_iter()
-            .map(|thread| thread.join().map_err(|_| anyhow::anyhow!("measuring panicked"))?)
-            .collect::<Result<Vec<_>>>()
-    })?;
+    let graphs = load(cut)?;
+    let counted = each(samples, |part| count_right(cut, &graphs, part))?;
     for (index, exit) in manifest.exits.iter_mut().enumerate() {
         let raw: usize = counted.iter().map(|right| right.raw[index]).sum();
         for at in 0..exit.path.len() {
@@ -191,14 +236,7 @@ fn count_right(cut: &Cut, graphs: &[Graph], samples: &[Sample]) -> Result<Right>
     let mut right =
         Right { raw: vec![0; cut.exits.len()], coded: cut.exits.iter().map(|exit| vec![0; exit.path.len()]).collect() };
     for sample in samples {
-        // Activations as they are at each boundary, computed once.
-        let mut exact: Vec<Option<Tensor>> = vec![None; cut.boundaries.len()];
-        exact[0] = Some(sample.image.clone());
-        for (segment, graph) in cut.segments.iter().zip(graphs) {
-            if let Some(input) = exact[segment.from].clone() {
-                exact[segment.to] = Some(one(graph, input)?);
-            }
-        }
+        let exact = activations(cut, graphs, sample)?;
         for (index, exit) in cut.exits.iter().enumerate() {
             let last = cut.segments[exit.path[exit.path.len() - 1]].to;
             right.raw[index] += usize::from(exact[last].as_ref().is_some_and(|t| answer(t) == sample.label));

@@ -40,6 +40,9 @@ struct Arguments {
     /// How plans are chosen.
     #[arg(long, value_parser = strategy, default_value = Strategy::Edgent.name())]
     strategy: Strategy,
+    /// Stay at an exit on the way that is sure of its answer.
+    #[arg(long)]
+    leave_when_sure: bool,
     /// Never send the network's raw input to an edge.
     #[arg(long)]
     keep_input: bool,
@@ -91,6 +94,7 @@ pub(crate) fn run() -> Result<()> {
             strategy: arguments.strategy,
             message_bytes: codec::CALL_BYTES + codec::RETURN_BYTES,
         },
+        leave_when_sure: arguments.leave_when_sure,
         emulate_slowdown: arguments.emulate_slowdown,
         workers: arguments.workers,
         limits: Limits::default(),

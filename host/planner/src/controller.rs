@@ -18,6 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// After a refusal the edge is left alone for this long.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// A plan in force may be less likely to be in time than a new one by so much.
+const PATIENT_SHARE: f64 = 0.25;
+
 /// A latency is explained by what is known now if that predicts at least this share of it.
 const EXPLAINED: f64 = 0.8;
 
@@ -84,6 +87,8 @@ pub struct Planned {
     pub installed: Installed,
     /// From the request to its answer; `None` if that cannot be told.
     pub predicted_us: Option<f64>,
+    /// What the prediction must be multiplied with to be kept to as often as wanted.
+    pub margin: f64,
 }
 
 /// What happened.
@@ -292,22 +297,32 @@ impl Controller {
     /// The plan for one request: the one in force, unless it cannot keep this request's deadline
     /// and the device alone can.
     pub fn for_request(&self, deadline_us: f64) -> Planned {
-        let candidate = self.predicted(self.installed.plan);
-        let planned =
-            Planned { installed: self.installed, predicted_us: candidate.map(|candidate| candidate.cost.total_us()) };
-        if !self.settings.strategy.falls_back() || planned.predicted_us.is_some_and(|us| us <= deadline_us) {
-            return planned;
+        let Margin { alone, together } = self.residuals.margin();
+        let planned = |plan: Plan, predicted_us| Planned {
+            installed: Installed { plan, ..self.installed },
+            predicted_us,
+            margin: if plan.placement(&self.network) == Placement::DeviceOnly { alone } else { together },
+        };
+        let predicted = self.predicted(self.installed.plan).map(|candidate| candidate.cost.total_us());
+        let as_planned = planned(self.installed.plan, predicted);
+        if !self.settings.strategy.falls_back() || predicted.is_some_and(|us| us <= deadline_us) {
+            return as_planned;
         }
-        let alone = self.local(deadline_us);
-        let Candidate { plan, cost, .. } = alone.candidate;
-        let hurried = Planned { installed: Installed { plan, ..self.installed }, predicted_us: Some(cost.total_us()) };
-        if alone.fits { hurried } else { planned }
+        let hurried = self.local(deadline_us);
+        let Candidate { plan, cost, .. } = hurried.candidate;
+        if hurried.fits { planned(plan, Some(cost.total_us())) } else { as_planned }
     }
 
     /// How likely the plan in force is to keep a deadline.
     pub fn in_time(&self, planned: &Planned, deadline_us: f64) -> f64 {
         let crosses = planned.installed.plan.placement(&self.network) != Placement::DeviceOnly;
         planned.predicted_us.map_or(0.0, |us| self.residuals.in_time(crosses, us, deadline_us))
+    }
+
+    /// How long these segments usually take on the device.
+    pub fn device_us(&self, segments: &[usize]) -> f64 {
+        let medians_us = self.device.medians_us();
+        segments.iter().map(|segment| medians_us.get(*segment).copied().unwrap_or(f64::INFINITY)).sum()
     }
 
     /// How plans are chosen.
@@ -354,8 +369,8 @@ impl Controller {
     }
 
     /// Hysteresis. A plan that keeps the deadline gives way to one for a better exit, or to a clearly
-    /// faster one for an equally good exit; never to a worse exit. Since new plans are held to the deadline
-    /// with their [`Margin`] and old ones without, a link that wavers by less than that changes nothing.
+    /// faster one for an equally good exit; never to a worse exit. Since an old plan need not be quite as
+    /// likely to be in time as a new one, by [`PATIENT_SHARE`], a link that wavers a little changes nothing.
     /// Strategies that are there to be compared with ours change as they were published: at once.
     fn is_worthwhile(&self, new: &Candidate) -> bool {
         let old = self.asked.map_or(self.installed.plan, |(asked, _)| asked.plan);
@@ -365,8 +380,13 @@ impl Controller {
         let Some(old) = self.predicted(old).filter(|_| self.settings.strategy == Strategy::Edgent) else { return true };
         let (old_us, new_us) = (old.cost.total_us(), new.cost.total_us());
         let is_clearly_faster = new_us < WORTHWHILE * old_us;
-        if old_us > self.settings.deadline_us {
-            return new_us <= self.settings.deadline_us || is_clearly_faster;
+        let likely = |candidate: &Candidate| {
+            let crosses = candidate.plan.placement(&self.network) != Placement::DeviceOnly;
+            self.residuals.in_time(crosses, candidate.cost.total_us(), self.settings.deadline_us)
+        };
+        let enough = self.settings.in_time_share - PATIENT_SHARE;
+        if likely(&old) < enough {
+            return likely(new) >= enough || is_clearly_faster;
         }
         // Of the exits, not of the plans: what a codec loses was found small enough to trade for time.
         let accuracy = |plan: Plan| self.network.exits()[plan.exit].accuracy;

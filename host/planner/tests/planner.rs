@@ -225,7 +225,7 @@ fn every_strategy_does_what_its_name_says() {
         (Strategy::Paper, link(20e6), 2, EdgeOnly, true),
         (Strategy::Paper, link(50e3), 1, DeviceOnly, true),
         (Strategy::PartitionOnly, link(20e6), 2, EdgeOnly, true),
-        (Strategy::PartitionOnly, link(1.2e6), 2, Split, false),
+        (Strategy::PartitionOnly, link(400e3), 2, DeviceOnly, false),
         (Strategy::ExitOnly, link(20e6), 1, DeviceOnly, true),
         (Strategy::DeviceOnly, link(20e6), 2, DeviceOnly, false),
         (Strategy::EdgeOnly, link(20e6), 2, EdgeOnly, true),

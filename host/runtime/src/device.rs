@@ -5,7 +5,7 @@
 //! good answer wins. A lost edge is the same case, only sooner.
 
 use crate::edge::{fault, us};
-use crate::{Deployment, Workers, codec};
+use crate::{Deployment, Workers, codec, confidence};
 use edgent_link::{
     Answer, AskRequest, Client, Codec, Description, Digest, Direction, Fault, FaultKind, Hello, InferReply,
     InferRequest, Limits, Link, LinkError, ModelProfile, Placement, Plan, Reply, Service, Stats,
@@ -42,6 +42,8 @@ pub struct DeviceSettings {
     pub edges: Vec<String>,
     /// Deadline, codec and privacy bounds.
     pub plan: planner::Settings,
+    /// Stay at an exit on the way that is sure of its answer.
+    pub leave_when_sure: bool,
     /// Limits of the link to the edge.
     pub limits: Limits,
     /// Who we say we are.
@@ -61,6 +63,7 @@ pub struct Device {
     workers: Workers,
     runtime: Handle,
     deadline_us: f64,
+    leave_when_sure: bool,
     started: Instant,
     counts: Counts,
 }
@@ -81,6 +84,16 @@ struct Outcome {
     plan: planner::Plan,
     epoch: u64,
     degraded: Option<String>,
+    /// Whether its latency is one that was predicted.
+    as_planned: bool,
+}
+
+/// What the device's first segments led to.
+enum Part {
+    /// An exit on the way is sure.
+    Sure(Outcome),
+    /// The activation behind them, and whether other exits were looked in at on the way.
+    Activation(Tensor, bool),
 }
 
 /// One request on its way through the device.
@@ -140,6 +153,7 @@ impl Device {
             workers,
             runtime: Handle::current(),
             deadline_us: settings.plan.deadline_us,
+            leave_when_sure: settings.leave_when_sure,
             started: Instant::now(),
             counts: Counts::default(),
         });
@@ -178,9 +192,16 @@ impl Device {
         let network = self.deployment.network();
         if plan.placement(network) == planner::Placement::DeviceOnly {
             let degraded = (self.edges_configured && self.edge_is_lost()).then(|| "no edge is connected".to_owned());
-            let output = self.segments(plan.exit, 0..plan.cut, input).await?;
-            self.answered(Trip { asked, planned, last_moment: asked.arrived });
-            return Ok(Outcome { output, plan, epoch, degraded });
+            let trip = Trip { asked, planned, last_moment: asked.arrived };
+            return Ok(match self.first_segments(trip, input).await? {
+                Part::Sure(outcome) => Outcome { degraded, ..outcome },
+                Part::Activation(output, looked_in) => {
+                    if !looked_in {
+                        self.answered(trip);
+                    }
+                    Outcome { output, plan, epoch, degraded, as_planned: !looked_in }
+                }
+            });
         }
         let edge = self.edge.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(edge) = edge else {
@@ -198,7 +219,9 @@ impl Device {
         tokio::select! {
             outcome = &mut together => match outcome {
                 Ok(outcome) => {
-                    self.answered(trip);
+                    if outcome.as_planned {
+                        self.answered(trip);
+                    }
                     return Ok(outcome);
                 }
                 Err(fault) => return self.alone(input, asked, &fault.message).await,
@@ -236,7 +259,7 @@ impl Device {
         let plan = local.candidate.plan;
         let output = self.segments(plan.exit, 0..plan.cut, input).await?;
         let late = if local.fits { "" } else { "; no exit fits the time that is left, this is the fastest" };
-        Ok(Outcome { output, plan, epoch, degraded: Some(format!("{why}{late}")) })
+        Ok(Outcome { output, plan, epoch, degraded: Some(format!("{why}{late}")), as_planned: false })
     }
 
     /// Tells the controller how long a plan took.
@@ -251,11 +274,14 @@ impl Device {
     async fn together(self: &Arc<Self>, edge: &Client, trip: Trip, input: Tensor) -> Result<Outcome, Fault> {
         let Installed { plan, epoch } = trip.planned.installed;
         let end = self.deployment.network().exits()[plan.exit].path.len();
-        let (here_first, there, here_last, up, down) = match plan.direction {
-            planner::Direction::DeviceFirst => (0..plan.cut, plan.cut..end, end..end, wire(plan.codec), Codec::Raw),
-            planner::Direction::EdgeFirst => (0..0, 0..plan.cut, plan.cut..end, Codec::Raw, wire(plan.codec)),
+        let (there, here_last, up, down) = match plan.direction {
+            planner::Direction::DeviceFirst => (plan.cut..end, end..end, wire(plan.codec), Codec::Raw),
+            planner::Direction::EdgeFirst => (0..plan.cut, plan.cut..end, Codec::Raw, wire(plan.codec)),
         };
-        let activation = self.segments(plan.exit, here_first, input).await?;
+        let (activation, looked_in) = match self.first_segments(trip, input).await? {
+            Part::Sure(outcome) => return Ok(outcome),
+            Part::Activation(activation, looked_in) => (activation, looked_in),
+        };
         // Who waits however long it takes must not have the edge give up.
         let falls_back = self.lock().strategy().falls_back();
         let budget_us = if falls_back { trip.asked.remaining_us().max(0.0) } else { WAIT_MAX.as_secs_f64() * 1e6 };
@@ -279,7 +305,41 @@ impl Device {
             ));
         }
         let output = self.segments(plan.exit, here_last, output).await?;
-        Ok(Outcome { output, plan, epoch, degraded: None })
+        Ok(Outcome { output, plan, epoch, degraded: None, as_planned: !looked_in })
+    }
+
+    /// Those of the plan's segments that run here before anything is sent. Exits that branch off on the way
+    /// are looked in at as long as the plan's exit stays in time all the same.
+    async fn first_segments(&self, trip: Trip, input: Tensor) -> Result<Part, Fault> {
+        let Installed { plan, epoch } = trip.planned.installed;
+        let cut = if plan.direction == planner::Direction::DeviceFirst { plan.cut } else { 0 };
+        let (mut at, mut activation, mut looked_in) = (0, input, false);
+        if self.leave_when_sure {
+            let manifest = self.deployment.manifest();
+            // Looking in must not make the plan's exit late, not even where that takes its time.
+            let slow_us = trip.planned.predicted_us.map(|us| us * trip.planned.margin);
+            let mut spare_us = slow_us.map_or(0.0, |us| trip.asked.remaining_us() - us);
+            for passed in confidence::passed(manifest, plan.exit, cut) {
+                let branch = &manifest.exits[passed.exit].path[passed.after..];
+                let branch_us = self.lock().device_us(branch);
+                if branch_us > spare_us {
+                    continue;
+                }
+                spare_us -= branch_us;
+                looked_in = true;
+                activation = self.segments(plan.exit, at..passed.after, activation).await?;
+                at = passed.after;
+                let end = at + branch.len();
+                let output = self.segments(passed.exit, at..end, activation.clone()).await?;
+                let is_sure =
+                    output.as_f32().is_some_and(|logits| f64::from(confidence::confidence(logits)) >= passed.sure_at);
+                if is_sure {
+                    let plan = planner::Plan::device_only(self.deployment.network(), passed.exit);
+                    return Ok(Part::Sure(Outcome { output, plan, epoch, degraded: None, as_planned: false }));
+                }
+            }
+        }
+        Ok(Part::Activation(self.segments(plan.exit, at..cut, activation).await?, looked_in))
     }
 
     /// Sends an activation and gets one back. A caller that no longer waits does not end the exchange:
@@ -375,9 +435,10 @@ impl Device {
         planned: Planned,
         in_time: f64,
     ) -> Result<Answer, Fault> {
-        let Outcome { output, plan, epoch, degraded } = outcome;
-        let scores =
-            softmax(output.as_f32().ok_or_else(|| fault(FaultKind::Internal, "the exit's output is not f32"))?);
+        let Outcome { output, plan, epoch, degraded, .. } = outcome;
+        let scores = confidence::softmax(
+            output.as_f32().ok_or_else(|| fault(FaultKind::Internal, "the exit's output is not f32"))?,
+        );
         let best = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(index, _)| index);
         let latency_us = us(asked.arrived.elapsed());
         let controller = self.lock();
@@ -680,11 +741,4 @@ fn wire_bytes(activation: &edgent_link::Activation) -> u64 {
 
 fn position(index: usize) -> u16 {
     u16::try_from(index).unwrap_or(u16::MAX)
-}
-
-fn softmax(logits: &[f32]) -> Vec<f32> {
-    let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let powers: Vec<f32> = logits.iter().map(|logit| (logit - greatest).exp()).collect();
-    let sum: f32 = powers.iter().sum();
-    powers.into_iter().map(|power| power / sum).collect()
 }

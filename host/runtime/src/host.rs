@@ -15,7 +15,10 @@ use std::thread;
 use std::time::Duration;
 
 /// Runs of each segment before a host says that it is ready: the profile that planning starts from.
-const PROFILE_RUNS: usize = 3;
+const PROFILE_RUNS: usize = 9;
+
+/// What is measured then counts as much as so many runs in service.
+const PROFILE_WEIGHT: usize = 3;
 
 /// How long requests in flight may take to finish when a host is told to end.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -33,6 +36,8 @@ pub struct Settings {
     pub models: Vec<PathBuf>,
     /// Deadline, codec and privacy bounds, for a device.
     pub plan: edgent_planner::Settings,
+    /// Stay at an exit on the way that is sure of its answer, for a device.
+    pub leave_when_sure: bool,
     /// A slow device, emulated: each segment takes this many times as long.
     pub emulate_slowdown: f64,
     /// Threads that run segments; 0 for as many as there are processors.
@@ -73,6 +78,7 @@ impl Host {
                 let device_settings = DeviceSettings {
                     edges: settings.edges,
                     plan: settings.plan,
+                    leave_when_sure: settings.leave_when_sure,
                     limits: settings.limits,
                     hello: hello.clone(),
                 };
@@ -105,8 +111,12 @@ fn prepare(dir: PathBuf, engine: &Engine, slowdown: f64) -> Result<(Deployment, 
         .map_err(|source| HostError::Prepare { dir: dir.clone(), source })?;
     let measured =
         deployment.measure(PROFILE_RUNS).map_err(|source| HostError::Prepare { dir: dir.clone(), source })?;
-    let mut timings = Timings::new(deployment.network().segments());
-    measured.into_iter().for_each(|(segment, us)| timings.record(segment, us));
+    let segments = deployment.network().segments();
+    let (mut alone, mut timings) = (Timings::new(segments), Timings::new(segments));
+    measured.into_iter().for_each(|(segment, us)| alone.record(segment, us));
+    for (segment, us) in alone.medians_us().into_iter().enumerate() {
+        (0..PROFILE_WEIGHT).for_each(|_| timings.record(segment, us));
+    }
     let name = &deployment.manifest().name;
     tracing::info!(model = %name, digest = %deployment.digest().short(), "prepared {} segments", timings.medians_us().len());
     Ok((deployment, timings))

@@ -6,7 +6,6 @@
 
 use crate::ask::ask;
 use crate::build::{CODEC_SAMPLES, build};
-use crate::daemon::strategy;
 use crate::demo::outcome;
 use crate::output::{BadInput, Output, quantile};
 use crate::relay::Shape;
@@ -66,11 +65,35 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Strategies to compare; all if none is named.
-    #[arg(long, value_parser = strategy)]
-    strategy: Vec<Strategy>,
+    #[arg(long, value_parser = contender)]
+    strategy: Vec<Contender>,
     /// Few points and requests.
     #[arg(long)]
     quick: bool,
+}
+
+/// A way to run a device.
+#[derive(Clone, Copy)]
+struct Contender {
+    name: &'static str,
+    strategy: Strategy,
+    leave_when_sure: bool,
+}
+
+/// Ours with exits by confidence.
+const SURE: Contender = Contender { name: "edgent-sure", strategy: Strategy::Edgent, leave_when_sure: true };
+
+fn contenders() -> Vec<Contender> {
+    let plain = |strategy: Strategy| Contender { name: strategy.name(), strategy, leave_when_sure: false };
+    let mut all: Vec<Contender> = Strategy::ALL.into_iter().map(plain).collect();
+    all.insert(1, SURE);
+    all
+}
+
+fn contender(name: &str) -> Result<Contender, String> {
+    let names: Vec<&str> = contenders().iter().map(|contender| contender.name).collect();
+    let found = contenders().into_iter().find(|contender| contender.name == name);
+    found.ok_or_else(|| format!("the strategies are {}", names.join(", ")))
 }
 
 #[derive(Serialize)]
@@ -150,26 +173,27 @@ impl Bench<'_> {
         self.output.line(
             "experiment strategy             rate  deadline  in time   right  right in time       p50       p99  exits",
         );
-        let strategies = if self.arguments.strategy.is_empty() { &Strategy::ALL[..] } else { &self.arguments.strategy };
+        let named = &self.arguments.strategy;
+        let strategies = if named.is_empty() { contenders() } else { named.clone() };
         let mut report = Report { emulated_slowdown: slowdown, rows: Vec::new(), prediction_error: BTreeMap::new() };
-        for strategy in strategies {
+        for contender in strategies {
             let mut all = Vec::new();
-            let rig = self.rig(*strategy, deadline_ms).await?;
+            let rig = self.rig(contender, deadline_ms).await?;
             for rate_bps in few(&RATES_BPS, quick) {
                 let asked = self.point(&rig, rate_bps).await?;
-                self.add(&mut report, "rate", *strategy, rate_bps, deadline_ms, &asked);
+                self.add(&mut report, "rate", contender.name, rate_bps, deadline_ms, &asked);
                 all.extend(asked);
             }
             if seconds > 0 {
                 let asked = self.trace(&rig, &Trace::seeded(seed, seconds), Duration::from_secs(seconds)).await?;
-                self.add(&mut report, "trace", *strategy, 0, deadline_ms, &asked);
+                self.add(&mut report, "trace", contender.name, 0, deadline_ms, &asked);
                 all.extend(asked);
             }
             rig.end().await?;
             for deadline_ms in few(&DEADLINES_MS, quick) {
-                let rig = self.rig(*strategy, deadline_ms).await?;
+                let rig = self.rig(contender, deadline_ms).await?;
                 let asked = self.point(&rig, rate_bps).await?;
-                self.add(&mut report, "deadline", *strategy, rate_bps, deadline_ms, &asked);
+                self.add(&mut report, "deadline", contender.name, rate_bps, deadline_ms, &asked);
                 all.extend(asked);
                 rig.end().await?;
             }
@@ -177,22 +201,25 @@ impl Bench<'_> {
                 self.output.line(format_args!(
                     "{}: predictions off by {:.1} % in the median, {:.1} % at the 90th percentile of {} answers; \
                      said to be in time {:.1} %, were {:.1} %",
-                    strategy.name(),
+                    contender.name,
                     error.median_relative * 100.0,
                     error.p90_relative * 100.0,
                     error.answers,
                     error.predicted_in_time * 100.0,
                     error.in_time * 100.0
                 ));
-                report.prediction_error.insert(strategy.name(), error);
+                report.prediction_error.insert(contender.name, error);
             }
         }
         Ok(report)
     }
 
-    async fn rig(&self, strategy: Strategy, deadline_ms: f64) -> Result<Rig> {
+    async fn rig(&self, contender: Contender, deadline_ms: f64) -> Result<Rig> {
         let (deadline, slowdown) = (deadline_ms.to_string(), self.arguments.slowdown.to_string());
-        let device = ["--deadline-ms", &deadline, "--emulate-slowdown", &slowdown, "--strategy", strategy.name()];
+        let device =
+            ["--deadline-ms", &deadline, "--emulate-slowdown", &slowdown, "--strategy", contender.strategy.name()];
+        let sure = if contender.leave_when_sure { &["--leave-when-sure"][..] } else { &[] };
+        let device = [&device[..], sure].concat();
         let shape = Shape { trace: Trace::constant(self.arguments.rate_bps), delay: DELAY };
         Rig::start(&self.bundle, shape, &device, false).await
     }
@@ -247,7 +274,7 @@ impl Bench<'_> {
         &self,
         report: &mut Report,
         experiment: &'static str,
-        strategy: Strategy,
+        strategy: &'static str,
         bandwidth_bps: u64,
         deadline_ms: f64,
         asked: &[Asked],
@@ -264,7 +291,7 @@ impl Bench<'_> {
         let degraded = |asked: &&Asked| asked.answer.as_ref().is_some_and(|answer| answer.degraded.is_some());
         let row = Row {
             experiment,
-            strategy: strategy.name(),
+            strategy,
             bandwidth_bps,
             deadline_ms,
             requests: asked.len(),
