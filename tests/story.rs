@@ -133,13 +133,13 @@ async fn a_device_leaves_a_link_that_has_become_too_slow_and_returns_to_it() {
 
     ask_until(&device, "by the edge", |a| placed(a, "edge-only"));
     relay.follow(&Trace::constant(50_000));
-    let images: Vec<String> = examples().into_iter().map(|(path, _)| path).cycle().take(40).collect();
+    let images: Vec<String> = examples().into_iter().map(|(path, _)| path).cycle().take(60).collect();
     let address = device.address().to_string();
     let stream: Vec<&str> =
         ["infer", "--device", &address].into_iter().chain(images.iter().map(String::as_str)).collect();
     let answers = edgent(&stream)["answers"].as_array().unwrap().clone();
     let settled = answers.iter().rev().take_while(|answer| placed(answer, "device-only")).count();
-    assert!(settled >= 10, "still sends what cannot come back in time: {answers:?}");
+    assert!(settled >= 5, "still sends what cannot come back in time: {answers:?}");
     relay.follow(&good);
     ask_until(&device, "by the edge again", |a| placed(a, "edge-only"));
 }
@@ -165,9 +165,76 @@ async fn a_request_that_no_exit_can_answer_in_time_is_answered_late_and_says_so(
     let image = &examples()[0].0;
     let answer = &edgent(&["infer", "--device", &address, "--deadline-ms", "0.5", image])["answers"][0];
     assert_eq!(answer["deadline_met"], false);
+    assert!(answer["degraded"].as_str().unwrap().contains("the fastest"), "it says by which rule: {answer}");
     let answer = &edgent(&["infer", "--device", &address, "--deadline-ms", "5000", image])["answers"][0];
     assert_eq!(answer["deadline_met"], true);
     assert_eq!(answer["exit"], best_exit(), "with time to spare the best exit answers");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_may_leave_when_sure_leaves_early_with_time_to_spare() {
+    let device = device(&["--leave-when-sure", "--deadline-ms", "5000"]).await;
+    let answers = ask(&device);
+    let early = answers.iter().filter(|answer| answer["exit"] != best_exit()).count();
+    assert!(early >= 3, "{early} of 10 left early: {answers:?}");
+}
+
+#[test]
+fn a_plan_is_explained_and_keeps_to_what_it_must() {
+    let model = bundle().to_str().unwrap();
+    let plan = |more: &[&str]| edgent(&[&["plan", model, "--explain"], more].concat());
+    for more in [&[][..], &["--rate-bps", "20e6"], &["--deadline-ms", "1"], &["--keep-input", "--rate-bps", "20e6"]] {
+        let report = plan(more);
+        let candidates = report["candidates"].as_array().unwrap();
+        let chosen: Vec<&Value> = candidates.iter().filter(|row| row["verdict"] == "chosen").collect();
+        assert_eq!(chosen.len(), 1, "{more:?}");
+        for part in ["exit", "cut", "direction", "codec", "total_us"] {
+            assert_eq!(chosen[0][part], report["plan"][part], "{more:?}");
+        }
+        let parts = ["device_us", "edge_us", "queue_us", "transfer_us", "rtt_us", "codec_us"];
+        for row in candidates {
+            let sum: f64 = parts.iter().map(|part| row[part].as_f64().unwrap()).sum();
+            assert!((sum - row["total_us"].as_f64().unwrap()).abs() < 1.0, "{row}");
+        }
+    }
+    assert_eq!(plan(&["--rate-bps", "0"])["plan"]["placement"], "device-only");
+    assert_eq!(plan(&["--rate-bps", "1e9", "--rtt-ms", "0"])["plan"]["placement"], "edge-only");
+    assert_ne!(plan(&["--rate-bps", "1e9", "--rtt-ms", "0", "--keep-input"])["plan"]["placement"], "edge-only");
+    assert_eq!(plan(&["--deadline-ms", "0.01"])["fits"], false);
+}
+
+#[test]
+fn strategies_are_compared_on_real_hosts() {
+    let quick = [
+        "bench",
+        "deadline",
+        "--quick",
+        "--requests",
+        "2",
+        "--seconds",
+        "2",
+        "--strategy",
+        "edgent",
+        "--strategy",
+        "paper",
+    ];
+    let report = edgent(&quick);
+    let rows = report["rows"].as_array().unwrap();
+    for strategy in ["edgent", "paper"] {
+        for experiment in ["rate", "trace", "deadline"] {
+            let of = |row: &&Value| row["strategy"] == strategy && row["experiment"] == experiment;
+            assert!(rows.iter().filter(of).all(|row| row["requests"].as_u64().unwrap() > 0));
+            assert!(rows.iter().any(|row| of(&row)), "no {experiment} of {strategy}");
+        }
+    }
+    assert!(report["prediction_error"]["edgent"]["answers"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn planning_finds_what_brute_force_finds() {
+    let cases = edgent(&["bench", "plan"])["cases"].as_array().unwrap().clone();
+    assert!(cases.iter().any(|case| case["layers"] == 200 && case["exits"] == 5));
+    assert!(cases.iter().all(|case| case["optimal"] == case["networks"]), "{cases:?}");
 }
 
 fn best_exit() -> String {
@@ -207,13 +274,15 @@ fn bad_input_is_named_and_exits_with_2() {
     let file = |name: &str| here.join(name).to_str().unwrap().to_owned();
     let (manifest, onnx, missing) =
         (file("Cargo.toml"), file("models/branchy-alexnet/branchy-alexnet.onnx"), file("no-such"));
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 9] = [
         (&["build", &missing, "--out", "x"], "model.toml"),
         (&["inspect", &missing], "no-such"),
         (&["verify", &missing], "no-such"),
         (&["infer", &manifest], "127.0.0.1:7400"),
         (&["infer", "--deadline-ms", "-1", &onnx], "deadline"),
         (&["infer"], "IMAGE"),
+        (&["plan", &missing], "no-such"),
+        (&["bench", "deadline", "--strategy", "magic"], "edge-only"),
         (&["conquer"], "conquer"),
     ];
     for (arguments, named) in cases {
