@@ -7,16 +7,19 @@
 //! * [`Network`] and [`Profile`]: what can be planned, and what it costs.
 //! * [`choose`]: Algorithm 1 of Li, Zhou and Chen (2018, section 3.3), extended.
 //! * [`LinkEstimate`]: the link's rate and round trip, from what was sent anyway.
+//! * [`ChangePoints`]: whether the link is in another state than before.
 //! * [`Controller`]: `(state, event, now) → actions` of the device.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod changepoint;
 mod choose;
 mod controller;
 mod estimate;
 mod network;
 mod timing;
 
+pub use changepoint::{ChangePoints, ChangeSettings};
 pub use choose::{Candidate, Choice, Constraints, Cost, Explained, Link, Verdict, choose, explain};
 pub use controller::{Action, Controller, Event, Installed, Settings};
 pub use estimate::{Exchange, LinkEstimate};
