@@ -8,6 +8,7 @@
 //! * [`choose`]: Algorithm 1 of Li, Zhou and Chen (2018, section 3.3), extended.
 //! * [`LinkEstimate`]: the link's rate and round trip, from what was sent anyway.
 //! * [`ChangePoints`]: whether the link is in another state than before.
+//! * [`ConfigurationMap`] and [`Dynamic`]: plans made beforehand for each state of the link.
 //! * [`Controller`]: `(state, event, now) → actions` of the device.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -16,6 +17,7 @@ mod changepoint;
 mod choose;
 mod controller;
 mod estimate;
+mod map;
 mod network;
 mod timing;
 
@@ -23,6 +25,7 @@ pub use changepoint::{ChangePoints, ChangeSettings};
 pub use choose::{Candidate, Choice, Constraints, Cost, Explained, Link, Verdict, choose, explain};
 pub use controller::{Action, Controller, Event, Installed, Settings};
 pub use estimate::{Exchange, LinkEstimate};
+pub use map::{ConfigurationMap, Dynamic, MapError, STATES_MAX, SWITCH_COST_REWARD, State};
 pub use network::{
     Boundary, Codec, Direction, EXITS_MAX, Exit, Network, NetworkError, Placement, Plan, Profile, SEGMENTS_MAX,
 };
