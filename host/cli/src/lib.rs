@@ -13,6 +13,7 @@ mod daemon;
 mod demo;
 pub mod hosts;
 mod inspect;
+mod map;
 mod model_file;
 mod output;
 pub mod relay;
@@ -52,6 +53,9 @@ enum Command {
     Verify(verify::Arguments),
     /// Ask a running device about images.
     Infer(ask::Arguments),
+    /// Plans made beforehand for each state of the link.
+    #[command(subcommand)]
+    Map(map::Command),
     /// Measure this program.
     #[command(subcommand)]
     Bench(bench::Command),
@@ -71,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(&arguments, &output),
         Command::Verify(arguments) => verify::run(&arguments, &output),
         Command::Infer(arguments) => ask::run(&arguments, &output),
+        Command::Map(command) => map::run(&command, &output),
         Command::Bench(command) => bench::run(&command, &output),
     })
 }
