@@ -133,7 +133,8 @@ impl ChangePoints {
         is_news
     }
 
-    /// The mean rate of the present run, in bit/s; `None` before the first observation.
+    /// The mean rate of the present run, in bit/s: of the run last believed, so that an outlier does not
+    /// move it much; `None` before the first observation.
     pub fn rate_bps(&self) -> Option<f64> {
         self.believed.or(self.most_probable().map(|run| run.mean)).map(f64::exp)
     }
