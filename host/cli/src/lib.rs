@@ -13,6 +13,7 @@ mod daemon;
 mod demo;
 pub mod hosts;
 mod inspect;
+mod map;
 mod model_file;
 mod output;
 mod plan;
@@ -56,6 +57,9 @@ enum Command {
     Plan(plan::Arguments),
     /// Ask a running device about images.
     Infer(ask::Arguments),
+    /// Plans made beforehand for each state of the link.
+    #[command(subcommand)]
+    Map(map::Command),
     /// Measure this program.
     #[command(subcommand)]
     Bench(bench::Command),
@@ -76,6 +80,7 @@ pub fn main() -> ExitCode {
         Command::Verify(arguments) => verify::run(&arguments, &output),
         Command::Plan(arguments) => plan::run(&arguments, &output),
         Command::Infer(arguments) => ask::run(&arguments, &output),
+        Command::Map(command) => map::run(&command, &output),
         Command::Bench(command) => bench::run(&command, &output),
     })
 }

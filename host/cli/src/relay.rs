@@ -167,8 +167,8 @@ impl Pacer {
     fn due(&mut self, bytes: usize, now: Instant) -> Instant {
         // A timer that fired a little late must not cost rate: what was due then is caught up.
         let begin = self.free_at.max(now.checked_sub(CATCH_UP).unwrap_or(now));
-        let rate_bps = self.trace.rate_at(begin.saturating_duration_since(self.start)).max(1);
-        self.free_at = begin + Duration::from_secs_f64(bytes as f64 * 8.0 / rate_bps as f64);
+        // Over every rate on its way: a chunk sent just before an outage ends must not take for ever.
+        self.free_at = begin + self.trace.transfer(begin.saturating_duration_since(self.start), bytes);
         self.free_at
     }
 }

@@ -9,22 +9,28 @@
 //! * [`Strategy`]: that, the paper's own algorithm ([`algorithm_1`]), and what both are compared with.
 //! * [`Residuals`]: how likely a predicted latency is to be kept to.
 //! * [`LinkEstimate`]: the link's rate and round trip, from what was sent anyway.
+//! * [`ChangePoints`]: whether the link is in another state than before.
+//! * [`ConfigurationMap`] and [`Dynamic`]: plans made beforehand for each state of the link.
 //! * [`Controller`]: `(state, event, now) → actions` of the device.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod changepoint;
 mod choose;
 mod controller;
 mod estimate;
+mod map;
 mod network;
 mod paper;
 mod residuals;
 mod strategy;
 mod timing;
 
+pub use changepoint::{ChangePoints, ChangeSettings};
 pub use choose::{Candidate, Choice, Constraints, Cost, Explained, Link, Verdict, choose, explain};
 pub use controller::{Action, Controller, Event, Installed, Planned, Settings};
 pub use estimate::{Exchange, LinkEstimate};
+pub use map::{ConfigurationMap, Dynamic, MapError, STATES_MAX, SWITCH_COST_REWARD, State};
 pub use network::{
     Boundary, Codec, Direction, EXITS_MAX, Exit, Network, NetworkError, Placement, Plan, Profile, SEGMENTS_MAX,
 };

@@ -1,0 +1,57 @@
+//! Generated networks: the same on every machine.
+#![allow(missing_docs)]
+
+use edgent_planner::*;
+
+/// A small seeded generator: the same networks on every machine.
+pub struct Seeded(pub u64);
+
+impl Seeded {
+    pub fn next(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() * n as f64) as usize
+    }
+}
+
+/// A trunk with branches; the last exit is the trunk's end.
+pub fn network(seeded: &mut Seeded) -> (Network, Profile) {
+    let trunk = 1 + seeded.below(22);
+    let exits = 1 + seeded.below(5);
+    let mut boundaries = vec![];
+    let mut boundary = |seeded: &mut Seeded| {
+        let bytes = 10 + seeded.below(60_000) as u64;
+        boundaries.push(Boundary { raw_bytes: bytes, u8_bytes: (seeded.next() < 0.7).then_some(bytes / 4) });
+        boundaries.len() - 1
+    };
+    let trunk_boundaries: Vec<usize> = (0..=trunk).map(|_| boundary(seeded)).collect();
+    let mut segments = trunk;
+    let exits: Vec<Exit> = (0..exits)
+        .map(|index| {
+            let shared = if index + 1 == exits { trunk } else { 1 + seeded.below(trunk) };
+            let branch = if index + 1 == exits { 0 } else { 1 + seeded.below(4) };
+            let path = (0..shared).chain(segments..segments + branch).collect();
+            segments += branch;
+            let mut along = trunk_boundaries[..=shared].to_vec();
+            along.extend((0..branch).map(|_| boundary(seeded)));
+            let accuracy = seeded.next();
+            let u8_accuracy = along
+                .iter()
+                .map(|_| (seeded.next() < 0.8).then(|| (accuracy - seeded.next() * 0.02).max(0.0)))
+                .collect();
+            Exit { accuracy, path, boundaries: along, u8_accuracy }
+        })
+        .collect();
+    let profile = Profile {
+        device_us: (0..segments).map(|_| seeded.next() * 20_000.0).collect(),
+        edge_us: (0..segments).map(|_| seeded.next() * 1_000.0).collect(),
+        edge_queue_us: seeded.next() * 500.0,
+        codec_us_per_byte: seeded.next() * 0.01,
+    };
+    (Network::new(boundaries, exits, segments).unwrap(), profile)
+}
