@@ -92,7 +92,7 @@ pub(crate) fn run() -> Result<()> {
             input_may_leave: !arguments.keep_input,
             in_time_share: arguments.in_time_share,
             strategy: arguments.strategy,
-            message_bytes: codec::CALL_BYTES + codec::RETURN_BYTES,
+            message_bytes: codec::MESSAGE_BYTES,
         },
         leave_when_sure: arguments.leave_when_sure,
         emulate_slowdown: arguments.emulate_slowdown,

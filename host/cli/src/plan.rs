@@ -12,7 +12,7 @@ use edgent_planner::{
 use edgent_runtime::{Deployment, codec};
 use edgent_sandbox::Engine;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Runs of each segment from which its time is taken.
 const PROFILE_RUNS: usize = 20;
@@ -87,9 +87,11 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
             "a deadline, a slowdown and a margin are over 0; a rate and a round trip 0 or more",
         ));
     }
-    let (manifest, network, profile) = measured(&arguments.bundle, arguments.slowdown)?;
-    let message_bytes = codec::CALL_BYTES + codec::RETURN_BYTES;
-    let link = Link { rate_bps: arguments.rate_bps, rtt_us: arguments.rtt_ms * 1e3, message_bytes };
+    let bundle = Bundle::open(&arguments.bundle).map_err(BadInput::error)?;
+    let (deployment, profile) = measured(&bundle, arguments.slowdown)?;
+    let (manifest, network) = (deployment.manifest(), deployment.network());
+    let rtt_us = arguments.rtt_ms * 1e3;
+    let link = Link { rate_bps: arguments.rate_bps, rtt_us, message_bytes: codec::MESSAGE_BYTES };
     let constraints = Constraints {
         deadline_us: arguments.deadline_ms * 1e3,
         codec_loss_max: arguments.codec_loss_max,
@@ -97,8 +99,8 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         link: (arguments.rate_bps > 0.0).then_some(link),
         margin: Margin { alone: arguments.margin, together: arguments.margin },
     };
-    let choice = arguments.strategy.choose(&network, &profile, &constraints);
-    let row = |candidate: &Candidate, verdict| row(&manifest, &network, &constraints, candidate, verdict);
+    let choice = arguments.strategy.choose(network, &profile, &constraints);
+    let row = |candidate: &Candidate, verdict| row(manifest, network, &constraints, candidate, verdict);
     let told = |explained: &Explained| match explained.verdict {
         // `explain` speaks of our own choice; another strategy may have taken another plan.
         _ if explained.candidate.plan == choice.candidate.plan => "chosen",
@@ -109,7 +111,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         Verdict::Slower => "slower, for the same exit",
         Verdict::LessAccurate => "a better exit is in time",
     };
-    let mut candidates = if arguments.explain { explain(&network, &profile, &constraints) } else { Vec::new() };
+    let mut candidates = if arguments.explain { explain(network, &profile, &constraints) } else { Vec::new() };
     candidates.sort_by(|a, b| {
         let by_exit = b.candidate.plan.exit.cmp(&a.candidate.plan.exit);
         by_exit.then(a.candidate.cost.total_us().total_cmp(&b.candidate.cost.total_us()))
@@ -124,11 +126,12 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     output.result(&report)
 }
 
-/// What a bundle costs on this machine: as the edge, and as a device so many times slower (emulated).
-pub(crate) fn measured(bundle: &Path, slowdown: f64) -> Result<(Manifest, Network, Profile)> {
-    let bundle = Bundle::open(bundle).map_err(BadInput::error)?;
-    let deployment = Deployment::prepare(&bundle, &Engine::new()?, 1.0)?;
+/// What a bundle costs on this machine: as the edge, and as a device so many times slower (emulated; its
+/// coding is not slowed down).
+pub(crate) fn measured(bundle: &Bundle, slowdown: f64) -> Result<(Deployment, Profile)> {
+    let deployment = Deployment::prepare(bundle, &Engine::new()?, 1.0)?;
     let mut timings = Timings::new(deployment.network().segments());
+    // The first runs fill caches; the median passes over them.
     deployment.measure(PROFILE_RUNS)?.into_iter().for_each(|(segment, us)| timings.record(segment, us));
     let edge_us = timings.medians_us();
     let profile = Profile {
@@ -137,7 +140,7 @@ pub(crate) fn measured(bundle: &Path, slowdown: f64) -> Result<(Manifest, Networ
         edge_queue_us: 0.0,
         codec_us_per_byte: 2.0 * codec::us_per_mib() / f64::from(1 << 20),
     };
-    Ok((deployment.manifest().clone(), deployment.network().clone(), profile))
+    Ok((deployment, profile))
 }
 
 fn row(
@@ -176,7 +179,7 @@ fn row(
     }
 }
 
-pub(crate) fn placement(plan: &Plan, network: &Network) -> &'static str {
+fn placement(plan: &Plan, network: &Network) -> &'static str {
     match plan.placement(network) {
         Placement::DeviceOnly => ask::placement(edgent_link::Placement::DeviceOnly),
         Placement::Split => ask::placement(edgent_link::Placement::Split),

@@ -1,7 +1,9 @@
 //! What the device does next: `(state, event, now) → actions`.
 
+use crate::changepoint::{ChangePoints, ChangeSettings};
 use crate::choose::{Candidate, Choice, Constraints, Link, choose, predict};
 use crate::estimate::{Exchange, LinkEstimate};
+use crate::map::{ConfigurationMap, Dynamic, SWITCH_COST_REWARD};
 use crate::network::{Network, Placement, Plan, Profile};
 use crate::residuals::{Margin, Residuals};
 use crate::strategy::Strategy;
@@ -17,6 +19,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// After a refusal the edge is left alone for this long.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// The states of the dynamic mode's map, spaced evenly on a logarithmic scale.
+const MAP_STATES: i32 = 25;
+const MAP_RATE_MIN_BPS: f64 = 20e3;
+const MAP_RATE_MAX_BPS: f64 = 100e6;
 
 /// A plan in force may be less likely to be in time than a new one by so much.
 const PATIENT_SHARE: f64 = 0.25;
@@ -53,6 +60,8 @@ pub struct Controller {
     edge: Option<Edge>,
     link: LinkEstimate,
     residuals: Residuals,
+    /// Of [`Strategy::Dynamic`], while there is an edge.
+    dynamic: Option<Dynamic>,
     installed: Installed,
     /// The plan that the edge was asked to accept, and when.
     asked: Option<(Installed, Duration)>,
@@ -180,6 +189,7 @@ impl Controller {
             edge: None,
             link: LinkEstimate::default(),
             residuals: Residuals::new(settings.in_time_share),
+            dynamic: None,
             asked: None,
             refused_at: None,
             probing_since: None,
@@ -222,9 +232,10 @@ impl Controller {
                 let mut timings = Timings::new(self.network.segments());
                 segments_us.iter().enumerate().for_each(|(segment, us)| timings.record(segment, *us));
                 self.edge = Some(Edge { timings, codec_us_per_byte, queue_us });
+                self.dynamic = (self.settings.strategy == Strategy::Dynamic).then(|| self.map()).flatten();
             }
             Event::EdgeLost => {
-                self.edge = None;
+                (self.edge, self.dynamic) = (None, None);
                 // What comes back may be another link, to another host.
                 self.link = LinkEstimate::default();
                 (self.asked, self.refused_at, self.probing_since) = (None, None, None);
@@ -234,11 +245,17 @@ impl Controller {
                 self.move_to(alone);
                 return Vec::new();
             }
-            Event::Exchanged(exchange) => self.link.exchanged(exchange, now),
+            Event::Exchanged(exchange) => {
+                let (before, _) = self.link.samples();
+                self.link.exchanged(exchange, now);
+                self.follow(before);
+            }
             Event::Waiting { bytes, waited_us } => {
                 // Part of the wait may be the edge at work rather than the link.
                 let busy = self.predicted(self.installed.plan).map(|plan| plan.cost.edge_us + plan.cost.queue_us);
+                let (before, _) = self.link.samples();
                 self.link.waiting(bytes, waited_us - busy.unwrap_or(0.0), now);
+                self.follow(before);
             }
             Event::Probed => self.probing_since = None,
             Event::Accepted(installed) => {
@@ -401,7 +418,31 @@ impl Controller {
         predict(&self.network, &self.profile(), &self.constraints(self.settings.deadline_us), plan)
     }
 
+    /// Has the dynamic mode look at each new sample of the rate.
+    fn follow(&mut self, samples_before: usize) {
+        if let (Some(dynamic), (samples, Some(rate_bps))) = (&mut self.dynamic, self.link.samples()) {
+            for _ in samples_before..samples {
+                dynamic.observe(rate_bps);
+            }
+        }
+    }
+
+    /// The plans of the dynamic mode, made from what is known of both hosts when they meet.
+    fn map(&self) -> Option<Dynamic> {
+        let step = (MAP_RATE_MAX_BPS / MAP_RATE_MIN_BPS).powf(1.0 / (MAP_STATES - 1) as f64);
+        let rates_bps: Vec<f64> = (0..MAP_STATES).map(|state| MAP_RATE_MIN_BPS * step.powi(state)).collect();
+        let link =
+            Link { rate_bps: MAP_RATE_MIN_BPS, rtt_us: self.link.rtt_us(), message_bytes: self.settings.message_bytes };
+        let constraints = Constraints { link: Some(link), ..self.constraints(self.settings.deadline_us) };
+        let map = ConfigurationMap::build(&self.network, &self.profile(), &constraints, &rates_bps).ok()?;
+        Some(Dynamic::new(map, ChangePoints::new(ChangeSettings::default()), SWITCH_COST_REWARD))
+    }
+
     fn choose(&self) -> Choice {
+        let in_force = self.dynamic.as_ref().and_then(Dynamic::in_force);
+        if let Some((state, candidate)) = in_force.and_then(|state| Some((state, self.predicted(state.plan)?))) {
+            return Choice { candidate, fits: state.fits };
+        }
         let constraints =
             Constraints { margin: self.residuals.margin(), ..self.constraints(self.settings.deadline_us) };
         self.settings.strategy.choose(&self.network, &self.profile(), &constraints)

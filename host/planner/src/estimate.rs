@@ -118,6 +118,11 @@ impl LinkEstimate {
         self.least_small().us
     }
 
+    /// How many samples of the rate there were, and the last one in bit/s.
+    pub(crate) fn samples(&self) -> (usize, Option<f64>) {
+        (self.rates, self.rates.checked_sub(1).map(|last| self.rates_bps[last % RATE_SAMPLES]))
+    }
+
     /// How long ago the rate was last learnt or confirmed.
     pub fn age(&self, now: Duration) -> Option<Duration> {
         self.updated.map(|updated| now.saturating_sub(updated))

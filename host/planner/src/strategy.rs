@@ -1,6 +1,7 @@
 //! Ways to choose a plan: ours, the paper's, and what both are compared with.
 
-use crate::choose::{Choice, Constraints, Way, choose};
+use crate::choose::{Choice, Constraints, Way, choose, predict};
+use crate::map::ConfigurationMap;
 use crate::network::{Codec, Direction, Network, Plan, Profile};
 use crate::paper::algorithm_1;
 
@@ -13,6 +14,9 @@ pub enum Strategy {
     Edgent,
     /// Algorithm 1 as published, with its placement; least latency by our prediction where it finds nothing.
     Paper,
+    /// The journal paper's dynamic mode: a plan made beforehand for each state of the link, followed when a
+    /// change point says that the state is another (see [`Dynamic`](crate::Dynamic)).
+    Dynamic,
     /// The best exit at its fastest cut, device first, whatever the deadline: Neurosurgeon (Kang et al. 2017).
     PartitionOnly,
     /// The best exit that the device alone reaches in time: right-sizing without an edge.
@@ -25,14 +29,22 @@ pub enum Strategy {
 
 impl Strategy {
     /// Every strategy, ours first.
-    pub const ALL: [Self; 6] =
-        [Self::Edgent, Self::Paper, Self::PartitionOnly, Self::ExitOnly, Self::DeviceOnly, Self::EdgeOnly];
+    pub const ALL: [Self; 7] = [
+        Self::Edgent,
+        Self::Paper,
+        Self::Dynamic,
+        Self::PartitionOnly,
+        Self::ExitOnly,
+        Self::DeviceOnly,
+        Self::EdgeOnly,
+    ];
 
     /// What it is called in commands and reports.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Edgent => "edgent",
             Self::Paper => "paper",
+            Self::Dynamic => "dynamic",
             Self::PartitionOnly => "partition-only",
             Self::ExitOnly => "exit-only",
             Self::DeviceOnly => "device-only",
@@ -51,7 +63,8 @@ impl Strategy {
         matches!(self, Self::Edgent)
     }
 
-    /// The plan to take now. Without an edge, every strategy stays on the device.
+    /// The plan to take now. Without an edge, every strategy stays on the device. What the dynamic mode
+    /// remembers of the link's past is the controller's; here, its plan for the present rate is given.
     pub fn choose(self, network: &Network, profile: &Profile, constraints: &Constraints) -> Choice {
         let best = best_exit(network);
         let of_best = |allowed: &dyn Fn(Plan) -> bool| {
@@ -62,6 +75,17 @@ impl Strategy {
         match self {
             Self::Edgent => choose(network, profile, constraints),
             Self::ExitOnly => choose(network, profile, &Constraints { link: None, ..*constraints }),
+            Self::Dynamic => {
+                let rate_bps = constraints.link.map_or(1.0, |link| link.rate_bps);
+                let map = ConfigurationMap::build(network, profile, constraints, &[rate_bps]);
+                let state = map.ok().map(|map| *map.lookup(rate_bps));
+                let known =
+                    state.and_then(|state| Some((predict(network, profile, constraints, state.plan)?, state.fits)));
+                known.map_or_else(
+                    || choose(network, profile, constraints),
+                    |(candidate, fits)| Choice { candidate, fits },
+                )
+            }
             Self::PartitionOnly => {
                 of_best(&|plan| plan.codec == Codec::Raw && plan.direction == Direction::DeviceFirst)
             }

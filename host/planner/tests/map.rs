@@ -62,13 +62,15 @@ fn every_state_has_the_plan_that_brute_force_finds() {
     let (mut fitting, mut states, mut unlike_choose) = (0, 0, 0);
     for case in 0..1_500 {
         let (network, profile) = network(&mut seeded);
-        let link = Link { rate_bps: f64::NAN, rtt_us: seeded.next() * 40_000.0 };
+        let link =
+            Link { rate_bps: f64::NAN, rtt_us: seeded.next() * 40_000.0, message_bytes: 0 };
         let constraints = Constraints {
             // Accuracy and latency must both matter to some.
             deadline_us: 10f64.powf(4.0 + 2.0 * seeded.next()),
             codec_loss_max: seeded.next() * 0.02,
             input_may_leave: seeded.next() < 0.8,
             link: (seeded.next() < 0.95).then_some(link),
+            margin: Margin::NONE,
         };
         let rates: Vec<f64> = (0..6).map(|_| 10f64.powf(4.0 + 4.0 * seeded.next())).collect();
         let map = ConfigurationMap::build(&network, &profile, &constraints, &rates).unwrap();
@@ -115,8 +117,12 @@ fn small() -> (Network, Profile, Constraints) {
         edge_queue_us: 0.0,
         codec_us_per_byte: 0.0,
     };
-    let link = Some(Link { rate_bps: f64::NAN, rtt_us: 2e3 });
-    (network, profile, Constraints { deadline_us: 1e6, codec_loss_max: 0.0, input_may_leave: true, link })
+    let link = Some(Link { rate_bps: f64::NAN, rtt_us: 2e3, message_bytes: 0 });
+    (
+        network,
+        profile,
+        Constraints { deadline_us: 1e6, codec_loss_max: 0.0, input_may_leave: true, link, margin: Margin::NONE },
+    )
 }
 
 const RATES_BPS: [f64; 4] = [100e3, 300e3, 1e6, 10e6];

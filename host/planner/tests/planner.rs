@@ -174,6 +174,7 @@ fn every_strategy_does_what_its_name_says() {
         (Strategy::Edgent, link(50e3), 1, DeviceOnly, true),
         (Strategy::Paper, link(20e6), 2, EdgeOnly, true),
         (Strategy::Paper, link(50e3), 1, DeviceOnly, true),
+        (Strategy::Dynamic, link(20e6), 0, EdgeOnly, true),
         (Strategy::PartitionOnly, link(20e6), 2, EdgeOnly, true),
         (Strategy::PartitionOnly, link(400e3), 2, DeviceOnly, false),
         (Strategy::ExitOnly, link(20e6), 1, DeviceOnly, true),

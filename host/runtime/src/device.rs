@@ -562,7 +562,7 @@ impl Device {
     }
 
     async fn probe(&self, client: &Client, bytes: u64) -> Result<(), LinkError> {
-        let on_wire = bytes + codec::CALL_BYTES + codec::RETURN_BYTES;
+        let on_wire = bytes + codec::MESSAGE_BYTES;
         let waiting = Waiting { device: self, bytes: on_wire, since: Instant::now(), finished: false };
         let sent = client.probe(usize::try_from(bytes).unwrap_or(usize::MAX), 0).await;
         let elapsed_us = waiting.finish();

@@ -64,6 +64,15 @@ pub(crate) struct Arguments {
     /// Its seed.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// A recorded rate (Oboe, Belgium LTE, Mahimahi) in place of the seeded one; may be given several times.
+    #[arg(long, value_name = "FILE")]
+    trace: Vec<PathBuf>,
+    /// Scale each recorded rate so that its greatest is this.
+    #[arg(long, value_name = "BPS")]
+    trace_max_bps: Option<u64>,
+    /// Only the traces, no sweeps.
+    #[arg(long)]
+    no_sweeps: bool,
     /// Strategies to compare; all if none is named.
     #[arg(long, value_parser = contender)]
     strategy: Vec<Contender>,
@@ -105,7 +114,7 @@ struct Report {
 
 #[derive(Serialize)]
 struct Row {
-    experiment: &'static str,
+    experiment: String,
     strategy: &'static str,
     /// 0: it changed.
     bandwidth_bps: u64,
@@ -149,9 +158,10 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     {
         return Err(BadInput::error("a deadline, a slowdown, a rate and a number of requests are over 0"));
     }
+    let traces = traces(arguments)?;
     let scratch = tempfile::tempdir()?;
     let bundle = build(&arguments.model, &scratch.path().join("bundle"), CODEC_SAMPLES, output)?;
-    let bench = Bench { arguments, samples: Arc::new(test_samples(&bundle)?), bundle, output };
+    let bench = Bench { arguments, samples: Arc::new(test_samples(&bundle)?), traces, bundle, output };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let report = runtime.block_on(bench.all())?;
     output.result(&report)
@@ -161,12 +171,16 @@ struct Bench<'a> {
     arguments: &'a Arguments,
     bundle: Bundle,
     samples: Arc<Vec<Sample>>,
+    /// Each with its name.
+    traces: Vec<(String, Trace)>,
     output: &'a Output,
 }
 
 impl Bench<'_> {
     async fn all(&self) -> Result<Report> {
-        let Arguments { deadline_ms, rate_bps, slowdown, seconds, seed, quick, .. } = *self.arguments;
+        let Arguments { deadline_ms, rate_bps, slowdown, seconds, quick, no_sweeps, .. } = *self.arguments;
+        let rates_bps = if no_sweeps { Vec::new() } else { few(&RATES_BPS, quick) };
+        let deadlines_ms = if no_sweeps { Vec::new() } else { few(&DEADLINES_MS, quick) };
         self.output.line(format_args!(
             "EMULATED: a device {slowdown} times slower than this machine, and the link's rate; 2 ms each way"
         ));
@@ -179,18 +193,20 @@ impl Bench<'_> {
         for contender in strategies {
             let mut all = Vec::new();
             let rig = self.rig(contender, deadline_ms).await?;
-            for rate_bps in few(&RATES_BPS, quick) {
+            for rate_bps in &rates_bps {
+                let rate_bps = *rate_bps;
                 let asked = self.point(&rig, rate_bps).await?;
                 self.add(&mut report, "rate", contender.name, rate_bps, deadline_ms, &asked);
                 all.extend(asked);
             }
-            if seconds > 0 {
-                let asked = self.trace(&rig, &Trace::seeded(seed, seconds), Duration::from_secs(seconds)).await?;
-                self.add(&mut report, "trace", contender.name, 0, deadline_ms, &asked);
+            for (name, trace) in self.traces.iter().filter(|_| seconds > 0) {
+                let asked = self.trace(&rig, trace, Duration::from_secs(seconds)).await?;
+                self.add(&mut report, name, contender.name, 0, deadline_ms, &asked);
                 all.extend(asked);
             }
             rig.end().await?;
-            for deadline_ms in few(&DEADLINES_MS, quick) {
+            for deadline_ms in &deadlines_ms {
+                let deadline_ms = *deadline_ms;
                 let rig = self.rig(contender, deadline_ms).await?;
                 let asked = self.point(&rig, rate_bps).await?;
                 self.add(&mut report, "deadline", contender.name, rate_bps, deadline_ms, &asked);
@@ -273,7 +289,7 @@ impl Bench<'_> {
     fn add(
         &self,
         report: &mut Report,
-        experiment: &'static str,
+        experiment: &str,
         strategy: &'static str,
         bandwidth_bps: u64,
         deadline_ms: f64,
@@ -290,7 +306,7 @@ impl Bench<'_> {
         }
         let degraded = |asked: &&Asked| asked.answer.as_ref().is_some_and(|answer| answer.degraded.is_some());
         let row = Row {
-            experiment,
+            experiment: experiment.to_owned(),
             strategy,
             bandwidth_bps,
             deadline_ms,
@@ -342,6 +358,19 @@ fn prediction_error(asked: &[Asked]) -> Option<PredictionError> {
         predicted_in_time: planned.iter().map(|answer| f64::from(answer.in_time)).sum::<f64>() / count,
         in_time: planned.iter().filter(|answer| answer.deadline_met).count() as f64 / count,
     })
+}
+
+/// What the rate changes by: as recorded, or seeded.
+fn traces(arguments: &Arguments) -> Result<Vec<(String, Trace)>> {
+    if arguments.trace.is_empty() {
+        return Ok(vec![("trace".to_owned(), Trace::seeded(arguments.seed, arguments.seconds))]);
+    }
+    let load = |path: &PathBuf| {
+        let trace = Trace::load(path)?;
+        let name = path.file_stem().map_or_else(|| "trace".to_owned(), |stem| stem.to_string_lossy().into_owned());
+        Ok((name, arguments.trace_max_bps.map_or(trace.clone(), |max_bps| trace.scaled(max_bps))))
+    };
+    arguments.trace.iter().map(load).collect()
 }
 
 fn few<T: Copy>(all: &[T], quick: bool) -> Vec<T> {

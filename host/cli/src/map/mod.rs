@@ -3,18 +3,15 @@
 mod file;
 
 use crate::output::{BadInput, Output};
+use crate::plan::measured;
 use crate::trace::Trace;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Subcommand;
 use edgent_bundle::Bundle;
-use edgent_link::Codec;
-use edgent_nn::Tensor;
-use edgent_planner::{ConfigurationMap, Constraints, Link, Network, Profile, Timings};
-use edgent_runtime::{Deployment, codec};
-use edgent_sandbox::Engine;
+use edgent_planner::{ConfigurationMap, Constraints, Link, Margin, Network};
+use edgent_runtime::codec;
 use file::{Emulated, FORMAT, MapFile, StateRow};
 use std::path::PathBuf;
-use std::time::Instant;
 
 /// States of a map for which no rates are given.
 const STATES: usize = 17;
@@ -22,13 +19,6 @@ const STATES: usize = 17;
 /// The range of their rates, as that of seeded traces.
 const RATE_MIN_BPS: f64 = 50e3;
 const RATE_MAX_BPS: f64 = 20e6;
-
-/// Runs of each segment that its time is the median of.
-const PROFILE_RUNS: usize = 15;
-
-/// Values that are coded to measure what coding costs.
-const CODED_VALUES: usize = 1 << 18;
-const CODED_RUNS: usize = 5;
 
 /// The link of the demo, there and back.
 const RTT_MS: f64 = 4.0;
@@ -104,13 +94,13 @@ fn build(arguments: &BuildArguments, output: &Output) -> Result<()> {
     let rates_bps = rates(arguments)?;
     let bundle = Bundle::open(&arguments.bundle).map_err(BadInput::error)?;
     output.progress("measuring each segment on this machine");
-    let deployment = Deployment::prepare(&bundle, &Engine::new()?, 1.0)?;
-    let profile = profile(&deployment, slowdown)?;
+    let (deployment, profile) = measured(&bundle, slowdown)?;
     let constraints = Constraints {
         deadline_us: deadline_ms * 1e3,
         codec_loss_max,
         input_may_leave: !arguments.keep_input,
-        link: Some(Link { rate_bps: RATE_MIN_BPS, rtt_us: rtt_ms * 1e3 }),
+        link: Some(Link { rate_bps: RATE_MIN_BPS, rtt_us: rtt_ms * 1e3, message_bytes: codec::MESSAGE_BYTES }),
+        margin: Margin::NONE,
     };
     let network = deployment.network();
     let map = ConfigurationMap::build(network, &profile, &constraints, &rates_bps).map_err(BadInput::error)?;
@@ -137,30 +127,6 @@ fn rates(arguments: &BuildArguments) -> Result<Vec<f64>> {
     let (least, greatest) = if arguments.trace.is_empty() { (RATE_MIN_BPS, RATE_MAX_BPS) } else { (least, greatest) };
     let share = |index: usize| index as f64 / (STATES - 1) as f64;
     Ok((0..STATES).map(|index| (least * (greatest / least).powf(share(index))).round()).collect())
-}
-
-/// This machine as the edge, and one that is `slowdown` times slower as the device.
-fn profile(deployment: &Deployment, slowdown: f64) -> Result<Profile> {
-    let mut timings = Timings::new(deployment.network().segments());
-    // The first runs fill caches; the median passes over them.
-    deployment.measure(PROFILE_RUNS)?.into_iter().for_each(|(segment, us)| timings.record(segment, us));
-    let edge_us = timings.medians_us();
-    let device_us = edge_us.iter().map(|us| us * slowdown).collect();
-    Ok(Profile { device_us, edge_us, edge_queue_us: 0.0, codec_us_per_byte: codec_us_per_byte()? })
-}
-
-/// Coding on one host and decoding on the other, both as fast as this machine: an emulated device's
-/// coding is not slowed down either.
-fn codec_us_per_byte() -> Result<f64> {
-    let values: Vec<f32> = (0..CODED_VALUES).map(|i| (i as f32).sin()).collect();
-    let tensor = Tensor::from_f32(&[1, 64, CODED_VALUES / 64], &values)?;
-    let mut best_us = f64::INFINITY;
-    for _ in 0..CODED_RUNS {
-        let start = Instant::now();
-        codec::round_trip(&tensor, Codec::U8).context("coding a tensor as u8")?;
-        best_us = best_us.min(start.elapsed().as_secs_f64() * 1e6);
-    }
-    Ok(best_us / CODED_VALUES as f64)
 }
 
 fn file(
