@@ -129,18 +129,19 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
 /// What a bundle costs on this machine: as the edge, and as a device so many times slower (emulated; its
 /// coding is not slowed down).
 pub(crate) fn measured(bundle: &Bundle, slowdown: f64) -> Result<(Deployment, Profile)> {
-    let deployment = Deployment::prepare(bundle, &Engine::new()?, 1.0)?;
+    let engine = Engine::new()?;
+    let deployment = Deployment::prepare(bundle, &engine, 1.0)?;
+    let edge_us = medians_us(&deployment)?;
+    let device_us = medians_us(&Deployment::prepare(bundle, &engine, slowdown)?)?;
+    let codec_us_per_byte = 2.0 * codec::us_per_mib() / f64::from(1 << 20);
+    Ok((deployment, Profile { device_us, edge_us, edge_queue_us: 0.0, codec_us_per_byte }))
+}
+
+fn medians_us(deployment: &Deployment) -> Result<Vec<f64>> {
     let mut timings = Timings::new(deployment.network().segments());
     // The first runs fill caches; the median passes over them.
     deployment.measure(PROFILE_RUNS)?.into_iter().for_each(|(segment, us)| timings.record(segment, us));
-    let edge_us = timings.medians_us();
-    let profile = Profile {
-        device_us: edge_us.iter().map(|us| us * slowdown).collect(),
-        edge_us,
-        edge_queue_us: 0.0,
-        codec_us_per_byte: 2.0 * codec::us_per_mib() / f64::from(1 << 20),
-    };
-    Ok((deployment, profile))
+    Ok(timings.medians_us())
 }
 
 fn row(

@@ -62,8 +62,7 @@ fn every_state_has_the_plan_that_brute_force_finds() {
     let (mut fitting, mut states, mut unlike_choose) = (0, 0, 0);
     for case in 0..1_500 {
         let (network, profile) = network(&mut seeded);
-        let link =
-            Link { rate_bps: f64::NAN, rtt_us: seeded.next() * 40_000.0, message_bytes: 0 };
+        let link = Link { rate_bps: f64::NAN, rtt_us: seeded.next() * 40_000.0, message_bytes: 0 };
         let constraints = Constraints {
             // Accuracy and latency must both matter to some.
             deadline_us: 10f64.powf(4.0 + 2.0 * seeded.next()),

@@ -1,8 +1,9 @@
 //! Strategies side by side, each on two real hosts behind an emulated link: the paper's figures.
 //!
 //! Three experiments: the link's rate varied at one deadline, the deadline varied at one rate (Li, Zhou
-//! and Chen 2018, section 4.3), and a rate that changes over time. Before a sweep's point is counted, the
-//! device is given requests until it knows the new rate.
+//! and Chen 2018, section 4.3), and rates that change over time: by leaps over the whole range
+//! (`trace`), mostly to neighbouring rates (`markov`), or as recorded. Before a sweep's point is
+//! counted, the device is given requests until it knows the new rate.
 
 use crate::ask::ask;
 use crate::build::{CODEC_SAMPLES, build};
@@ -363,7 +364,9 @@ fn prediction_error(asked: &[Asked]) -> Option<PredictionError> {
 /// What the rate changes by: as recorded, or seeded.
 fn traces(arguments: &Arguments) -> Result<Vec<(String, Trace)>> {
     if arguments.trace.is_empty() {
-        return Ok(vec![("trace".to_owned(), Trace::seeded(arguments.seed, arguments.seconds))]);
+        let Arguments { seed, seconds, .. } = *arguments;
+        let seeded = [("trace", Trace::seeded(seed, seconds)), ("markov", Trace::markov(seed, seconds))];
+        return Ok(seeded.map(|(name, trace)| (name.to_owned(), trace)).into());
     }
     let load = |path: &PathBuf| {
         let trace = Trace::load(path)?;
