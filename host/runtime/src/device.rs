@@ -175,13 +175,14 @@ impl Device {
         }
         let deadline_us = if request.deadline_us == 0 { self.deadline_us } else { request.deadline_us as f64 };
         let asked = Asked { arrived, deadline_us };
-        let (planned, in_time) = {
+        let (planned, in_time, takes_fastest) = {
             let controller = self.lock();
             let planned = controller.for_request(deadline_us);
-            (planned, controller.in_time(&planned, deadline_us))
+            (planned, controller.in_time(&planned, deadline_us), controller.strategy().falls_back())
         };
         let mut outcome = self.run(input, asked, planned).await?;
-        if outcome.degraded.is_none() && planned.predicted_us.is_none_or(|us| us > deadline_us) {
+        let is_late = planned.predicted_us.is_none_or(|us| us > deadline_us);
+        if outcome.degraded.is_none() && takes_fastest && is_late {
             outcome.degraded = Some("no plan is likely to be in time; this is the fastest".to_owned());
         }
         self.to_answer(&request, outcome, asked, planned, in_time)
