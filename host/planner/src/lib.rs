@@ -7,6 +7,7 @@
 //! * [`Network`] and [`Profile`]: what can be planned, and what it costs.
 //! * [`choose`]: Algorithm 1 of Li, Zhou and Chen (2018, section 3.3), extended.
 //! * [`LinkEstimate`]: the link's rate and round trip, from what was sent anyway.
+//! * [`Regression`]: how long a layer takes, from its sizes (the same paper's Table 1).
 //! * [`Controller`]: `(state, event, now) → actions` of the device.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -15,6 +16,7 @@ mod choose;
 mod controller;
 mod estimate;
 mod network;
+mod regression;
 mod timing;
 
 pub use choose::{Candidate, Choice, Constraints, Cost, Explained, Link, Verdict, choose, explain};
@@ -23,4 +25,5 @@ pub use estimate::{Exchange, LinkEstimate};
 pub use network::{
     Boundary, Codec, Direction, EXITS_MAX, Exit, Network, NetworkError, Placement, Plan, Profile, SEGMENTS_MAX,
 };
+pub use regression::{FEATURES_MAX, Quality, Regression, RegressionError, SAMPLES_MAX, Sample};
 pub use timing::Timings;
