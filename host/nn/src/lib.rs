@@ -17,11 +17,14 @@ mod cut;
 mod graph;
 mod guard;
 mod import;
+mod layer;
 mod lrn;
+pub mod synthetic;
 mod tensor;
 
 pub use context::{ComputeError, Context, Stop};
-pub use cut::{Boundary, Cut, CutError, Exit, Layer, SegmentGraph};
+pub use cut::{Boundary, Cut, CutError, Exit, SegmentGraph};
 pub use graph::{Graph, GraphError, GraphFormat, Port};
 pub use import::{ImportError, Imported, MODEL_BYTES_MAX};
+pub use layer::{Layer, LayerKind};
 pub use tensor::{ElementType, Fact, TENSOR_BYTES_MAX, Tensor, TensorError, bytes_copied, count_copied};
