@@ -108,10 +108,12 @@ pub enum LayerKind {
     Pool {
         /// Places that the window covers on a map.
         window_elements: u64,
+        /// Input places for each output place.
+        stride_elements: u64,
     },
     /// Local response normalisation.
     Lrn,
-    /// A product with a constant matrix.
+    /// A product of a constant matrix with one column.
     FullyConnected,
     /// Anything else.
     Other,

@@ -140,7 +140,9 @@ pub(crate) fn layer(layer: &edgent_nn::Layer) -> Layer {
             LayerKind::Conv { input_maps, filters, window_elements, stride_elements }
         }
         edgent_nn::LayerKind::Relu => LayerKind::Relu,
-        edgent_nn::LayerKind::Pool { window_elements } => LayerKind::Pool { window_elements },
+        edgent_nn::LayerKind::Pool { window_elements, stride_elements } => {
+            LayerKind::Pool { window_elements, stride_elements }
+        }
         edgent_nn::LayerKind::Lrn => LayerKind::Lrn,
         edgent_nn::LayerKind::FullyConnected => LayerKind::FullyConnected,
         edgent_nn::LayerKind::Other => LayerKind::Other,

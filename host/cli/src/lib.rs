@@ -15,6 +15,7 @@ pub mod hosts;
 mod inspect;
 mod model_file;
 mod output;
+mod profile;
 pub mod relay;
 mod report;
 mod samples;
@@ -50,6 +51,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Check a bundle: every cut, the golden outputs, the labelled samples.
     Verify(verify::Arguments),
+    /// Measure what layers cost on this host, and what a bundle's segments do.
+    Profile(profile::Arguments),
     /// Ask a running device about images.
     Infer(ask::Arguments),
     /// Measure this program.
@@ -70,6 +73,7 @@ pub fn main() -> ExitCode {
         Command::Build(arguments) => build::run(&arguments, &output),
         Command::Inspect(arguments) => inspect::run(&arguments, &output),
         Command::Verify(arguments) => verify::run(&arguments, &output),
+        Command::Profile(arguments) => profile::run(&arguments, &output),
         Command::Infer(arguments) => ask::run(&arguments, &output),
         Command::Bench(command) => bench::run(&command, &output),
     })

@@ -37,7 +37,7 @@ pub struct Layer {
 /// leave it out, since it does nothing but in training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayerKind {
-    /// A convolution.
+    /// A convolution; a product of a constant matrix with many columns, which is one of 1 × 1, too.
     Conv {
         /// Input feature maps.
         input_maps: u64,
@@ -54,10 +54,12 @@ pub enum LayerKind {
     Pool {
         /// Places that the window covers on a map.
         window_elements: u64,
+        /// Input places for each output place.
+        stride_elements: u64,
     },
     /// Local response normalisation.
     Lrn,
-    /// A product with a constant matrix.
+    /// A product of a constant matrix with one column.
     FullyConnected,
     /// Anything else; element by element, most often.
     Other,
@@ -84,33 +86,53 @@ fn layer(part: &TypedModel, id: usize) -> TractResult<Layer> {
             macs += u64::try_from(amount.to_i64().unwrap_or(0)).unwrap_or(0);
         }
     }
-    let output_elements = node.outputs.iter().map(|output| elements(output.fact.shape.as_concrete())).sum();
-    let has_constant = facts.iter().any(|fact| fact.konst.is_some());
-    let kind = kind(part, id, has_constant);
+    let output_elements: u64 = node.outputs.iter().map(|output| elements(output.fact.shape.as_concrete())).sum();
+    let product =
+        (weights > 0 && macs > 0).then(|| Product { columns: (macs / weights).max(1), output_elements, weights });
+    let kind = kind(part, id, product);
     let (name, operator) = (node.name.clone(), node.op.name().into_owned());
     let fused = is_fused(part, id);
     Ok(Layer { name, operator, kind, input_elements, output_elements, weights, macs, fused })
 }
 
-fn kind(part: &TypedModel, id: usize, has_constant: bool) -> LayerKind {
+/// A product with a constant, or something that looks like one.
+struct Product {
+    columns: u64,
+    output_elements: u64,
+    weights: u64,
+}
+
+fn kind(part: &TypedModel, id: usize, product: Option<Product>) -> LayerKind {
     let op = &part.node(id).op;
-    let window = |spec: &PoolSpec| spec.kernel_shape.iter().product::<usize>() as u64;
+    let area = |sides: &[usize]| sides.iter().product::<usize>() as u64;
+    let pool = |spec: &PoolSpec| LayerKind::Pool {
+        window_elements: area(&spec.kernel_shape),
+        stride_elements: area(&spec.strides()),
+    };
+    let bounded_by_constant = |op: &TypedBinOp| {
+        let is_constant = |inlet: &OutletId| part.node(inlet.node).op_is::<Const>();
+        op.0.name() == "Max" && part.node(id).inputs.iter().any(is_constant)
+    };
     if let Some(conv) = op.downcast_ref::<Conv>() {
         LayerKind::Conv {
             input_maps: conv.input_channels() as u64,
             filters: conv.output_channels() as u64,
-            window_elements: window(&conv.pool_spec),
-            stride_elements: conv.pool_spec.strides().iter().product::<usize>() as u64,
+            window_elements: area(&conv.pool_spec.kernel_shape),
+            stride_elements: area(&conv.pool_spec.strides()),
         }
-    } else if let Some(pool) = op.downcast_ref::<MaxPool>() {
-        LayerKind::Pool { window_elements: window(&pool.pool_spec) }
-    } else if let Some(pool) = op.downcast_ref::<SumPool>() {
-        LayerKind::Pool { window_elements: window(&pool.pool_spec) }
+    } else if let Some(spec) = op.downcast_ref::<MaxPool>().map(|op| &op.pool_spec) {
+        pool(spec)
+    } else if let Some(spec) = op.downcast_ref::<SumPool>().map(|op| &op.pool_spec) {
+        pool(spec)
     } else if op.is::<Lrn>() {
         LayerKind::Lrn
-    } else if op.is::<EinSum>() && has_constant {
-        LayerKind::FullyConnected
-    } else if op.downcast_ref::<TypedBinOp>().is_some_and(|op| op.0.name() == "Max") && has_constant {
+    } else if let Some(Product { columns, output_elements, weights }) = product.filter(|_| op.is::<EinSum>()) {
+        let filters = (output_elements / columns).max(1);
+        match columns {
+            1 => LayerKind::FullyConnected,
+            _ => LayerKind::Conv { input_maps: weights / filters, filters, window_elements: 1, stride_elements: 1 },
+        }
+    } else if op.downcast_ref::<TypedBinOp>().is_some_and(bounded_by_constant) {
         LayerKind::Relu
     } else {
         LayerKind::Other

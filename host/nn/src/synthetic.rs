@@ -70,8 +70,9 @@ const LRN_MAPS: usize = 5;
 impl Shape {
     fn is_possible(self) -> bool {
         let (least, window_px, side_px) = match self {
+            // Padded: its window may be larger than the image.
             Self::Conv { maps, filters, side_px, window_px, stride_px } => {
-                (maps.min(filters).min(stride_px), window_px, side_px)
+                (maps.min(filters).min(stride_px), window_px.min(side_px), side_px)
             }
             Self::Pool { maps, side_px, window_px, stride_px } => (maps.min(stride_px), window_px, side_px),
             Self::Relu { maps, side_px } | Self::Lrn { maps, side_px } | Self::Scale { maps, side_px } => {
@@ -186,10 +187,15 @@ mod tests {
                 conv,
                 [768, 512, 608, 38_400],
             ),
+            (
+                Shape::Conv { maps: 3, filters: 8, side_px: 4, window_px: 1, stride_px: 1 },
+                LayerKind::Conv { input_maps: 3, filters: 8, window_elements: 1, stride_elements: 1 },
+                [48, 128, 24, 384],
+            ),
             (Shape::Relu { maps: 4, side_px: 5 }, LayerKind::Relu, [100, 100, 1, 0]),
             (
                 Shape::Pool { maps: 4, side_px: 8, window_px: 2, stride_px: 2 },
-                LayerKind::Pool { window_elements: 4 },
+                LayerKind::Pool { window_elements: 4, stride_elements: 4 },
                 [256, 64, 0, 0],
             ),
             (Shape::Lrn { maps: 8, side_px: 4 }, LayerKind::Lrn, [128, 128, 0, 0]),

@@ -135,7 +135,7 @@ pub(crate) fn describe(deployment: &Deployment) -> ModelDescription {
 }
 
 /// What coding and decoding a mebibyte (on the wire) as u8 takes on this host, measured once.
-pub(crate) fn codec_us_per_mib() -> f64 {
+pub fn codec_us_per_mib() -> f64 {
     static MEASURED: OnceLock<f64> = OnceLock::new();
     *MEASURED.get_or_init(|| {
         let values: Vec<f32> = (0..1 << 18).map(|i| (i as f32).sin()).collect();

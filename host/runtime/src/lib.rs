@@ -16,5 +16,5 @@ mod workers;
 pub use deployment::{Deployment, PrepareError, Ran};
 pub use device::{Device, DeviceSettings};
 pub use edge::Edge;
-pub use host::{Host, HostError, Settings, build_name};
+pub use host::{Host, HostError, Settings, build_name, codec_us_per_mib};
 pub use workers::{Busy, Workers};
