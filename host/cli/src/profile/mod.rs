@@ -215,8 +215,8 @@ fn print(Report { profile, comparison }: &Report, output: &Output) {
             fitted.features.join(", ")
         ));
     };
-    output
-        .line("layer            from   samples      R²      error  features (R² and error, the median, are of layers held out)");
+    output.line("R² and the median relative error are of layers that were held out");
+    output.line("layer            from   samples      R²      error  features");
     for (layer_type, sets) in &profile.layers {
         sets.iter().for_each(|(set, fitted)| row(layer_type.name(), set.name(), fitted));
     }
@@ -247,7 +247,7 @@ fn print(Report { profile, comparison }: &Report, output: &Output) {
     for (set, worst) in &comparison.max_exit_error {
         let verdict = if *worst <= ERROR_MAX { "within" } else { "MISSES" };
         output.line(format_args!(
-            "by {:<6} segments off by {:.1} % in the median, whole exits by at most {:.1} %: {verdict} the goal of {:.0} %",
+            "by {:<6} segments off by {:.1} % (median), whole exits by {:.1} % at most: {verdict} the goal of {:.0} %",
             set.name(),
             comparison.median_segment_error[set] * 100.0,
             worst * 100.0,

@@ -183,10 +183,14 @@ impl Case {
 }
 
 fn shapes(dice: &mut Dice, sizes: usize) -> Vec<Shape> {
-    let makers: [fn(&mut Dice) -> Option<Shape>; 7] = [conv, conv, relu, pool, lrn, fully_connected, scale];
-    let mut shapes = Vec::with_capacity(makers.len() * sizes);
+    let makers: [fn(&mut Dice) -> Option<Shape>; 6] = [conv, conv, relu, lrn, fully_connected, scale];
+    let mut shapes = Vec::with_capacity((makers.len() + 1) * sizes);
     for make in makers {
         shapes.extend(std::iter::repeat_with(|| make(dice)).flatten().take(sizes));
+    }
+    // As many of each, or what one of them takes could not be told.
+    for pool in POOLS.into_iter().cycle().take(sizes) {
+        shapes.extend(std::iter::repeat_with(|| image(dice)).flatten().take(1).map(|image| pooled(image, pool)));
     }
     shapes
 }
@@ -196,8 +200,9 @@ fn conv(dice: &mut Dice) -> Option<Shape> {
     let (window_px, stride_px) = (dice.of(&[1, 3, 3, 5]), dice.of(&[1, 1, 1, 2]));
     let places = side_px.div_ceil(stride_px).pow(2);
     let weights = maps * filters * window_px * window_px;
-    // One weight a filter is no convolution any more once it is decluttered.
-    let fits = maps * window_px > 1
+    // Decluttered, one weight a filter is a plain factor, and 1 × 1 in steps is two layers.
+    let is_one_layer = window_px > 1 || maps > 1 && stride_px == 1;
+    let fits = is_one_layer
         && maps * side_px * side_px <= ELEMENTS_MAX
         && filters * places <= ELEMENTS_MAX
         && weights <= WEIGHTS_MAX
@@ -214,9 +219,8 @@ fn relu(dice: &mut Dice) -> Option<Shape> {
     image(dice).map(|(maps, side_px)| Shape::Relu { maps, side_px })
 }
 
-fn pool(dice: &mut Dice) -> Option<Shape> {
-    let (window_px, stride_px) = POOLS[dice.below(POOLS.len())];
-    image(dice).map(|(maps, side_px)| Shape::Pool { maps, side_px, window_px, stride_px })
+fn pooled((maps, side_px): (usize, usize), (window_px, stride_px): (usize, usize)) -> Shape {
+    Shape::Pool { maps, side_px, window_px, stride_px }
 }
 
 fn lrn(dice: &mut Dice) -> Option<Shape> {
@@ -268,7 +272,7 @@ mod tests {
                 Shape::Pool { window_px, stride_px, .. } => (window_px, stride_px) == pool,
                 _ => false,
             };
-            assert!(made.iter().filter(has).count() >= 2, "{pool:?}");
+            assert_eq!(made.iter().filter(has).count(), 5, "{pool:?}");
         }
     }
 }
