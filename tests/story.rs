@@ -205,7 +205,7 @@ fn a_profile_tells_what_layers_and_segments_take() {
                 assert!(fitted["r2"].is_f64() && fitted["median_relative_error"].is_f64(), "{layer_type}: {fitted}");
             }
         }
-        assert!(read["call_us"].is_f64() && read["codec_us_per_mib"].is_f64() && read["load"]["constant_us"].is_f64());
+        assert!(read["call_us"].is_f64() && read["codec_us_per_mib"].is_f64() && read["load"]["work"]["r2"].is_f64());
     }
     let inspected = edgent(&["inspect", bundle]);
     assert_eq!(profile["bundle"]["digest"], inspected["digest"]);
@@ -214,6 +214,7 @@ fn a_profile_tells_what_layers_and_segments_take() {
     assert_eq!(count(&profile["bundle"]["segments"]), count(&inspected["segments"]));
     assert_eq!(count(&compared["segments"]), count(&inspected["segments"]));
     assert_eq!(count(&compared["exits"]), 5);
+    assert!(compared["load"]["p50_us"].is_f64() && compared["load"]["predicted_us"]["work"].is_f64());
     for row in compared["segments"].as_array().unwrap().iter().chain(compared["exits"].as_array().unwrap()) {
         assert!(row["p50_us"].as_f64() <= row["p90_us"].as_f64() && row["runs"].as_u64().unwrap() > 0, "{row}");
         assert!(row["predicted_us"]["work"].is_f64() && row["relative_error"]["paper"].is_f64(), "{row}");

@@ -79,6 +79,34 @@ impl FeatureSet {
         }
     }
 
+    /// The names of the features that [`load_values`](Self::load_values) gives, in its order.
+    pub(crate) const fn load_names(self) -> &'static [&'static str] {
+        match self {
+            Self::Paper => &["graph_bytes"],
+            Self::Work => {
+                &["graph_bytes", "conv_layers", "relu_layers", "pool_layers", "fully_connected_layers", "other_layers"]
+            }
+        }
+    }
+
+    /// What the time of loading a segment is predicted from: the paper's model size, and besides, of each
+    /// type the layers, which are optimised then. LRN is the quickest to be, and counts as none.
+    pub(crate) fn load_values(self, graph_bytes: u64, layers: &[Layer]) -> Vec<f64> {
+        let count = |layer_type: LayerType| {
+            layers.iter().filter(|layer| !layer.fused && LayerType::of(layer) == layer_type).count() as f64
+        };
+        let bytes = std::iter::once(graph_bytes as f64);
+        match self {
+            Self::Paper => bytes.collect(),
+            Self::Work => bytes
+                .chain(
+                    [LayerType::Conv, LayerType::Relu, LayerType::Pool, LayerType::FullyConnected, LayerType::Other]
+                        .map(count),
+                )
+                .collect(),
+        }
+    }
+
     /// The sizes of a layer that its time is predicted from.
     pub(crate) fn values(self, layer: &Layer) -> Vec<f64> {
         let (input, output) = (layer.input_elements as f64, layer.output_elements as f64);
@@ -136,6 +164,10 @@ mod tests {
             for (set, expected) in [(FeatureSet::Paper, paper), (FeatureSet::Work, work)] {
                 assert_eq!(set.values(&layer), expected, "{kind:?} by {}", set.name());
                 assert_eq!(set.names(LayerType::of(&layer)).len(), expected.len(), "{kind:?} by {}", set.name());
+                let load = set.load_values(9, &[layer.clone(), layer.clone()]);
+                assert_eq!((load.len(), load[0]), (set.load_names().len(), 9.0));
+                let counted = load[1..].iter().sum::<f64>();
+                assert_eq!(counted > 0.0, set == FeatureSet::Work && kind != LayerKind::Lrn, "{kind:?}: {load:?}");
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::features::{FeatureSet, LayerType};
 use crate::output::BadInput;
 use anyhow::Result;
-use edgent_bundle::{Layer, Manifest, Segment};
+use edgent_bundle::{Layer, Manifest, Segment, standard_guest};
 use edgent_planner::Regression;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -32,8 +32,8 @@ pub(crate) struct Profile {
     pub(crate) codec_us_per_mib: f64,
     /// For each type of layer, from the features of the paper and from those of the work.
     pub(crate) layers: BTreeMap<LayerType, BTreeMap<FeatureSet, Fitted>>,
-    /// Reading, optimising and instantiating a segment, from the bytes of its graph.
-    pub(crate) load: Fitted,
+    /// Reading, optimising and instantiating a segment; by set of features too.
+    pub(crate) load: BTreeMap<FeatureSet, Fitted>,
     /// What the segments of one bundle did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) bundle: Option<Measured>,
@@ -70,9 +70,6 @@ pub(crate) struct Times {
     pub(crate) p90_us: f64,
     pub(crate) runs: usize,
 }
-
-/// The features of [`Profile::load`].
-pub(crate) const LOAD_FEATURES: [&str; 1] = ["graph_bytes"];
 
 impl Profile {
     /// Reads a profile and checks everything in it.
@@ -136,6 +133,17 @@ impl Profile {
         Ok(manifest.segments.iter().map(segment_us).collect())
     }
 
+    /// Time of loading all of a bundle's segments on the profile's host.
+    pub(crate) fn load_us(&self, manifest: &Manifest, set: FeatureSet) -> Result<f64> {
+        let Some(fitted) = self.load.get(&set) else { return Ok(f64::INFINITY) };
+        let regression = fitted.regression()?;
+        let segment_us = |segment: &Segment| {
+            let graph_bytes = segment.component.bytes.saturating_sub(standard_guest().len() as u64);
+            regression.predict(&set.load_values(graph_bytes, &segment.layers))
+        };
+        Ok(manifest.segments.iter().map(segment_us).sum())
+    }
+
     fn check(&self) -> Result<()> {
         let numbers = [("call_us", self.call_us), ("codec_us_per_mib", self.codec_us_per_mib)];
         for (name, us) in numbers {
@@ -145,9 +153,12 @@ impl Profile {
         if [&self.host_build].into_iter().chain(digest).any(|text| text.len() > TEXT_BYTES_MAX) {
             return Err(BadInput::error(format!("a text of more than {TEXT_BYTES_MAX} bytes")));
         }
-        self.load.check("load", &LOAD_FEATURES)?;
-        for layer_type in LayerType::ALL {
-            for set in FeatureSet::ALL {
+        for set in FeatureSet::ALL {
+            let name = format!("load by {}", set.name());
+            let fitted =
+                self.load.get(&set).ok_or_else(|| BadInput::error(format!("{name}: there is no regression")))?;
+            fitted.check(&name, set.load_names())?;
+            for layer_type in LayerType::ALL {
                 let name = format!("{} by {}", layer_type.name(), set.name());
                 let fitted = self.layers.get(&layer_type).and_then(|sets| sets.get(&set));
                 let fitted = fitted.ok_or_else(|| BadInput::error(format!("{name}: there is no regression")))?;
@@ -254,6 +265,7 @@ mod tests {
             ("[2e-05, ", "[-2e-05, ", "conv by work: a size, a coefficient"),
             ("\"unrolled_elements\"", "\"input_elements\"", "conv by work: its features are not"),
             ("\"lrn\"", "\"lrn2\"", "lrn2"),
+            ("\"relu_layers\", ", "", "load by work: its features"),
             ("\"p50_us\": 128.5", "\"p50_us\": 1285", "segment 1: "),
             ("\"runs\": 320", "\"runs\": 0", "segment 0: "),
             ("\"runs\": 320", "\"runs\": -1", "usize"),
@@ -285,6 +297,9 @@ mod tests {
         let predicted = profile.segments_us(&manifest_, "sha256:another").unwrap();
         assert!((predicted[0] - 9.0).abs() < 1e-9 && (predicted[1] - 14.25).abs() < 1e-9, "{predicted:?}");
         assert_eq!(predicted[2], f64::INFINITY, "sizes that are none are unknown");
+        assert_eq!(profile.load_us(&manifest_, FeatureSet::Paper).unwrap(), 3.0 * 900.0);
+        // Two layers of ReLU, none of the LRN and the fused one, and a convolution.
+        assert_eq!(profile.load_us(&manifest_, FeatureSet::Work).unwrap(), 3.0 * 200.0 + 2.0 * 150.0 + 500.0);
         assert!(profile.segments_us(&manifest_, DIGEST).unwrap_err().is::<BadInput>(), "three segments, not two");
         let measured = profile.segments_us(&manifest(vec![vec![relu(false)]; 2]), DIGEST).unwrap();
         assert_eq!(measured, [130.0, 128.5]);

@@ -10,13 +10,13 @@ mod sweep;
 
 use crate::output::{BadInput, Output, quantile};
 use anyhow::{Context, Result};
-use edgent_bundle::Bundle;
-use edgent_nn::{Stop, Tensor};
+use edgent_bundle::{Bundle, split};
+use edgent_nn::{Graph, GraphFormat, Stop, Tensor};
 use edgent_planner::{Quality, Regression, Sample};
 use edgent_runtime::{Deployment, build_name, codec_us_per_mib};
-use edgent_sandbox::Engine;
+use edgent_sandbox::{Engine, Limits, Segment};
 use features::{FeatureSet, LayerType};
-use file::{FORMAT, Fitted, LOAD_FEATURES, Measured, Profile, Times};
+use file::{FORMAT, Fitted, Measured, Profile, Times};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -31,6 +31,9 @@ const FOLDS: usize = 4;
 
 /// Runs of every exit of a bundle between two passes; the first of them is not counted.
 const BUNDLE_ROUNDS: usize = 16;
+
+/// How often a bundle is loaded.
+const BUNDLE_LOADS: usize = 3;
 
 /// A whole model's prediction that is off by more than this is called a miss.
 const ERROR_MAX: f64 = 0.15;
@@ -60,6 +63,8 @@ struct Report {
 struct Comparison {
     segments: Vec<Compared>,
     exits: Vec<Compared>,
+    /// Preparing all segments, once they have been read and checked.
+    load: Compared,
     /// The median of the segments' errors, by set of features.
     median_segment_error: BTreeMap<FeatureSet, f64>,
     /// The largest of the exits' errors, by set of features.
@@ -85,8 +90,8 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let mut sweep = Sweep::new(&engine, effort)?;
     output.progress("measuring them");
     sweep.run(|| chain.as_mut().map_or(Ok(()), Chain::run))?;
-    let (profile, exits) = fit(sweep, chain)?;
-    let comparison = bundle.as_ref().map(|bundle| compare(&profile, bundle, exits)).transpose()?;
+    let (profile, whole) = fit(sweep, chain)?;
+    let comparison = bundle.as_ref().zip(whole).map(|(bundle, whole)| compare(&profile, bundle, whole)).transpose()?;
     if let Some(path) = &arguments.out {
         let text = serde_json::to_vec_pretty(&profile)?;
         Profile::parse(&text).context("the profile that was measured cannot be read")?;
@@ -97,10 +102,19 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     output.result(&report)
 }
 
+impl Compared {
+    fn new(name: &str, measured: Times, predicted_us: BTreeMap<FeatureSet, f64>) -> Self {
+        let error = |us: &f64| (us - measured.p50_us) / measured.p50_us;
+        let relative_error = predicted_us.iter().map(|(set, us)| (*set, error(us))).collect();
+        Self { name: name.to_owned(), measured, predicted_us, relative_error }
+    }
+}
+
 /// A bundle's segments, run exit by exit as requests run them.
 struct Chain {
     deployment: Deployment,
     input: Tensor,
+    load_us: Vec<f64>,
     segments_us: Vec<Vec<f64>>,
     exits_us: Vec<Vec<f64>>,
 }
@@ -108,12 +122,14 @@ struct Chain {
 impl Chain {
     fn new(bundle: &Bundle, engine: &Engine) -> Result<Self> {
         let deployment = Deployment::prepare(bundle, engine, 1.0)?;
+        let load_us = (0..BUNDLE_LOADS).map(|_| load_us(bundle, engine)).collect::<Result<_>>()?;
         let fact = deployment.boundary(0);
         // Neither all the same nor in order: like an image.
         let bytes: Vec<u8> = (0..fact.bytes()).map(|i| (i * 7_919 % 251) as u8).collect();
         let input = Tensor::from_bytes(fact.element_type, &fact.dims, &bytes)?;
         let (segments, exits) = (deployment.manifest().segments.len(), deployment.manifest().exits.len());
-        Ok(Self { deployment, input, segments_us: vec![Vec::new(); segments], exits_us: vec![Vec::new(); exits] })
+        let (segments_us, exits_us) = (vec![Vec::new(); segments], vec![Vec::new(); exits]);
+        Ok(Self { deployment, input, load_us, segments_us, exits_us })
     }
 
     fn run(&mut self) -> Result<()> {
@@ -132,8 +148,30 @@ impl Chain {
     }
 }
 
-/// The profile of what was measured, and the times of whole exits.
-fn fit(sweep: Sweep, chain: Option<Chain>) -> Result<(Profile, Vec<Times>)> {
+/// What a bundle took that is not in its profile.
+struct Whole {
+    load: Times,
+    exits: Vec<Times>,
+}
+
+/// The time that preparing a bundle's segments takes, once they have been read and checked.
+fn load_us(bundle: &Bundle, engine: &Engine) -> Result<f64> {
+    let mut us = 0.0;
+    for described in &bundle.manifest().segments {
+        let component = bundle.blob(&described.component)?;
+        let (code, graph) = split(&component)?;
+        let code = engine.compile(&code)?;
+        let start = Instant::now();
+        let graph = Graph::load(graph, GraphFormat::Nnef)?;
+        let segment = Segment::new(engine, &described.name, &code, graph, Limits::default())?;
+        us += start.elapsed().as_secs_f64() * 1e6;
+        drop(segment);
+    }
+    Ok(us)
+}
+
+/// The profile of what was measured.
+fn fit(sweep: Sweep, chain: Option<Chain>) -> Result<(Profile, Option<Whole>)> {
     let (call_us, measured) = sweep.results();
     let mut layers = BTreeMap::<_, BTreeMap<_, _>>::new();
     for layer_type in LayerType::ALL {
@@ -146,18 +184,27 @@ fn fit(sweep: Sweep, chain: Option<Chain>) -> Result<(Profile, Vec<Times>)> {
             layers.entry(layer_type).or_default().insert(set, fitted);
         }
     }
-    let load = |m: &sweep::Measured| Sample { features: vec![m.graph_bytes as f64], us: m.load_us };
-    let load = fitted(&measured.iter().map(load).collect::<Vec<_>>(), &LOAD_FEATURES)?;
+    let mut load = BTreeMap::new();
+    for set in FeatureSet::ALL {
+        let sample = |m: &sweep::Measured| Sample {
+            features: set.load_values(m.graph_bytes as u64, std::slice::from_ref(&m.layer)),
+            us: m.load_us,
+        };
+        let samples: Vec<_> = measured.iter().map(sample).collect();
+        let fitted = fitted(&samples, set.load_names()).with_context(|| format!("load by {}", set.name()))?;
+        load.insert(set, fitted);
+    }
     let times = |all: Vec<Vec<f64>>| all.into_iter().map(times).collect::<Vec<_>>();
-    let (bundle, exits) = match chain {
-        Some(Chain { deployment, segments_us, exits_us, .. }) => {
+    let (bundle, whole) = match chain {
+        Some(Chain { deployment, segments_us, exits_us, load_us, .. }) => {
             let digest = deployment.digest().to_string();
-            (Some(Measured { digest, segments: times(segments_us) }), times(exits_us))
+            let whole = Whole { load: self::times(load_us), exits: times(exits_us) };
+            (Some(Measured { digest, segments: times(segments_us) }), Some(whole))
         }
-        None => (None, Vec::new()),
+        None => (None, None),
     };
     let (host_build, codec_us_per_mib) = (build_name(), codec_us_per_mib());
-    Ok((Profile { format: FORMAT, host_build, call_us, codec_us_per_mib, layers, load, bundle }, exits))
+    Ok((Profile { format: FORMAT, host_build, call_us, codec_us_per_mib, layers, load, bundle }, whole))
 }
 
 fn fitted(samples: &[Sample], features: &[&str]) -> Result<Fitted> {
@@ -177,7 +224,7 @@ fn times(mut us: Vec<f64>) -> Times {
     Times { p50_us: quantile(&mut us, 0.5), p90_us: quantile(&mut us, 0.9), runs: us.len() }
 }
 
-fn compare(profile: &Profile, bundle: &Bundle, exits: Vec<Times>) -> Result<Comparison> {
+fn compare(profile: &Profile, bundle: &Bundle, whole: Whole) -> Result<Comparison> {
     let manifest = bundle.manifest();
     let predicted = FeatureSet::ALL
         .into_iter()
@@ -185,15 +232,14 @@ fn compare(profile: &Profile, bundle: &Bundle, exits: Vec<Times>) -> Result<Comp
         .collect::<Result<BTreeMap<_, _>>>()?;
     let compared = |name: &str, measured: Times, path: &[usize]| {
         let sum = |segments_us: &Vec<f64>| path.iter().map(|segment| segments_us[*segment]).sum::<f64>();
-        let predicted_us: BTreeMap<_, _> = predicted.iter().map(|(set, us)| (*set, sum(us))).collect();
-        let error = |us: &f64| (us - measured.p50_us) / measured.p50_us;
-        let relative_error = predicted_us.iter().map(|(set, us)| (*set, error(us))).collect();
-        Compared { name: name.to_owned(), measured, predicted_us, relative_error }
+        Compared::new(name, measured, predicted.iter().map(|(set, us)| (*set, sum(us))).collect())
     };
+    let load = FeatureSet::ALL.into_iter().map(|set| Ok((set, profile.load_us(manifest, set)?)));
+    let load = Compared::new("model load", whole.load, load.collect::<Result<_>>()?);
     let measured = profile.bundle.iter().flat_map(|bundle| &bundle.segments).enumerate();
     let segments: Vec<_> =
         measured.map(|(index, times)| compared(&manifest.segments[index].name, *times, &[index])).collect();
-    let exits = manifest.exits.iter().zip(exits).map(|(exit, times)| compared(&exit.name, times, &exit.path));
+    let exits = manifest.exits.iter().zip(whole.exits).map(|(exit, times)| compared(&exit.name, times, &exit.path));
     let exits: Vec<_> = exits.collect();
     let over = |all: &[Compared], q: f64| {
         let of_set = |set: FeatureSet| {
@@ -202,7 +248,13 @@ fn compare(profile: &Profile, bundle: &Bundle, exits: Vec<Times>) -> Result<Comp
         };
         FeatureSet::ALL.into_iter().map(of_set).collect()
     };
-    Ok(Comparison { median_segment_error: over(&segments, 0.5), max_exit_error: over(&exits, 1.0), segments, exits })
+    Ok(Comparison {
+        median_segment_error: over(&segments, 0.5),
+        max_exit_error: over(&exits, 1.0),
+        segments,
+        exits,
+        load,
+    })
 }
 
 fn print(Report { profile, comparison }: &Report, output: &Output) {
@@ -220,7 +272,7 @@ fn print(Report { profile, comparison }: &Report, output: &Output) {
     for (layer_type, sets) in &profile.layers {
         sets.iter().for_each(|(set, fitted)| row(layer_type.name(), set.name(), fitted));
     }
-    row("model load", "paper", &profile.load);
+    profile.load.iter().for_each(|(set, fitted)| row("model load", set.name(), fitted));
     output.line(format_args!(
         "dropout costs nothing: exporters leave it out; a call through a component {:.1} us; coding {:.0} us/MiB",
         profile.call_us, profile.codec_us_per_mib
@@ -230,7 +282,7 @@ fn print(Report { profile, comparison }: &Report, output: &Output) {
         "{:<40} {:>9} {:>9} {:>5} {:>10} {:>8} {:>10} {:>8}",
         "segment", "p50 us", "p90 us", "runs", "by work", "error", "by paper", "error"
     ));
-    for row in comparison.segments.iter().chain(&comparison.exits) {
+    for row in comparison.segments.iter().chain(&comparison.exits).chain([&comparison.load]) {
         let (work, paper) = (FeatureSet::Work, FeatureSet::Paper);
         output.line(format_args!(
             "{:<40} {:>9.1} {:>9.1} {:>5} {:>10.1} {:>+7.1}% {:>10.1} {:>+7.1}%",
