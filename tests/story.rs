@@ -255,6 +255,57 @@ fn a_bundle_does_what_the_network_does() {
 }
 
 #[test]
+fn a_profile_tells_what_layers_and_segments_take() {
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("profile.json");
+    let bundle = bundle().to_str().unwrap();
+    let report = edgent(&["profile", bundle, "--quick", "--out", out.to_str().unwrap()]);
+    let profile: Value = serde_json::from_str(&std::fs::read_to_string(&out).unwrap()).unwrap();
+    for read in [&report, &profile] {
+        assert_eq!(read["format"], 1);
+        assert_eq!(read["host_build"], concat!("edgent ", env!("CARGO_PKG_VERSION")));
+        for layer_type in ["conv", "relu", "pool", "lrn", "fully-connected", "other"] {
+            for set in ["paper", "work"] {
+                let fitted = &read["layers"][layer_type][set];
+                let (features, coefficients) = (&fitted["features"], &fitted["coefficients_us"]);
+                assert_eq!(features.as_array().unwrap().len(), coefficients.as_array().unwrap().len(), "{layer_type}");
+                assert!(fitted["samples"].as_u64().unwrap() >= 20, "{layer_type}: {fitted}");
+                assert!(fitted["r2"].is_f64() && fitted["median_relative_error"].is_f64(), "{layer_type}: {fitted}");
+            }
+        }
+        assert!(read["call_us"].is_f64() && read["codec_us_per_mib"].is_f64() && read["load"]["work"]["r2"].is_f64());
+    }
+    let inspected = edgent(&["inspect", bundle]);
+    assert_eq!(profile["bundle"]["digest"], inspected["digest"]);
+    let count = |value: &Value| value.as_array().unwrap().len();
+    let compared = &report["comparison"];
+    assert_eq!(count(&profile["bundle"]["segments"]), count(&inspected["segments"]));
+    assert_eq!(count(&compared["segments"]), count(&inspected["segments"]));
+    assert_eq!(count(&compared["exits"]), 5);
+    assert!(compared["load"]["p50_us"].is_f64() && compared["load"]["predicted_us"]["work"].is_f64());
+    // The same file says what an edge, or a device, takes.
+    let file = out.to_str().unwrap();
+    let plan = edgent(&[
+        "plan",
+        bundle,
+        "--edge-profile",
+        file,
+        "--device-profile",
+        file,
+        "--rate-bps",
+        "0",
+        "--deadline-ms",
+        "1e3",
+    ]);
+    let exit = &compared["exits"].as_array().unwrap()[4];
+    let (planned, measured) = (plan["plan"]["device_us"].as_f64().unwrap(), exit["p50_us"].as_f64().unwrap());
+    assert!(plan["plan"]["exit"] == "exit5" && (planned / measured - 1.0).abs() < 0.2, "{planned} of {measured} us");
+    for row in compared["segments"].as_array().unwrap().iter().chain(compared["exits"].as_array().unwrap()) {
+        assert!(row["p50_us"].as_f64() <= row["p90_us"].as_f64() && row["runs"].as_u64().unwrap() > 0, "{row}");
+        assert!(row["predicted_us"]["work"].is_f64() && row["relative_error"]["paper"].is_f64(), "{row}");
+    }
+}
+
+#[test]
 fn building_twice_gives_the_same_bundle() {
     let again = Path::new(env!("CARGO_TARGET_TMPDIR")).join("again");
     let built = edgent(&[
@@ -274,14 +325,17 @@ fn bad_input_is_named_and_exits_with_2() {
     let file = |name: &str| here.join(name).to_str().unwrap().to_owned();
     let (manifest, onnx, missing) =
         (file("Cargo.toml"), file("models/branchy-alexnet/branchy-alexnet.onnx"), file("no-such"));
-    let cases: [(&[&str], &str); 9] = [
+    let model = bundle().to_str().unwrap();
+    let cases: [(&[&str], &str); 11] = [
         (&["build", &missing, "--out", "x"], "model.toml"),
         (&["inspect", &missing], "no-such"),
         (&["verify", &missing], "no-such"),
+        (&["profile", &missing, "--quick"], "no-such"),
         (&["infer", &manifest], "127.0.0.1:7400"),
         (&["infer", "--deadline-ms", "-1", &onnx], "deadline"),
         (&["infer"], "IMAGE"),
         (&["plan", &missing], "no-such"),
+        (&["plan", model, "--device-profile", &manifest], "Cargo.toml"),
         (&["bench", "deadline", "--strategy", "magic"], "edge-only"),
         (&["conquer"], "conquer"),
     ];

@@ -71,8 +71,52 @@ pub struct Segment {
 pub struct Layer {
     /// Its name in the network.
     pub name: String,
-    /// Its kind.
+    /// What tract calls it.
     pub operator: String,
+    /// Which type of layer it is.
+    pub kind: LayerKind,
+    /// Elements of the activation that it reads.
+    pub input_elements: u64,
+    /// Elements that it writes.
+    pub output_elements: u64,
+    /// Constant elements that it reads: weights, biases, bounds.
+    pub weights: u64,
+    /// Multiply-accumulates of one run.
+    pub macs: u64,
+    /// Whether it runs as part of the operator before it, where it takes next to no time.
+    pub fused: bool,
+}
+
+/// A type of layer; with sizes that its time can be predicted from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum LayerKind {
+    /// A convolution.
+    Conv {
+        /// Input feature maps.
+        input_maps: u64,
+        /// How many filters there are.
+        filters: u64,
+        /// Places that a filter covers on a map.
+        window_elements: u64,
+        /// Input places for each output place.
+        stride_elements: u64,
+    },
+    /// What is below zero becomes zero.
+    Relu,
+    /// The greatest or the mean value of each window.
+    Pool {
+        /// Places that the window covers on a map.
+        window_elements: u64,
+        /// Input places for each output place.
+        stride_elements: u64,
+    },
+    /// Local response normalisation.
+    Lrn,
+    /// A product of a constant matrix with one column.
+    FullyConnected,
+    /// Anything else.
+    Other,
 }
 
 /// Where a segment's arithmetic runs.

@@ -5,8 +5,8 @@ use crate::output::{BadInput, Output};
 use crate::samples::{self, Sample};
 use anyhow::{Context, Result};
 use edgent_bundle::{
-    Blob, Boundary, Bundle, Codec, CodedAccuracy, Draft, Evidence, Exit, FORMAT, Layer, Manifest, Segment, Tier,
-    compose, standard_guest,
+    Blob, Boundary, Bundle, Codec, CodedAccuracy, Draft, Evidence, Exit, FORMAT, Layer, LayerKind, Manifest, Segment,
+    Tier, compose, standard_guest,
 };
 use edgent_nn::{Cut, ElementType, Graph, Imported, Tensor};
 use edgent_runtime::codec;
@@ -121,12 +121,11 @@ fn segments(cut: &Cut, draft: &mut Draft) -> Result<Vec<Segment>> {
         .iter()
         .map(|segment| {
             let component = draft.add(compose(standard_guest(), &segment.graph)?);
-            let layers = segment.layers.iter().map(|l| Layer { name: l.name.clone(), operator: l.operator.clone() });
             Ok(Segment {
                 name: cut.boundaries[segment.to].name.trim_start_matches('/').trim_end_matches("_output_0").to_owned(),
                 from: segment.from,
                 to: segment.to,
-                layers: layers.collect(),
+                layers: segment.layers.iter().map(layer).collect(),
                 macs: segment.macs,
                 graph_format: segment.format.name().to_owned(),
                 tier: Tier::Native,
@@ -134,6 +133,32 @@ fn segments(cut: &Cut, draft: &mut Draft) -> Result<Vec<Segment>> {
             })
         })
         .collect()
+}
+
+/// A layer as a manifest describes it.
+pub(crate) fn layer(layer: &edgent_nn::Layer) -> Layer {
+    let kind = match layer.kind {
+        edgent_nn::LayerKind::Conv { input_maps, filters, window_elements, stride_elements } => {
+            LayerKind::Conv { input_maps, filters, window_elements, stride_elements }
+        }
+        edgent_nn::LayerKind::Relu => LayerKind::Relu,
+        edgent_nn::LayerKind::Pool { window_elements, stride_elements } => {
+            LayerKind::Pool { window_elements, stride_elements }
+        }
+        edgent_nn::LayerKind::Lrn => LayerKind::Lrn,
+        edgent_nn::LayerKind::FullyConnected => LayerKind::FullyConnected,
+        edgent_nn::LayerKind::Other => LayerKind::Other,
+    };
+    Layer {
+        name: layer.name.clone(),
+        operator: layer.operator.clone(),
+        kind,
+        input_elements: layer.input_elements,
+        output_elements: layer.output_elements,
+        weights: layer.weights,
+        macs: layer.macs,
+        fused: layer.fused,
+    }
 }
 
 fn exits(cut: &Cut, described: &ModelFile) -> Result<Vec<Exit>> {

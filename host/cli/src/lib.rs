@@ -17,6 +17,7 @@ mod map;
 mod model_file;
 mod output;
 mod plan;
+mod profile;
 pub mod relay;
 mod report;
 mod rig;
@@ -55,6 +56,8 @@ enum Command {
     Verify(verify::Arguments),
     /// Show which plan would be taken, and why the others would not.
     Plan(plan::Arguments),
+    /// Measure what layers cost on this host, and what a bundle's segments do.
+    Profile(profile::Arguments),
     /// Ask a running device about images.
     Infer(ask::Arguments),
     /// Plans made beforehand for each state of the link.
@@ -79,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(&arguments, &output),
         Command::Verify(arguments) => verify::run(&arguments, &output),
         Command::Plan(arguments) => plan::run(&arguments, &output),
+        Command::Profile(arguments) => profile::run(&arguments, &output),
         Command::Infer(arguments) => ask::run(&arguments, &output),
         Command::Map(command) => map::run(&command, &output),
         Command::Bench(command) => bench::run(&command, &output),

@@ -3,6 +3,7 @@
 use crate::ask;
 use crate::daemon::strategy;
 use crate::output::{BadInput, Output};
+use crate::profile::ProfileFile;
 use anyhow::Result;
 use edgent_bundle::{Bundle, Manifest};
 use edgent_planner::{
@@ -30,7 +31,13 @@ pub(crate) struct Arguments {
     /// Round trip of an empty message.
     #[arg(long, allow_negative_numbers = true, default_value_t = 5.0)]
     rtt_ms: f64,
-    /// How much slower than this machine, which stands for the edge, the device is.
+    /// The device's times as `edgent profile` found them there, instead of measuring here.
+    #[arg(long, value_name = "FILE")]
+    device_profile: Option<PathBuf>,
+    /// The same of the edge.
+    #[arg(long, value_name = "FILE")]
+    edge_profile: Option<PathBuf>,
+    /// How much slower than this machine the device is, where it has no profile.
     #[arg(long, allow_negative_numbers = true, default_value_t = 50.0)]
     slowdown: f64,
     /// How much longer than predicted a plan must be allowed to take.
@@ -88,7 +95,9 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         ));
     }
     let bundle = Bundle::open(&arguments.bundle).map_err(BadInput::error)?;
-    let (deployment, profile) = measured(&bundle, arguments.slowdown)?;
+    let read = |file: &Option<PathBuf>| file.as_deref().map(ProfileFile::read).transpose();
+    let files = (read(&arguments.device_profile)?, read(&arguments.edge_profile)?);
+    let (deployment, profile) = profiled(&bundle, arguments.slowdown, files)?;
     let (manifest, network) = (deployment.manifest(), deployment.network());
     let rtt_us = arguments.rtt_ms * 1e3;
     let link = Link { rate_bps: arguments.rate_bps, rtt_us, message_bytes: codec::MESSAGE_BYTES };
@@ -129,12 +138,35 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
 /// What a bundle costs on this machine: as the edge, and as a device so many times slower (emulated; its
 /// coding is not slowed down).
 pub(crate) fn measured(bundle: &Bundle, slowdown: f64) -> Result<(Deployment, Profile)> {
+    profiled(bundle, slowdown, (None, None))
+}
+
+/// The same, but where a host's own profile is at hand: its times, as measured there if it measured this
+/// bundle, and else as predicted from the layers.
+fn profiled(
+    bundle: &Bundle,
+    slowdown: f64,
+    files: (Option<ProfileFile>, Option<ProfileFile>),
+) -> Result<(Deployment, Profile)> {
     let engine = Engine::new()?;
     let deployment = Deployment::prepare(bundle, &engine, 1.0)?;
-    let edge_us = medians_us(&deployment)?;
-    let device_us = medians_us(&Deployment::prepare(bundle, &engine, slowdown)?)?;
-    let codec_us_per_byte = 2.0 * codec::us_per_mib() / f64::from(1 << 20);
-    Ok((deployment, Profile { device_us, edge_us, edge_queue_us: 0.0, codec_us_per_byte }))
+    let told = |file: &ProfileFile| file.segments_us(bundle.manifest(), &bundle.digest().to_string());
+    let coding =
+        |file: &Option<ProfileFile>| file.as_ref().map_or_else(codec::us_per_mib, |file| file.codec_us_per_mib);
+    let (device, edge) = files;
+    let profile = Profile {
+        device_us: match &device {
+            Some(file) => told(file)?,
+            None => medians_us(&Deployment::prepare(bundle, &engine, slowdown)?)?,
+        },
+        edge_us: match &edge {
+            Some(file) => told(file)?,
+            None => medians_us(&deployment)?,
+        },
+        edge_queue_us: 0.0,
+        codec_us_per_byte: (coding(&device) + coding(&edge)) / f64::from(1 << 20),
+    };
+    Ok((deployment, profile))
 }
 
 fn medians_us(deployment: &Deployment) -> Result<Vec<f64>> {
@@ -189,9 +221,13 @@ fn placement(plan: &Plan, network: &Network) -> &'static str {
 }
 
 fn print(report: &Report, arguments: &Arguments, output: &Output) {
+    let device = match &arguments.device_profile {
+        Some(file) => format!("device as in {}", file.display()),
+        None => format!("EMULATED: a device {} times slower than this machine", arguments.slowdown),
+    };
     output.line(format_args!(
-        "EMULATED: a device {} times slower than this machine; {:.0} bit/s, {} ms round trip, {} ms deadline",
-        arguments.slowdown, arguments.rate_bps, arguments.rtt_ms, arguments.deadline_ms
+        "{device}; {:.0} bit/s, {} ms round trip, {} ms deadline",
+        arguments.rate_bps, arguments.rtt_ms, arguments.deadline_ms
     ));
     let Row { exit, cut, placement, direction, codec, total_us, slack_us, .. } = &report.plan;
     output.line(format_args!(

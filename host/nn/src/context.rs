@@ -37,7 +37,9 @@ impl Context {
                 if stop.reached() {
                     return Err(Stopped.into());
                 }
-                eval(context, op_state, node, inputs)
+                let outputs = eval(context, op_state, node, inputs);
+                crate::vector::release();
+                outputs
             })
         });
         match ran {

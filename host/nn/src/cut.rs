@@ -15,14 +15,10 @@
 
 use crate::graph::{Graph, concrete, nnef};
 use crate::guard::guarded;
-use crate::{Fact, GraphError, GraphFormat, Imported};
+use crate::layer::{describe, is_element_wise};
+use crate::{Fact, GraphError, GraphFormat, Imported, Layer};
 use std::collections::{BTreeMap, HashSet};
 use tract_onnx::prelude::{OutletId, TractResult, TypedModel};
-use tract_onnx::tract_core::internal::Cost;
-use tract_onnx::tract_core::ops::binary::TypedBinOp;
-use tract_onnx::tract_core::ops::cast::Cast;
-use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
-use tract_onnx::tract_core::ops::konst::Const;
 use tract_onnx::tract_core::ops::source::TypedSource;
 
 /// A network as a tree of segments.
@@ -60,15 +56,6 @@ pub struct SegmentGraph {
     pub graph: Vec<u8>,
     /// How it is written.
     pub format: GraphFormat,
-}
-
-/// One operator of a segment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layer {
-    /// Its name in the network.
-    pub name: String,
-    /// tract's name of the operator.
-    pub operator: String,
 }
 
 /// An output of the network and the way to it.
@@ -122,7 +109,8 @@ impl Cut {
         let fact = guarded(|| Ok(model.outlet_fact(end)?.clone())).map_err(failed)?;
         let fact = concrete(&fact).map_err(failed)?;
         let part = guarded(|| extract(model, start, end)).map_err(failed)?;
-        let (layers, macs) = describe(&part).map_err(failed)?;
+        let layers = guarded(|| describe(&part)).map_err(failed)?;
+        let macs = layers.iter().map(|layer| layer.macs).sum();
         let graph = write(&part).map_err(failed)?;
         read_back(&graph, &self.boundaries[from].fact, &fact).map_err(failed)?;
         self.boundaries.push(Boundary { name, fact });
@@ -146,26 +134,7 @@ fn extract(model: &TypedModel, start: OutletId, end: OutletId) -> TractResult<Ty
     part.into_decluttered()
 }
 
-fn describe(part: &TypedModel) -> Result<(Vec<Layer>, u64), String> {
-    let mut layers = Vec::new();
-    let mut macs = 0;
-    let order = part.eval_order().map_err(|e| format!("{e:#}"))?;
-    for node in order.into_iter().map(|id| part.node(id)) {
-        if node.op_is::<TypedSource>() || node.op_is::<Const>() {
-            continue;
-        }
-        layers.push(Layer { name: node.name.clone(), operator: node.op.name().into_owned() });
-        let facts = part.node_input_facts(node.id).map_err(|e| format!("{e:#}"))?;
-        for (cost, amount) in node.op.cost(&facts).map_err(|e| format!("{e:#}"))? {
-            if matches!(cost, Cost::FMA(_)) {
-                macs += u64::try_from(amount.to_i64().unwrap_or(0)).unwrap_or(0);
-            }
-        }
-    }
-    Ok((layers, macs))
-}
-
-fn write(part: &TypedModel) -> Result<Vec<u8>, String> {
+pub(crate) fn write(part: &TypedModel) -> Result<Vec<u8>, String> {
     let deterministic = true;
     guarded(|| nnef().write_to_tar_with_config(part, Vec::new(), false, deterministic))
 }
@@ -264,15 +233,6 @@ fn only_fused_use(model: &TypedModel, id: usize) -> bool {
     let outlet = OutletId::new(id, 0);
     let [use_] = model.node(id).outputs[0].successors.as_slice() else { return false };
     is_element_wise(model, outlet, use_.node) && !model.outputs.contains(&outlet)
-}
-
-/// Whether the node computes each element of its only output from one element of `input`.
-fn is_element_wise(model: &TypedModel, input: OutletId, id: usize) -> bool {
-    let node = model.node(id);
-    let element_wise = node.op_is::<ElementWiseOp>() || node.op_is::<TypedBinOp>() || node.op_is::<Cast>();
-    let same_size = node.outputs.len() == 1
-        && matches!((model.outlet_fact(input), model.outlet_fact(OutletId::new(id, 0))), (Ok(a), Ok(b)) if a.shape == b.shape);
-    element_wise && same_size
 }
 
 /// Why a network cannot be cut into segments.

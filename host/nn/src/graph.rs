@@ -3,7 +3,7 @@
 use crate::guard::guarded;
 use crate::{Context, ElementType, Fact, Tensor};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tract_onnx::WithOnnx;
 use tract_onnx::prelude::{Framework, IntoRunnable, TypedFact, TypedModel};
 use tract_onnx::tract_core::model::{TypedRunnableModel, TypedSimplePlan};
@@ -107,11 +107,15 @@ impl fmt::Debug for Graph {
     }
 }
 
-/// NNEF as segments use it: tract's core operators and the ONNX ones that NNEF lacks.
-pub(crate) fn nnef() -> tract_nnef::framework::Nnef {
-    let mut nnef = tract_nnef::nnef().with_onnx();
-    nnef.allow_extended_identifier_syntax(true);
-    nnef
+/// NNEF as segments use it: tract's core operators and the ONNX ones that NNEF lacks. Made once: its
+/// standard library is parsed from text, which takes longer than reading a graph.
+pub(crate) fn nnef() -> &'static tract_nnef::framework::Nnef {
+    static NNEF: OnceLock<tract_nnef::framework::Nnef> = OnceLock::new();
+    NNEF.get_or_init(|| {
+        let mut nnef = tract_nnef::nnef().with_onnx();
+        nnef.allow_extended_identifier_syntax(true);
+        nnef
+    })
 }
 
 pub(crate) fn typed(fact: &Fact) -> TypedFact {

@@ -11,6 +11,7 @@
 //! * [`LinkEstimate`]: the link's rate and round trip, from what was sent anyway.
 //! * [`ChangePoints`]: whether the link is in another state than before.
 //! * [`ConfigurationMap`] and [`Dynamic`]: plans made beforehand for each state of the link.
+//! * [`Regression`]: how long a layer takes, from its sizes (the same paper's Table 1).
 //! * [`Controller`]: `(state, event, now) → actions` of the device.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -22,6 +23,7 @@ mod estimate;
 mod map;
 mod network;
 mod paper;
+mod regression;
 mod residuals;
 mod strategy;
 mod timing;
@@ -35,6 +37,7 @@ pub use network::{
     Boundary, Codec, Direction, EXITS_MAX, Exit, Network, NetworkError, Placement, Plan, Profile, SEGMENTS_MAX,
 };
 pub use paper::algorithm_1;
+pub use regression::{FEATURES_MAX, Quality, Regression, RegressionError, SAMPLES_MAX, Sample};
 pub use residuals::{Margin, Residuals};
 pub use strategy::Strategy;
 pub use timing::Timings;
