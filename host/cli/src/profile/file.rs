@@ -232,7 +232,13 @@ mod tests {
             classes: (0..10).map(|class| class.to_string()).collect(),
             boundaries: (0..=count).map(boundary).collect(),
             segments: segments.into_iter().enumerate().map(segment).collect(),
-            exits: vec![Exit { name: "e".into(), path: (0..count).collect(), accuracy: 0.5, coded: Vec::new() }],
+            exits: vec![Exit {
+                name: "e".into(),
+                path: (0..count).collect(),
+                accuracy: 0.5,
+                sure_at: None,
+                coded: Vec::new(),
+            }],
             evidence: Evidence::default(),
         }
     }
