@@ -173,7 +173,7 @@ struct Answer {
   degraded @11 :Text;     # why; null: it was not
   epoch @12 :UInt64;
   rateBps @13 :UInt64;    # the device's estimate of the link
-  predictedUs @14 :UInt64;  # what the plan was predicted to take; 0: unknown
+  predictedUs @14 :UInt64;  # what the plan was predicted to take; 0: unknown, or not as planned
   inTime @15 :Float32;    # how likely the plan was to be in time, from 0 to 1
 }
 

@@ -271,7 +271,7 @@ pub struct Answer {
     pub epoch: u64,
     /// The device's estimate of the link.
     pub rate_bps: u64,
-    /// What the plan was predicted to take; 0 if that could not be told.
+    /// What the plan was predicted to take; 0 if that could not be told, or the answer is not as planned.
     pub predicted_us: u64,
     /// How likely the plan was to be in time, from 0 to 1.
     pub in_time: f32,

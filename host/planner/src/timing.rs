@@ -7,7 +7,7 @@ pub struct Timings {
 }
 
 /// Old times are forgotten after this many runs; a quantile over them shrugs off outliers.
-const WINDOW_RUNS: usize = 32;
+const WINDOW_RUNS: usize = 12;
 
 #[derive(Clone, Debug)]
 struct Window {
@@ -79,7 +79,7 @@ mod tests {
         assert_eq!((timings.medians_us()[0], timings.p90_us(0)), (7.0, 7.0));
         (0..1_000).for_each(|run| timings.record(0, f64::from(run)));
         assert_eq!((timings.runs(0), timings.runs(7), timings.p90_us(7)), (WINDOW_RUNS, 0, f64::INFINITY));
-        // The last 32 are 968 to 999.
-        assert_eq!((timings.medians_us()[0], timings.p90_us(0)), (984.0, 996.0));
+        // The last 12 are 988 to 999.
+        assert_eq!((timings.medians_us()[0], timings.p90_us(0)), (994.0, 998.0));
     }
 }

@@ -84,16 +84,16 @@ struct Outcome {
     plan: planner::Plan,
     epoch: u64,
     degraded: Option<String>,
-    /// Whether its latency is one that was predicted.
-    as_planned: bool,
+    /// If it is as planned: how much of its time went into looking in at other exits, which is not predicted.
+    looked_in_us: Option<f64>,
 }
 
 /// What the device's first segments led to.
 enum Part {
     /// An exit on the way is sure.
     Sure(Outcome),
-    /// The activation behind them, and whether other exits were looked in at on the way.
-    Activation(Tensor, bool),
+    /// The activation behind them, and how long other exits were looked in at on the way.
+    Activation(Tensor, f64),
 }
 
 /// One request on its way through the device.
@@ -196,11 +196,9 @@ impl Device {
             let trip = Trip { asked, planned, last_moment: asked.arrived };
             return Ok(match self.first_segments(trip, input).await? {
                 Part::Sure(outcome) => Outcome { degraded, ..outcome },
-                Part::Activation(output, looked_in) => {
-                    if !looked_in {
-                        self.answered(trip);
-                    }
-                    Outcome { output, plan, epoch, degraded, as_planned: !looked_in }
+                Part::Activation(output, looked_in_us) => {
+                    self.answered(trip, looked_in_us);
+                    Outcome { output, plan, epoch, degraded, looked_in_us: Some(looked_in_us) }
                 }
             });
         }
@@ -220,8 +218,8 @@ impl Device {
         tokio::select! {
             outcome = &mut together => match outcome {
                 Ok(outcome) => {
-                    if outcome.as_planned {
-                        self.answered(trip);
+                    if let Some(looked_in_us) = outcome.looked_in_us {
+                        self.answered(trip, looked_in_us);
                     }
                     return Ok(outcome);
                 }
@@ -260,14 +258,14 @@ impl Device {
         let plan = local.candidate.plan;
         let output = self.segments(plan.exit, 0..plan.cut, input).await?;
         let late = if local.fits { "" } else { "; no exit fits the time that is left, this is the fastest" };
-        Ok(Outcome { output, plan, epoch, degraded: Some(format!("{why}{late}")), as_planned: false })
+        Ok(Outcome { output, plan, epoch, degraded: Some(format!("{why}{late}")), looked_in_us: None })
     }
 
-    /// Tells the controller how long a plan took.
-    fn answered(&self, trip: Trip) {
+    /// Tells the controller how long a plan took, but for what looking in at other exits took.
+    fn answered(&self, trip: Trip, looked_in_us: f64) {
         if let Some(predicted_us) = trip.planned.predicted_us {
             let plan = trip.planned.installed.plan;
-            self.tell(Event::Answered { plan, predicted_us, actual_us: trip.asked.elapsed_us() });
+            self.tell(Event::Answered { plan, predicted_us, actual_us: trip.asked.elapsed_us() - looked_in_us });
         }
     }
 
@@ -279,9 +277,9 @@ impl Device {
             planner::Direction::DeviceFirst => (plan.cut..end, end..end, wire(plan.codec), Codec::Raw),
             planner::Direction::EdgeFirst => (0..plan.cut, plan.cut..end, Codec::Raw, wire(plan.codec)),
         };
-        let (activation, looked_in) = match self.first_segments(trip, input).await? {
+        let (activation, looked_in_us) = match self.first_segments(trip, input).await? {
             Part::Sure(outcome) => return Ok(outcome),
-            Part::Activation(activation, looked_in) => (activation, looked_in),
+            Part::Activation(activation, looked_in_us) => (activation, looked_in_us),
         };
         // Who waits however long it takes must not have the edge give up.
         let falls_back = self.lock().strategy().falls_back();
@@ -306,7 +304,7 @@ impl Device {
             ));
         }
         let output = self.segments(plan.exit, here_last, output).await?;
-        Ok(Outcome { output, plan, epoch, degraded: None, as_planned: !looked_in })
+        Ok(Outcome { output, plan, epoch, degraded: None, looked_in_us: Some(looked_in_us) })
     }
 
     /// Those of the plan's segments that run here before anything is sent. Exits that branch off on the way
@@ -314,7 +312,7 @@ impl Device {
     async fn first_segments(&self, trip: Trip, input: Tensor) -> Result<Part, Fault> {
         let Installed { plan, epoch } = trip.planned.installed;
         let cut = if plan.direction == planner::Direction::DeviceFirst { plan.cut } else { 0 };
-        let (mut at, mut activation, mut looked_in) = (0, input, false);
+        let (mut at, mut activation, mut looked_in_us) = (0, input, 0.0);
         if self.leave_when_sure {
             let manifest = self.deployment.manifest();
             // Looking in must not make the plan's exit late, not even where that takes its time.
@@ -326,21 +324,22 @@ impl Device {
                 if branch_us > spare_us {
                     continue;
                 }
-                spare_us -= branch_us;
-                looked_in = true;
                 activation = self.segments(plan.exit, at..passed.after, activation).await?;
                 at = passed.after;
                 let end = at + branch.len();
+                let since = Instant::now();
                 let output = self.segments(passed.exit, at..end, activation.clone()).await?;
+                let took_us = since.elapsed().as_secs_f64() * 1e6;
+                (spare_us, looked_in_us) = (spare_us - took_us, looked_in_us + took_us);
                 let is_sure =
                     output.as_f32().is_some_and(|logits| f64::from(confidence::confidence(logits)) >= passed.sure_at);
                 if is_sure {
                     let plan = planner::Plan::device_only(self.deployment.network(), passed.exit);
-                    return Ok(Part::Sure(Outcome { output, plan, epoch, degraded: None, as_planned: false }));
+                    return Ok(Part::Sure(Outcome { output, plan, epoch, degraded: None, looked_in_us: None }));
                 }
             }
         }
-        Ok(Part::Activation(self.segments(plan.exit, at..cut, activation).await?, looked_in))
+        Ok(Part::Activation(self.segments(plan.exit, at..cut, activation).await?, looked_in_us))
     }
 
     /// Sends an activation and gets one back. A caller that no longer waits does not end the exchange:
@@ -385,7 +384,7 @@ impl Device {
             Ok(Err(LinkError::Fault(fault))) => {
                 self.tell(Event::Exchanged(Exchange { bytes: up_bytes, elapsed_us, busy_us: 0.0 }));
                 if fault.kind == FaultKind::TimeUp {
-                    self.answered(trip);
+                    self.answered(trip, 0.0);
                 }
                 return Err(fault);
             }
@@ -404,7 +403,7 @@ impl Device {
             busy_us: worked_us + (reply.queue_us + reply.codec_us) as f64,
         }));
         if trip.is_late() {
-            self.answered(trip);
+            self.answered(trip, 0.0);
         }
         Ok(reply)
     }
@@ -436,7 +435,7 @@ impl Device {
         planned: Planned,
         in_time: f64,
     ) -> Result<Answer, Fault> {
-        let Outcome { output, plan, epoch, degraded, .. } = outcome;
+        let Outcome { output, plan, epoch, degraded, looked_in_us } = outcome;
         let scores = confidence::softmax(
             output.as_f32().ok_or_else(|| fault(FaultKind::Internal, "the exit's output is not f32"))?,
         );
@@ -466,7 +465,7 @@ impl Device {
             degraded,
             epoch,
             rate_bps: controller.link().rate_bps().unwrap_or(0.0) as u64,
-            predicted_us: planned.predicted_us.unwrap_or(0.0) as u64,
+            predicted_us: looked_in_us.map_or(0.0, |us| planned.predicted_us.unwrap_or(0.0) + us) as u64,
             in_time: in_time as f32,
         })
     }
