@@ -58,6 +58,9 @@ pub struct Device {
     actions: mpsc::Sender<Action>,
     edge: Mutex<Option<Client>>,
     edges_configured: bool,
+    /// How long segments lately waited for a worker: a device that is asked for more than it can do must
+    /// take faster exits, or what waits grows without end.
+    queue_us: AtomicU64,
     /// Activations that were sent and not answered yet, and when the device stops waiting for each.
     in_flight: Mutex<HashMap<u64, Instant>>,
     workers: Workers,
@@ -149,6 +152,7 @@ impl Device {
             actions,
             edge: Mutex::default(),
             edges_configured: !settings.edges.is_empty(),
+            queue_us: AtomicU64::new(0),
             in_flight: Mutex::default(),
             workers,
             runtime: Handle::current(),
@@ -177,7 +181,7 @@ impl Device {
         let asked = Asked { arrived, deadline_us };
         let (planned, in_time, takes_fastest) = {
             let controller = self.lock();
-            let planned = controller.for_request(deadline_us);
+            let planned = controller.for_request(deadline_us - self.queued_us());
             (planned, controller.in_time(&planned, deadline_us), controller.strategy().falls_back())
         };
         let mut outcome = self.run(input, asked, planned).await?;
@@ -253,7 +257,7 @@ impl Device {
     async fn alone(&self, input: Tensor, asked: Asked, why: &str) -> Result<Outcome, Fault> {
         let (local, epoch) = {
             let controller = self.lock();
-            (controller.local(asked.remaining_us()), controller.installed().epoch)
+            (controller.local(asked.remaining_us() - self.queued_us()), controller.installed().epoch)
         };
         let plan = local.candidate.plan;
         let output = self.segments(plan.exit, 0..plan.cut, input).await?;
@@ -417,10 +421,16 @@ impl Device {
         let stop = Stop::never();
         // A request that was answered otherwise meanwhile must not hold up those behind it.
         let _unwanted = CancelOnDrop(stop.clone());
-        let job = move || drop(done.send(deployment.run(exit, range, input, &stop)));
+        let submitted = Instant::now();
+        let job = move || {
+            let queued = submitted.elapsed();
+            drop(done.send(deployment.run(exit, range, input, &stop).map(|ran| (ran, queued))));
+        };
         self.workers.submit(job).map_err(|busy| fault(FaultKind::Busy, busy.to_string()))?;
         let ran = ran.await.map_err(|_| fault(FaultKind::Internal, "the segments' worker died"))?;
-        let ran = ran.map_err(|e| fault(FaultKind::SegmentFailed, e.to_string()))?;
+        let (ran, queued) = ran.map_err(|e| fault(FaultKind::SegmentFailed, e.to_string()))?;
+        let before = self.queue_us.load(Ordering::Relaxed);
+        self.queue_us.store((before * 3 + us(queued)) / 4, Ordering::Relaxed);
         for (segment, us) in ran.segments_us {
             self.tell(Event::DeviceRan { segment, us });
         }
@@ -582,6 +592,10 @@ impl Device {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Controller> {
         self.controller.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn queued_us(&self) -> f64 {
+        self.queue_us.load(Ordering::Relaxed) as f64
     }
 
     /// Whether something that the device no longer waits for is still on its way: what is sent now
