@@ -338,8 +338,7 @@ impl Controller {
 
     /// How long these segments usually take on the device.
     pub fn device_us(&self, segments: &[usize]) -> f64 {
-        let medians_us = self.device.medians_us();
-        segments.iter().map(|segment| medians_us.get(*segment).copied().unwrap_or(f64::INFINITY)).sum()
+        segments.iter().map(|segment| self.device.median_us(*segment)).sum()
     }
 
     /// How plans are chosen.

@@ -34,6 +34,11 @@ impl Timings {
         self.windows.iter().map(|window| window.quantile(0.5)).collect()
     }
 
+    /// The median time of one segment; infinite if it never ran.
+    pub fn median_us(&self, segment: usize) -> f64 {
+        self.windows.get(segment).map_or(f64::INFINITY, |window| window.quantile(0.5))
+    }
+
     /// The time that nine of ten of a segment's last runs kept to; infinite for one that never ran.
     pub fn p90_us(&self, segment: usize) -> f64 {
         self.windows.get(segment).map_or(f64::INFINITY, |window| window.quantile(0.9))

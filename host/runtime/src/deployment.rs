@@ -3,10 +3,11 @@
 use crate::codec::u8_bytes;
 use edgent_bundle::{Bundle, BundleError, Codec, ComponentError, Digest, Manifest, split};
 use edgent_nn::{ElementType, Fact, Graph, GraphError, GraphFormat, Stop, Tensor, TensorError};
-use edgent_planner::{Boundary, Exit, Network, NetworkError};
+use edgent_planner::{Boundary, Exit, Network, NetworkError, Timings};
 use edgent_sandbox::{Engine, Limits, SandboxError, Segment, SegmentError};
 use rustix::time::{ClockId, clock_gettime};
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ pub struct Deployment {
     boundaries: Vec<Fact>,
     segments: Vec<Segment>,
     slowdown: f64,
+    /// What each segment usually takes of this processor's time; only kept where a slow one is emulated.
+    usual: Mutex<Timings>,
 }
 
 /// Some segments ran.
@@ -38,7 +41,8 @@ pub struct Ran {
 
 impl Deployment {
     /// Reads and prepares everything. With a `slowdown` K over 1, each segment sleeps K − 1 times as
-    /// long as it worked: a slow device, emulated.
+    /// long as it usually works: a slow device, emulated. Usually: this machine's caches and neighbours
+    /// make single runs vary, and that must not be made K times larger.
     pub fn prepare(bundle: &Bundle, engine: &Engine, slowdown: f64) -> Result<Self, PrepareError> {
         let manifest = bundle.manifest().clone();
         let boundaries = manifest
@@ -70,7 +74,8 @@ impl Deployment {
             segments.push(Segment::new(engine, &segment.name, &code, graph, Limits::default())?);
         }
         let network = network(&manifest, &boundaries)?;
-        Ok(Self { digest: bundle.digest(), manifest, network, boundaries, segments, slowdown })
+        let usual = Mutex::new(Timings::new(segments.len()));
+        Ok(Self { digest: bundle.digest(), manifest, network, boundaries, segments, slowdown, usual })
     }
 
     /// Runs the segments of an exit's path whose positions are in `range`.
@@ -82,7 +87,8 @@ impl Deployment {
             activation = self.segments[*index].run(activation, stop)?;
             if self.slowdown > 1.0 {
                 // Of the processor's time, not the clock's: what this host does beside is not slowed down.
-                pretend(processor_time().saturating_sub(worked).mul_f64(self.slowdown - 1.0), stop);
+                let usual = self.usual(*index, processor_time().saturating_sub(worked));
+                pretend(usual.mul_f64(self.slowdown - 1.0), stop);
             }
             segments_us.push((*index, start.elapsed().as_secs_f64() * 1e6));
         }
@@ -99,16 +105,25 @@ impl Deployment {
             activations[0] = Some(self.zeros(0)?);
             for (index, segment) in self.manifest.segments.iter().enumerate() {
                 let Some(input) = activations[segment.from].clone() else { continue };
-                let start = Instant::now();
+                let (start, worked) = (Instant::now(), processor_time());
                 activations[segment.to] = Some(self.segments[index].run(input, &Stop::never())?);
-                let ran = start.elapsed();
-                all.push((index, ran.as_secs_f64() * 1e6 * self.slowdown.max(1.0)));
+                let mut took = start.elapsed();
                 if self.slowdown > 1.0 {
-                    thread::sleep(ran.mul_f64(self.slowdown - 1.0).min(PAUSE_MAX));
+                    let usual = self.usual(index, processor_time().saturating_sub(worked));
+                    took += usual.mul_f64(self.slowdown - 1.0);
+                    thread::sleep(usual.mul_f64(self.slowdown - 1.0).min(PAUSE_MAX));
                 }
+                all.push((index, took.as_secs_f64() * 1e6));
             }
         }
         Ok(all)
+    }
+
+    /// What a segment usually takes of the processor's time, given what it took now.
+    fn usual(&self, segment: usize, now: Duration) -> Duration {
+        let mut usual = self.usual.lock().unwrap_or_else(PoisonError::into_inner);
+        usual.record(segment, now.as_secs_f64() * 1e6);
+        Duration::from_secs_f64(usual.median_us(segment) / 1e6)
     }
 
     /// The bundle's name.
