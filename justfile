@@ -32,6 +32,7 @@ bench:
     cargo run --release -- bench sandbox
     cargo run --release -- bench chain
     cargo run --release -- bench link
+    cargo run --release -- bench plan
 
 # All of CI's steps.
 ci: test lint fresh audit demo bench
