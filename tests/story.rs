@@ -326,7 +326,7 @@ fn bad_input_is_named_and_exits_with_2() {
     let (manifest, onnx, missing) =
         (file("Cargo.toml"), file("models/branchy-alexnet/branchy-alexnet.onnx"), file("no-such"));
     let model = bundle().to_str().unwrap();
-    let cases: [(&[&str], &str); 11] = [
+    let cases: [(&[&str], &str); 14] = [
         (&["build", &missing, "--out", "x"], "model.toml"),
         (&["inspect", &missing], "no-such"),
         (&["verify", &missing], "no-such"),
@@ -337,6 +337,9 @@ fn bad_input_is_named_and_exits_with_2() {
         (&["plan", &missing], "no-such"),
         (&["plan", model, "--device-profile", &manifest], "Cargo.toml"),
         (&["bench", "deadline", "--strategy", "magic"], "edge-only"),
+        (&["plan", model, "--slowdown", "1e30"], "slowdown"),
+        (&["plan", model, "--rtt-ms", "-0.5"], "round trip"),
+        (&["demo", "--deadline-ms", "1e23"], "deadline"),
         (&["conquer"], "conquer"),
     ];
     for (arguments, named) in cases {

@@ -1,5 +1,6 @@
 //! `edgent infer`: asks a running device about images.
 
+use crate::bounds::DEADLINE_MAX_MS;
 use crate::output::{BadInput, Output};
 use crate::samples;
 use anyhow::{Context, Result};
@@ -46,7 +47,7 @@ struct Row {
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let deadline_ms = arguments.deadline_ms.unwrap_or(0.0);
-    if !(0.0..=3.6e6).contains(&deadline_ms) {
+    if !(0.0..=DEADLINE_MAX_MS).contains(&deadline_ms) {
         return Err(BadInput::error("--deadline-ms must be between 0 and 3600000"));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -1,6 +1,7 @@
 //! `edgent-host`.
 
 use crate::HOST_PROGRAM;
+use crate::bounds;
 use crate::output::BadInput;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
@@ -69,13 +70,12 @@ pub(crate) fn strategy(name: &str) -> Result<Strategy, String> {
 pub(crate) fn run() -> Result<()> {
     let arguments = Arguments::parse();
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO).init();
-    let positive = |value: f64| value.is_finite() && value > 0.0;
-    let is_share = |value: f64| (0.0..=1.0).contains(&value);
-    if !positive(arguments.deadline_ms) || !positive(arguments.emulate_slowdown) {
-        return Err(BadInput::error("--deadline-ms and --emulate-slowdown must be over 0"));
+    bounds::check(arguments.deadline_ms, arguments.emulate_slowdown)?;
+    if !(0.0..=1.0).contains(&arguments.codec_loss_max) {
+        return Err(BadInput::error("--codec-loss-max must be within 0 and 1"));
     }
-    if !is_share(arguments.codec_loss_max) || !is_share(arguments.in_time_share) {
-        return Err(BadInput::error("--codec-loss-max and --in-time-share must be within 0 and 1"));
+    if !(arguments.in_time_share > 0.0 && arguments.in_time_share <= 1.0) {
+        return Err(BadInput::error("--in-time-share must be over 0 and at most 1"));
     }
     let role = match arguments.role {
         HostRole::Device => Role::Device,

@@ -8,6 +8,7 @@
 
 mod ask;
 mod bench;
+mod bounds;
 mod build;
 mod daemon;
 mod demo;

@@ -1,6 +1,7 @@
 //! `edgent plan`: which plan would be taken, what it is predicted to cost, and why the others lost.
 
 use crate::ask;
+use crate::bounds;
 use crate::daemon::strategy;
 use crate::output::{BadInput, Output};
 use crate::profile::ProfileFile;
@@ -87,12 +88,10 @@ struct Row {
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
-    let numbers =
-        [arguments.deadline_ms, arguments.slowdown, arguments.margin, arguments.rtt_ms + 1.0, arguments.rate_bps + 1.0];
-    if !numbers.iter().all(|number| number.is_finite() && *number > 0.0) {
-        return Err(BadInput::error(
-            "a deadline, a slowdown and a margin are over 0; a rate and a round trip 0 or more",
-        ));
+    bounds::check(arguments.deadline_ms, arguments.slowdown)?;
+    let at_least_0 = [arguments.rate_bps, arguments.rtt_ms, arguments.margin, arguments.codec_loss_max];
+    if !at_least_0.iter().all(|number| number.is_finite() && *number >= 0.0) {
+        return Err(BadInput::error("a rate, a round trip, a margin and a loss of accuracy are 0 or more"));
     }
     let bundle = Bundle::open(&arguments.bundle).map_err(BadInput::error)?;
     let read = |file: &Option<PathBuf>| file.as_deref().map(ProfileFile::read).transpose();

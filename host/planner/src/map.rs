@@ -17,6 +17,7 @@
 use crate::changepoint::ChangePoints;
 use crate::choose::{Candidate, Constraints, Link, Verdict, choose, explain, predict};
 use crate::network::{Network, Plan, Profile};
+use crate::residuals::Margin;
 
 /// More states than this are a mistake; a map takes memory by their square.
 pub const STATES_MAX: usize = 256;
@@ -135,6 +136,7 @@ impl ConfigurationMap {
 
 impl State {
     fn best(network: &Network, profile: &Profile, constraints: &Constraints, rate_bps: f64) -> Self {
+        let constraints = &Constraints { margin: Margin::NONE, ..*constraints };
         // Fits if anything does; if not, it is the fastest.
         let fastest = choose(network, profile, constraints);
         let reward = |candidate: &Candidate| Forecast::of(candidate, constraints.deadline_us).reward;

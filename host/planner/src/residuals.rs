@@ -105,7 +105,7 @@ impl Window {
     fn forget(&mut self, wanted_share: f64) {
         // A stride without a common factor with the window's length, so that the spread stays even.
         self.push(prior(self.next * 37 % WINDOW));
-        self.level += STEP * (wanted_share - self.level);
+        self.level = (self.level + STEP * (wanted_share - self.level)).clamp(LEVEL_MIN, LEVEL_MAX);
     }
 
     fn push(&mut self, ratio: f64) {

@@ -470,7 +470,7 @@ fn the_device_follows_its_link() {
     assert_eq!(device.placement(), Placement::EdgeOnly);
     (0..3).for_each(|_| device.exchange(12_000, 1.2e6));
     assert_eq!(device.placement(), Placement::Split);
-    device.handle(Event::Waiting { bytes: 12_000, waited_us: 2e6 });
+    device.handle(Event::Waiting { bytes: 12_000, waited_us: 2e6, busy_us: None });
     assert_eq!(device.placement(), Placement::DeviceOnly);
     let epoch = device.controller.installed().epoch;
     (0..3).for_each(|_| device.exchange(12_000, 20e6));
@@ -552,6 +552,34 @@ fn a_refused_or_forgotten_plan_is_asked_for_again_but_not_at_once() {
 }
 
 #[test]
+fn a_plan_that_the_edge_forgot_is_agreed_on_anew() {
+    let mut device = Device::new(80e3);
+    device.connect();
+    (0..3).for_each(|_| device.exchange(12_000, 20e6));
+    let before = device.controller.installed();
+    assert_eq!(before.plan.placement(device.controller.network()), Placement::EdgeOnly);
+    let actions = device.tell(Event::Forgotten);
+    let [Action::Install(again)] = actions[..] else { panic!("{actions:?}") };
+    assert!(again.plan == before.plan && again.epoch > before.epoch);
+    assert_eq!(device.tell(Event::Forgotten), [], "it has been asked for");
+    device.handle(Event::Accepted(again));
+    assert_eq!(device.controller.installed(), again);
+}
+
+#[test]
+fn what_the_edge_worked_is_no_fault_of_the_link() {
+    let rate_after = |busy_us| {
+        let mut device = Device::new(1e6);
+        device.connect();
+        (0..3).for_each(|_| device.exchange(12_000, 20e6));
+        device.handle(Event::Waiting { bytes: 12_000, waited_us: 100e3, busy_us });
+        device.controller.link().rate_bps().unwrap()
+    };
+    assert!(rate_after(None) < 2e6);
+    assert!(rate_after(Some(95e3)) > 15e6);
+}
+
+#[test]
 fn another_deadline_is_another_plan() {
     let mut device = Device::new(60e3);
     assert_eq!(device.controller.installed().plan.exit, 0);
@@ -582,7 +610,7 @@ fn a_wait_for_the_edge_at_work_says_nothing_of_the_link() {
         device.handle(Event::EdgeConnected { segments_us, codec_us_per_byte: 0.001, queue_us });
         (0..3).for_each(|_| device.exchange(12_000, 20e6));
         assert_eq!(device.placement(), Placement::EdgeOnly);
-        device.handle(Event::Waiting { bytes: 12_000, waited_us: 50e3 });
+        device.handle(Event::Waiting { bytes: 12_000, waited_us: 50e3, busy_us: None });
         device.controller.link().rate_bps().unwrap()
     };
     assert!(rate_after(0.0) < 3e6);

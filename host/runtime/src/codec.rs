@@ -45,6 +45,10 @@ pub fn decode(activation: &Activation) -> Result<Tensor, TensorError> {
         Codec::U8 => {
             let fact = Fact::new(ElementType::F32, &dims)?;
             let expected = fact.elements();
+            // Nothing to read, however many times the channels were said to come round.
+            if expected == 0 && activation.bytes.is_empty() {
+                return Tensor::from_f32(&dims, &[]);
+            }
             let (outer, inner) = channels(&dims);
             let pairs = activation.scales.len();
             if activation.bytes.len() != expected
@@ -199,6 +203,9 @@ mod tests {
             |a| a.scales.truncate(1),
             |a| a.offsets.clear(),
         ];
+        // No elements, four billion times over: answered at once.
+        let nothing = Activation { dims: vec![u32::MAX, 100_000, 0], bytes: Vec::new().into(), ..good.clone() };
+        assert!(decode(&nothing).is_ok_and(|tensor| tensor.bytes().is_empty()));
         for damage in cases {
             let mut bad = good.clone();
             damage(&mut bad);

@@ -35,6 +35,9 @@ const LOCAL_MARGIN_US: f64 = 3_000.0;
 const ACTIONS_WAITING_MAX: usize = 64;
 const SMALL_PROBES: usize = 3;
 
+/// Why an answer is the device's own although an edge was asked.
+pub const LATE: &str = "the edge's answer was not there in time";
+
 /// What a device is told at its start.
 #[derive(Clone, Debug)]
 pub struct DeviceSettings {
@@ -231,7 +234,7 @@ impl Device {
             },
             () = tokio::time::sleep_until(last_moment.into()) => {}
         };
-        let local = self.alone(input, asked, "the edge's answer was not there in time");
+        let local = self.alone(input, asked, LATE);
         tokio::pin!(local);
         tokio::select! {
             outcome = &mut together => match outcome {
@@ -270,6 +273,13 @@ impl Device {
         if let Some(predicted_us) = trip.planned.predicted_us {
             let plan = trip.planned.installed.plan;
             self.tell(Event::Answered { plan, predicted_us, actual_us: trip.asked.elapsed_us() - looked_in_us });
+        }
+    }
+
+    /// A plan was late, or given up: it took at least as long as it was waited for.
+    fn missed(&self, trip: Trip) {
+        if trip.planned.predicted_us.is_some_and(|us| us < trip.asked.elapsed_us()) {
+            self.answered(trip, 0.0);
         }
     }
 
@@ -321,7 +331,11 @@ impl Device {
             let manifest = self.deployment.manifest();
             // Looking in must not make the plan's exit late, not even where that takes its time.
             let slow_us = trip.planned.predicted_us.map(|us| us * trip.planned.margin);
-            let mut spare_us = slow_us.map_or(0.0, |us| trip.asked.remaining_us() - us);
+            // Where an edge is waited for, only until a local exit must start.
+            let crosses = plan.placement(self.deployment.network()) != planner::Placement::DeviceOnly;
+            let waiting_us = trip.last_moment.saturating_duration_since(Instant::now()).as_secs_f64() * 1e6;
+            let left_us = if crosses { waiting_us } else { trip.asked.remaining_us() };
+            let mut spare_us = slow_us.map_or(0.0, |us| left_us - us);
             for passed in confidence::passed(manifest, plan.exit, cut) {
                 let branch = &manifest.exits[passed.exit].path[passed.after..];
                 let branch_us = self.lock().device_us(branch);
@@ -332,9 +346,11 @@ impl Device {
                 at = passed.after;
                 let end = at + branch.len();
                 let since = Instant::now();
-                let output = self.segments(passed.exit, at..end, activation.clone()).await?;
+                let output = self.segments(passed.exit, at..end, activation.clone()).await;
                 let took_us = since.elapsed().as_secs_f64() * 1e6;
                 (spare_us, looked_in_us) = (spare_us - took_us, looked_in_us + took_us);
+                // Looking in is a favour: if it fails, the way goes on.
+                let Ok(output) = output else { continue };
                 let is_sure =
                     output.as_f32().is_some_and(|logits| f64::from(confidence::confidence(logits)) >= passed.sure_at);
                 if is_sure {
@@ -378,38 +394,56 @@ impl Device {
         request: InferRequest,
     ) -> Result<InferReply, Fault> {
         let up_bytes = wire_bytes(&request.activation) + codec::CALL_BYTES;
+        let budget_us = request.remaining_budget_us as f64;
         let since = Instant::now();
         let reply = tokio::time::timeout(CALL_TIME_MAX, edge.infer(request)).await;
         let elapsed_us = since.elapsed().as_secs_f64() * 1e6;
-        // Whether in time or not: the link was no faster than this.
-        self.tell(Event::Waiting { bytes: up_bytes, waited_us: elapsed_us });
-        let reply = match reply {
-            Err(_) => return Err(fault(FaultKind::TimeUp, "the edge did not answer")),
-            Ok(Err(LinkError::Fault(fault))) => {
-                self.tell(Event::Exchanged(Exchange { bytes: up_bytes, elapsed_us, busy_us: 0.0 }));
-                if fault.kind == FaultKind::TimeUp {
-                    self.answered(trip, 0.0);
-                }
-                return Err(fault);
+        let learn = |bytes: u64, busy_us: f64| {
+            if trip.is_late() {
+                // The link was no faster than this; no second exchange need confirm it.
+                self.tell(Event::Waiting { bytes, waited_us: elapsed_us, busy_us: Some(busy_us) });
             }
-            Ok(Err(other)) => return Err(fault(FaultKind::Internal, other.to_string())),
-            Ok(Ok(reply)) => reply,
+            self.tell(Event::Exchanged(Exchange { bytes, elapsed_us, busy_us }));
         };
-        let path = &self.deployment.network().exits()[trip.planned.installed.plan.exit].path[there];
-        for (segment, us) in path.iter().zip(&reply.segment_us) {
-            self.tell(Event::EdgeRan { segment: *segment, us: f64::from(*us) });
+        match reply {
+            Err(_) => {
+                self.tell(Event::Waiting { bytes: up_bytes, waited_us: elapsed_us, busy_us: None });
+                self.missed(trip);
+                Err(fault(FaultKind::TimeUp, "the edge did not answer"))
+            }
+            Ok(Err(LinkError::Fault(fault))) => {
+                match fault.kind {
+                    FaultKind::TimeUp => {
+                        // The edge had the activation for all of the time that was left when it was sent.
+                        self.tell(Event::EdgeQueued { us: budget_us });
+                        learn(up_bytes, budget_us);
+                        self.missed(trip);
+                    }
+                    kind => {
+                        learn(up_bytes, 0.0);
+                        if kind == FaultKind::UnknownEpoch {
+                            self.tell(Event::Forgotten);
+                        }
+                    }
+                }
+                Err(fault)
+            }
+            Ok(Err(other)) => Err(fault(FaultKind::Internal, other.to_string())),
+            Ok(Ok(reply)) => {
+                let path = &self.deployment.network().exits()[trip.planned.installed.plan.exit].path[there];
+                for (segment, us) in path.iter().zip(&reply.segment_us) {
+                    self.tell(Event::EdgeRan { segment: *segment, us: f64::from(*us) });
+                }
+                self.tell(Event::EdgeQueued { us: reply.queue_us as f64 });
+                let worked_us: f64 = reply.segment_us.iter().map(|us| f64::from(*us)).sum();
+                let busy_us = worked_us + reply.queue_us as f64 + reply.codec_us as f64;
+                learn(up_bytes + wire_bytes(&reply.activation) + codec::RETURN_BYTES, busy_us);
+                if trip.is_late() {
+                    self.missed(trip);
+                }
+                Ok(reply)
+            }
         }
-        self.tell(Event::EdgeQueued { us: reply.queue_us as f64 });
-        let worked_us: f64 = reply.segment_us.iter().map(|us| f64::from(*us)).sum();
-        self.tell(Event::Exchanged(Exchange {
-            bytes: up_bytes + wire_bytes(&reply.activation) + codec::RETURN_BYTES,
-            elapsed_us,
-            busy_us: worked_us + (reply.queue_us + reply.codec_us) as f64,
-        }));
-        if trip.is_late() {
-            self.answered(trip, 0.0);
-        }
-        Ok(reply)
     }
 
     async fn segments(&self, exit: usize, range: Range<usize>, input: Tensor) -> Result<Tensor, Fault> {
@@ -676,7 +710,7 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if !self.finished {
             let waited_us = self.since.elapsed().as_secs_f64() * 1e6;
-            self.device.tell(Event::Waiting { bytes: self.bytes, waited_us });
+            self.device.tell(Event::Waiting { bytes: self.bytes, waited_us, busy_us: None });
         }
     }
 }

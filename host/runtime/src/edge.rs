@@ -110,10 +110,13 @@ impl Edge {
 impl Model {
     /// The exit and the range of its path that a request means, if its epoch's plan says the same.
     fn check(&self, request: &InferRequest) -> Result<(usize, Range<usize>), Fault> {
-        let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        let plan = plans.iter().find(|plan| plan.epoch == request.epoch).ok_or_else(|| {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = plans.iter().position(|plan| plan.epoch == request.epoch).and_then(|index| plans.remove(index));
+        let plan = known.ok_or_else(|| {
             fault(FaultKind::UnknownEpoch, format!("epoch {} is not agreed on; install its plan again", request.epoch))
         })?;
+        // To the back of the queue: a plan that is used is not forgotten for newer ones that are not.
+        plans.push_back(plan);
         let exit = usize::from(plan.exit);
         let (cut, end) = (usize::from(plan.cut), self.deployment.network().exits()[exit].path.len());
         let range = match plan.direction {

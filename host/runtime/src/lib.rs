@@ -15,7 +15,7 @@ mod host;
 mod workers;
 
 pub use deployment::{Deployment, PrepareError, Ran};
-pub use device::{Device, DeviceSettings};
+pub use device::{Device, DeviceSettings, LATE};
 pub use edge::Edge;
 pub use host::{Host, HostError, Settings, build_name};
 pub use workers::{Busy, Workers};

@@ -6,6 +6,7 @@
 //! counted, the device is given requests until it knows the new rate.
 
 use crate::ask::ask;
+use crate::bounds;
 use crate::build::{CODEC_SAMPLES, build};
 use crate::demo::outcome;
 use crate::output::{BadInput, Output, quantile};
@@ -17,6 +18,7 @@ use anyhow::Result;
 use edgent_bundle::Bundle;
 use edgent_link::{Answer, Client};
 use edgent_planner::Strategy;
+use edgent_runtime::LATE;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -132,7 +134,7 @@ struct Row {
     degraded: usize,
 }
 
-/// How far predictions were off, of the answers that are their plan's.
+/// How far predictions were off, of the answers that are their plan's; and how often plans were in time.
 #[derive(Serialize)]
 struct PredictionError {
     answers: usize,
@@ -140,7 +142,7 @@ struct PredictionError {
     p90_relative: f64,
     /// How likely the plans were said to be in time, on average…
     predicted_in_time: f64,
-    /// …and how many were.
+    /// …and how many were; one that was late and answered by the device itself was not.
     in_time: f64,
 }
 
@@ -151,13 +153,9 @@ struct Asked {
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
-    let positive = |value: f64| value.is_finite() && value > 0.0;
-    if !positive(arguments.deadline_ms)
-        || !positive(arguments.slowdown)
-        || arguments.requests == 0
-        || arguments.rate_bps == 0
-    {
-        return Err(BadInput::error("a deadline, a slowdown, a rate and a number of requests are over 0"));
+    bounds::check(arguments.deadline_ms, arguments.slowdown)?;
+    if arguments.requests == 0 || arguments.rate_bps == 0 {
+        return Err(BadInput::error("a rate and a number of requests are over 0"));
     }
     let traces = traces(arguments)?;
     let scratch = tempfile::tempdir()?;
@@ -347,17 +345,21 @@ async fn ask_one(client: Client, samples: Arc<Vec<Sample>>, index: usize) -> Res
 }
 
 fn prediction_error(asked: &[Asked]) -> Option<PredictionError> {
-    let answers = asked.iter().filter_map(|asked| asked.answer.as_ref());
-    let planned: Vec<&Answer> = answers.filter(|answer| answer.degraded.is_none() && answer.predicted_us > 0).collect();
-    let count = planned.len() as f64;
-    let error = |answer: &&Answer| (answer.latency_us as f64 / answer.predicted_us as f64 - 1.0).abs();
-    let mut errors: Vec<f64> = planned.iter().map(error).collect();
-    (!planned.is_empty()).then(|| PredictionError {
-        answers: planned.len(),
+    let answers = || asked.iter().filter_map(|asked| asked.answer.as_ref());
+    // As planned, or answered by the device itself because the plan was late: these were promised something.
+    let was_late = |answer: &&Answer| answer.degraded.as_deref().is_some_and(|why| why.starts_with(LATE));
+    let as_planned = |answer: &&Answer| answer.degraded.is_none() && answer.predicted_us > 0;
+    let promised: Vec<&Answer> = answers().filter(|answer| as_planned(answer) || was_late(answer)).collect();
+    let error = |answer: &Answer| (answer.latency_us as f64 / answer.predicted_us as f64 - 1.0).abs();
+    let mut errors: Vec<f64> = answers().filter(as_planned).map(error).collect();
+    let count = promised.len() as f64;
+    let kept = promised.iter().filter(|answer| answer.deadline_met && !was_late(answer)).count();
+    (!errors.is_empty()).then(|| PredictionError {
+        answers: promised.len(),
         median_relative: quantile(&mut errors, 0.5),
         p90_relative: quantile(&mut errors, 0.9),
-        predicted_in_time: planned.iter().map(|answer| f64::from(answer.in_time)).sum::<f64>() / count,
-        in_time: planned.iter().filter(|answer| answer.deadline_met).count() as f64 / count,
+        predicted_in_time: promised.iter().map(|answer| f64::from(answer.in_time)).sum::<f64>() / count,
+        in_time: kept as f64 / count,
     })
 }
 

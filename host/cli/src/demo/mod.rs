@@ -3,6 +3,7 @@
 mod record;
 
 use crate::ask::{ask, placement};
+use crate::bounds;
 use crate::build::{CODEC_SAMPLES, build};
 use crate::output::Output;
 use crate::relay::Shape;
@@ -51,6 +52,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
+    bounds::check(arguments.deadline_ms, arguments.slowdown)?;
     let bundle = build(&arguments.model, &arguments.out.join("bundle"), CODEC_SAMPLES, output)
         .context("the demo runs from the project's folder; elsewhere, give --model")?;
     let samples = test_samples(&bundle)?;

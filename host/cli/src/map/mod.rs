@@ -2,6 +2,7 @@
 
 mod file;
 
+use crate::bounds::{DEADLINE_MAX_MS, SLOWDOWN_MAX};
 use crate::output::{BadInput, Output};
 use crate::plan::measured;
 use crate::trace::Trace;
@@ -22,10 +23,6 @@ const RATE_MAX_BPS: f64 = 20e6;
 
 /// The link of the demo, there and back.
 const RTT_MS: f64 = 4.0;
-
-/// More is a mistake.
-const SLOWDOWN_MAX: f64 = 1e6;
-const TIME_MAX_MS: f64 = 3.6e6;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -82,9 +79,9 @@ pub(crate) fn run(command: &Command, output: &Output) -> Result<()> {
 fn build(arguments: &BuildArguments, output: &Output) -> Result<()> {
     let BuildArguments { deadline_ms, slowdown, rtt_ms, codec_loss_max, .. } = *arguments;
     let within = [
-        ("--deadline-ms", deadline_ms, 0.001, TIME_MAX_MS),
+        ("--deadline-ms", deadline_ms, 0.001, DEADLINE_MAX_MS),
         ("--slowdown", slowdown, 1.0, SLOWDOWN_MAX),
-        ("--rtt-ms", rtt_ms, 0.0, TIME_MAX_MS),
+        ("--rtt-ms", rtt_ms, 0.0, DEADLINE_MAX_MS),
         ("--codec-loss-max", codec_loss_max, 0.0, 1.0),
     ];
     if let Some((name, _, least, most)) = within.iter().find(|(_, value, least, most)| !(least..=most).contains(&value))
