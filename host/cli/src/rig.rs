@@ -7,7 +7,13 @@ use crate::samples::{self, Sample};
 use anyhow::{Context, Result, ensure};
 use edgent_bundle::Bundle;
 use edgent_link::{Client, Link};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// A request follows the last answer after this long: a camera's pace, not a flood.
+pub(crate) const PAUSE: Duration = Duration::from_millis(25);
+
+/// One way, on the relay.
+pub(crate) const DELAY: Duration = Duration::from_millis(2);
 
 /// An edge, a relay before it, a device behind the relay, and a client of the device.
 pub(crate) struct Rig {

@@ -83,13 +83,10 @@ impl Deployment {
         let mut activation = input;
         let mut segments_us = Vec::with_capacity(range.len());
         for index in &self.manifest.exits[exit].path[range] {
-            let (start, worked) = (Instant::now(), processor_time());
-            activation = self.segments[*index].run(activation, stop)?;
-            if self.slowdown > 1.0 {
-                // Of the processor's time, not the clock's: what this host does beside is not slowed down.
-                let usual = self.usual(*index, processor_time().saturating_sub(worked));
-                pretend(usual.mul_f64(self.slowdown - 1.0), stop);
-            }
+            let start = Instant::now();
+            let (output, emulated) = self.run_one(*index, activation, stop)?;
+            activation = output;
+            pretend(emulated, stop);
             segments_us.push((*index, start.elapsed().as_secs_f64() * 1e6));
         }
         Ok(Ran { output: activation, segments_us })
@@ -105,18 +102,27 @@ impl Deployment {
             activations[0] = Some(self.zeros(0)?);
             for (index, segment) in self.manifest.segments.iter().enumerate() {
                 let Some(input) = activations[segment.from].clone() else { continue };
-                let (start, worked) = (Instant::now(), processor_time());
-                activations[segment.to] = Some(self.segments[index].run(input, &Stop::never())?);
-                let mut took = start.elapsed();
-                if self.slowdown > 1.0 {
-                    let usual = self.usual(index, processor_time().saturating_sub(worked));
-                    took += usual.mul_f64(self.slowdown - 1.0);
-                    thread::sleep(usual.mul_f64(self.slowdown - 1.0).min(PAUSE_MAX));
-                }
+                let start = Instant::now();
+                let (output, emulated) = self.run_one(index, input, &Stop::never())?;
+                let took = start.elapsed() + emulated;
+                activations[segment.to] = Some(output);
+                pretend(emulated.min(PAUSE_MAX), &Stop::never());
                 all.push((index, took.as_secs_f64() * 1e6));
             }
         }
         Ok(all)
+    }
+
+    /// Runs one segment; says, too, how much longer an emulated slow device would have taken. Of the
+    /// processor's time, not the clock's: what this host does beside is not slowed down.
+    fn run_one(&self, index: usize, input: Tensor, stop: &Stop) -> Result<(Tensor, Duration), SegmentError> {
+        if self.slowdown <= 1.0 {
+            return Ok((self.segments[index].run(input, stop)?, Duration::ZERO));
+        }
+        let worked = processor_time();
+        let output = self.segments[index].run(input, stop)?;
+        let usual = self.usual(index, processor_time().saturating_sub(worked));
+        Ok((output, usual.mul_f64(self.slowdown - 1.0)))
     }
 
     /// What a segment usually takes of the processor's time, given what it took now.
@@ -169,6 +175,9 @@ fn processor_time() -> Duration {
 
 /// Passes time, as a slower processor would, until the caller no longer waits.
 fn pretend(time: Duration, stop: &Stop) {
+    if time.is_zero() {
+        return;
+    }
     let end = Instant::now() + time;
     while !stop.reached() {
         let left = end.saturating_duration_since(Instant::now());

@@ -11,7 +11,7 @@ use crate::build::{CODEC_SAMPLES, build};
 use crate::demo::outcome;
 use crate::output::{BadInput, Output, quantile};
 use crate::relay::Shape;
-use crate::rig::{Rig, test_samples};
+use crate::rig::{DELAY, PAUSE, Rig, test_samples};
 use crate::samples::Sample;
 use crate::trace::Trace;
 use anyhow::Result;
@@ -25,10 +25,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
-
-/// One way, on the relay.
-const DELAY: Duration = Duration::from_millis(2);
-const PAUSE: Duration = Duration::from_millis(25);
 
 /// Of the requests while the rate changes: a slow camera's pace.
 const PERIOD: Duration = Duration::from_millis(150);

@@ -7,7 +7,7 @@ use crate::bounds;
 use crate::build::{CODEC_SAMPLES, build};
 use crate::output::Output;
 use crate::relay::Shape;
-use crate::rig::{Rig, test_samples};
+use crate::rig::{DELAY, PAUSE, Rig, test_samples};
 use crate::samples::Sample;
 use crate::trace::Trace;
 use anyhow::{Context, Result, bail, ensure};
@@ -16,12 +16,6 @@ use edgent_link::{Answer, LinkError, Stats};
 use record::{Record, Request};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-
-/// A request follows the last answer after this long: a camera's pace, not a flood.
-const PAUSE: Duration = Duration::from_millis(25);
-
-/// One way, on the relay.
-const DELAY: Duration = Duration::from_millis(2);
 
 /// The live table says something at least this often.
 const LINE_EVERY: Duration = Duration::from_secs(1);
