@@ -140,6 +140,7 @@ struct InferRequest {
   replyCodec @5 :Codec;
   remainingBudgetUs @6 :UInt64;
   activation @7 :Activation;
+  beside @8 :List(Activation);  # the other tensors that cross the same boundary, in its order
 }
 
 struct InferReply {
@@ -149,6 +150,7 @@ struct InferReply {
   queueUs @3 :UInt64;
   segmentUs @4 :List(UInt32);
   codecUs @5 :UInt64;
+  beside @6 :List(Activation);  # as in InferRequest
 }
 
 struct AskRequest {

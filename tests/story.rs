@@ -2,9 +2,15 @@
 //! and images are still answered. Two real processes, a real model, real images.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use edgent_bundle::Bundle;
 use edgent_cli::hosts::HostProcess;
 use edgent_cli::relay::{Relay, Shape};
 use edgent_cli::trace::Trace;
+use edgent_link::{Codec, Digest, Direction, Hello, InferRequest, Limits, Link, Plan, Role};
+use edgent_nn::{Stop, synthetic};
+use edgent_runtime::Deployment;
+use edgent_runtime::codec::encode_all;
+use edgent_sandbox::Engine;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -401,4 +407,51 @@ fn the_demo_answers_every_request_and_leaves_a_report() {
     let page = std::fs::read_to_string(out.join("report.html")).unwrap();
     assert!(page.contains("<svg") && page.contains("Emulated"));
     assert!(out.join("timeline.svg").exists());
+}
+
+/// A network that branches is cut through several tensors at once, and they cross to the edge together.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_tensors_cross_one_cut() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("branching");
+    let model = dir.to_str().unwrap();
+    edgent(&["build", "host/nn/tests/data/branching.onnx", "--out", model]);
+    let verified = edgent(&["verify", model]);
+    assert_eq!(verified["cuts_bit_exact"], verified["cuts_checked"]);
+
+    let bundle = Bundle::open(&dir).unwrap();
+    let deployment = Deployment::prepare(&bundle, &Engine::new().unwrap(), 1.0).unwrap();
+    let exit = 1;
+    let along: Vec<usize> = deployment.network().exits()[exit].boundaries.clone();
+    let cut = along.iter().position(|boundary| bundle.manifest().boundaries[*boundary].len() == 3).unwrap();
+    let input = synthetic::noise(deployment.input(), 5).unwrap();
+    let whole = deployment.run(exit, 0..along.len() - 1, vec![input.clone()], &Stop::never()).unwrap().output;
+    let crossing = deployment.run(exit, 0..cut, vec![input], &Stop::never()).unwrap().output;
+
+    let arguments = ["--role", "edge", "--listen", "127.0.0.1:0", "--model", model];
+    let edge = HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap();
+    let link = Link::start().unwrap();
+    let (address, hello) = (edge.address().to_string(), Hello::new(Role::Tool, "test"));
+    let client = link.connect(&address, hello, Limits::default()).await.unwrap();
+    let model = Digest(deployment.digest().0);
+    let (direction, codec) = (Direction::DeviceFirst, Codec::Raw);
+    let plan = Plan { epoch: 1, model, exit: exit as u16, cut: cut as u16, direction, codec };
+    client.install_plan(plan).await.unwrap();
+    let (activation, beside) = encode_all(&crossing, Codec::Raw).unwrap();
+    assert_eq!(beside.len(), 2);
+    let request = InferRequest {
+        id: 1,
+        model,
+        epoch: 1,
+        from_segment: cut as u16,
+        to_segment: (along.len() - 1) as u16,
+        reply_codec: Codec::Raw,
+        remaining_budget_us: PATIENCE.as_micros() as u64,
+        activation,
+        beside,
+    };
+    let answered = client.infer(request.clone()).await.unwrap();
+    assert_eq!(answered.activation.bytes, whole[0].bytes());
+    let one_short = InferRequest { beside: request.beside[..1].to_vec(), ..request };
+    let refused = client.infer(one_short).await.unwrap_err().to_string();
+    assert!(refused.contains("2 tensors came, where 3 cross"), "{refused}");
 }

@@ -2,6 +2,7 @@
 
 use crate::Digest;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// The version of the manifest that is written and read.
 pub const FORMAT: u32 = 1;
@@ -10,6 +11,8 @@ const NAME_BYTES_MAX: usize = 200;
 const CLASSES_MAX: usize = 100_000;
 const SEGMENTS_MAX: usize = 4_096;
 const EXITS_MAX: usize = 64;
+const TENSORS_MAX: usize = 16_384;
+const TENSORS_CROSSING_MAX: usize = 64;
 
 /// A network as a tree: its boundaries, the segments between them, and the exits at its leaves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,8 +24,10 @@ pub struct Manifest {
     pub name: String,
     /// What each element of an exit's output stands for.
     pub classes: Vec<String>,
-    /// The first is the network's input.
-    pub boundaries: Vec<Boundary>,
+    /// What crosses somewhere; the first is the network's input.
+    pub tensors: Vec<Tensor>,
+    /// The places where the network can be cut: which of `tensors` cross each. The first is the input alone.
+    pub boundaries: Vec<Vec<usize>>,
     /// Each comes after those it depends on.
     pub segments: Vec<Segment>,
     /// In the network's order.
@@ -31,11 +36,11 @@ pub struct Manifest {
     pub evidence: Evidence,
 }
 
-/// A place where the network can be cut, and what crosses it.
+/// A tensor between two segments, the input, or what an exit gives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Boundary {
-    /// The tensor's name in the network.
+pub struct Tensor {
+    /// Its name in the network.
     pub name: String,
     /// `f32`, `u8` and so on.
     pub element_type: String,
@@ -53,6 +58,10 @@ pub struct Segment {
     pub from: usize,
     /// Index of the boundary it leads to.
     pub to: usize,
+    /// Those tensors of `from` that it uses, in the order of its graph's inputs. Others pass it by.
+    pub takes: Vec<usize>,
+    /// Those tensors of `to` that it makes, in the order of its graph's outputs.
+    pub gives: Vec<usize>,
     /// What it does, in order.
     pub layers: Vec<Layer>,
     /// Multiply-accumulates of one run.
@@ -210,6 +219,7 @@ impl Manifest {
             ("classes", self.classes.len(), CLASSES_MAX),
             ("segments", self.segments.len(), SEGMENTS_MAX),
             ("exits", self.exits.len(), EXITS_MAX),
+            ("tensors", self.tensors.len(), TENSORS_MAX),
             ("boundaries", self.boundaries.len(), SEGMENTS_MAX + 1),
         ] {
             if count == 0 || count > limit {
@@ -217,7 +227,7 @@ impl Manifest {
             }
         }
         let names = [&self.name].into_iter().chain(&self.classes);
-        let names = names.chain(self.boundaries.iter().map(|b| &b.name)).chain(self.segments.iter().map(|s| &s.name));
+        let names = names.chain(self.tensors.iter().map(|t| &t.name)).chain(self.segments.iter().map(|s| &s.name));
         for name in names.chain(self.exits.iter().map(|e| &e.name)) {
             if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
                 return wrong(format!(
@@ -225,12 +235,40 @@ impl Manifest {
                 ));
             }
         }
-        for segment in &self.segments {
-            if segment.from >= self.boundaries.len() || segment.to >= self.boundaries.len() {
-                return wrong(format!("segment '{}' joins boundaries that do not exist", segment.name));
+        for (index, crossing) in self.boundaries.iter().enumerate() {
+            let distinct = crossing.iter().collect::<BTreeSet<_>>().len() == crossing.len();
+            let fits = !crossing.is_empty() && crossing.len() <= TENSORS_CROSSING_MAX;
+            if !distinct || !fits || crossing.iter().any(|tensor| *tensor >= self.tensors.len()) {
+                return wrong(format!(
+                    "boundary {index} must be crossed by 1 to {TENSORS_CROSSING_MAX} different tensors that exist"
+                ));
             }
         }
+        if self.boundaries[0] != [0] {
+            return wrong("the first boundary is not crossed by the input alone".to_owned());
+        }
+        self.segments.iter().try_for_each(|segment| self.check_segment(segment))?;
         self.exits.iter().try_for_each(|exit| self.check_exit(exit))
+    }
+
+    fn check_segment(&self, segment: &Segment) -> Result<(), ManifestError> {
+        let wrong = |what: &str| Err(ManifestError(format!("segment '{}' {what}", segment.name)));
+        let (Some(from), Some(to)) = (self.boundaries.get(segment.from), self.boundaries.get(segment.to)) else {
+            return wrong("joins boundaries that do not exist");
+        };
+        let distinct = |tensors: &[usize]| tensors.iter().collect::<BTreeSet<_>>().len() == tensors.len();
+        let takes_fit = !segment.takes.is_empty() && segment.takes.iter().all(|tensor| from.contains(tensor));
+        if !takes_fit || !distinct(&segment.takes) {
+            return wrong("takes nothing, something twice, or what does not cross the boundary it starts from");
+        }
+        let gives_fit = segment.gives.iter().all(|tensor| to.contains(tensor) && !from.contains(tensor));
+        if segment.gives.is_empty() || !gives_fit || !distinct(&segment.gives) {
+            return wrong("gives nothing, something twice, or what does not cross first where it leads to");
+        }
+        if !to.iter().all(|tensor| from.contains(tensor) || segment.gives.contains(tensor)) {
+            return wrong("leads to a boundary with a tensor that it neither gives nor lets pass");
+        }
+        Ok(())
     }
 
     fn check_exit(&self, exit: &Exit) -> Result<(), ManifestError> {
@@ -247,7 +285,10 @@ impl Manifest {
         if exit.path.is_empty() || exit.path.len() > SEGMENTS_MAX {
             return wrong("its path is empty or endless");
         }
-        if self.boundaries[at].dims.iter().product::<usize>() != self.classes.len() {
+        let [output] = self.boundaries[at].as_slice() else { return wrong("its output is not one tensor") };
+        // Dimensions are as hostile as the rest.
+        let elements = self.tensors[*output].dims.iter().try_fold(1_usize, |all, dim| all.checked_mul(*dim));
+        if elements != Some(self.classes.len()) {
             return wrong("its output has not one element for each class");
         }
         if exit.sure_at.is_some_and(|sure_at| !known(sure_at)) {

@@ -6,12 +6,14 @@ use std::fs;
 use std::path::Path;
 
 fn manifest(draft: &mut Draft) -> Manifest {
-    let boundary =
-        |name: &str, dims: &[usize]| Boundary { name: name.into(), element_type: "f32".into(), dims: dims.into() };
-    let segment = |name: &str, from, to, component| Segment {
+    let tensor =
+        |name: &str, dims: &[usize]| Tensor { name: name.into(), element_type: "f32".into(), dims: dims.into() };
+    let segment = |name: &str, from, to, takes: &[usize], gives: &[usize], component| Segment {
         name: name.into(),
         from,
         to,
+        takes: takes.into(),
+        gives: gives.into(),
         layers: vec![Layer {
             name: "l".into(),
             operator: "Conv".into(),
@@ -31,14 +33,23 @@ fn manifest(draft: &mut Draft) -> Manifest {
         format: FORMAT,
         name: "tiny".into(),
         classes: vec!["no".into(), "yes".into()],
-        boundaries: vec![boundary("image", &[1, 4]), boundary("mid", &[1, 3]), boundary("out", &[1, 2])],
+        tensors: vec![
+            tensor("image", &[1, 4]),
+            tensor("mid", &[1, 3]),
+            tensor("beside", &[1, 5]),
+            tensor("late", &[1, 3]),
+            tensor("out", &[1, 2]),
+        ],
+        // The second segment lets a tensor pass it by.
+        boundaries: vec![vec![0], vec![1, 2], vec![3, 2], vec![4]],
         segments: vec![
-            segment("a", 0, 1, draft.add(b"component a".to_vec())),
-            segment("b", 1, 2, draft.add(b"component b".to_vec())),
+            segment("a", 0, 1, &[0], &[1, 2], draft.add(b"component a".to_vec())),
+            segment("b", 1, 2, &[1], &[3], draft.add(b"component b".to_vec())),
+            segment("c", 2, 3, &[2, 3], &[4], draft.add(b"component c".to_vec())),
         ],
         exits: vec![Exit {
             name: "out".into(),
-            path: vec![0, 1],
+            path: vec![0, 1, 2],
             accuracy: 0.5,
             sure_at: Some(0.9),
             coded: vec![CodedAccuracy { cut: 1, codec: Codec::U8, accuracy: 0.25 }],
@@ -93,18 +104,31 @@ fn a_damaged_blob_is_found_out() {
 #[test]
 fn a_manifest_that_does_not_hang_together_is_refused() {
     type Break = fn(&mut Manifest);
-    let cases: [(&str, Break); 12] = [
+    let cases: [(&str, Break); 25] = [
         ("format 2", |m| m.format = 2),
         ("0 exits", |m| m.exits.clear()),
         ("0 segments", |m| m.segments.clear()),
-        ("boundaries that do not exist", |m| m.segments[0].to = 3),
-        ("segment that does not exist", |m| m.exits[0].path = vec![0, 2]),
+        ("boundaries that do not exist", |m| m.segments[0].to = 4),
+        ("segment that does not exist", |m| m.exits[0].path = vec![0, 3]),
+        ("crossed by 1 to 64 different tensors", |m| m.boundaries[1].clear()),
+        ("crossed by 1 to 64 different tensors", |m| m.boundaries[1] = vec![1, 1]),
+        ("crossed by 1 to 64 different tensors", |m| m.boundaries[1] = vec![1, 5]),
+        ("crossed by 1 to 64 different tensors", |m| m.boundaries[1] = vec![2; 65]),
+        ("by the input alone", |m| m.boundaries[0] = vec![1]),
+        ("takes nothing", |m| m.segments[1].takes.clear()),
+        ("takes nothing, something twice", |m| m.segments[2].takes = vec![2, 2]),
+        ("what does not cross the boundary it starts from", |m| m.segments[1].takes = vec![0]),
+        ("gives nothing", |m| m.segments[1].gives.clear()),
+        ("what does not cross first where it leads to", |m| m.segments[1].gives = vec![3, 2]),
+        ("neither gives nor lets pass", |m| m.segments[0].gives = vec![1]),
+        ("is not one tensor", |m| m.exits[0].path = vec![0, 1]),
+        ("one element for each class", |m| m.tensors[4].dims = vec![usize::MAX, 2]),
         ("do not follow", |m| m.exits[0].path = vec![1]),
         ("do not follow", |m| m.exits[0].path = vec![0, 0]),
-        ("one element for each class", |m| m.exits[0].path = vec![0]),
+        ("one element for each class", |m| m.tensors[4].dims = vec![1, 3]),
         ("empty or endless", |m| m.exits[0].path.clear()),
         ("an accuracy", |m| m.exits[0].accuracy = f64::NAN),
-        ("cut that does not exist", |m| m.exits[0].coded[0].cut = 2),
+        ("cut that does not exist", |m| m.exits[0].coded[0].cut = 3),
         ("control characters", |m| m.segments[0].name = "\u{1b}[2J".into()),
     ];
     for (expected, damage) in cases {

@@ -5,10 +5,10 @@ use crate::output::{BadInput, Output};
 use crate::samples::{self, Sample};
 use anyhow::{Context, Result};
 use edgent_bundle::{
-    Blob, Boundary, Bundle, Codec, CodedAccuracy, Draft, Evidence, Exit, FORMAT, Layer, LayerKind, Manifest, Segment,
-    Tier, compose, standard_guest,
+    Blob, Bundle, Codec, CodedAccuracy, Draft, Evidence, Exit, FORMAT, Layer, LayerKind, Manifest, Segment,
+    Tensor as Described, Tier, compose, standard_guest,
 };
-use edgent_nn::{Cut, ElementType, Graph, Imported, Tensor};
+use edgent_nn::{Cut, ElementType, Graph, Imported, Port, SegmentGraph, Tensor};
 use edgent_runtime::codec;
 use edgent_runtime::confidence::{self, Said};
 use serde::Serialize;
@@ -78,7 +78,8 @@ pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Out
         format: FORMAT,
         name: described.name.clone(),
         classes: described.classes.clone(),
-        boundaries: cut.boundaries.iter().map(boundary).collect(),
+        tensors: cut.tensors.iter().map(tensor).collect(),
+        boundaries: cut.boundaries.clone(),
         segments: segments(&cut, &mut draft)?,
         exits: exits(&cut, &described)?,
         evidence: Evidence { source: Some(draft.add(source)), ..Evidence::default() },
@@ -108,12 +109,8 @@ pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Out
     Ok(draft.write(out, &manifest)?)
 }
 
-fn boundary(boundary: &edgent_nn::Boundary) -> Boundary {
-    Boundary {
-        name: boundary.name.clone(),
-        element_type: boundary.fact.element_type.name().to_owned(),
-        dims: boundary.fact.dims.clone(),
-    }
+fn tensor(Port { name, fact }: &Port) -> Described {
+    Described { name: name.clone(), element_type: fact.element_type.name().to_owned(), dims: fact.dims.clone() }
 }
 
 fn segments(cut: &Cut, draft: &mut Draft) -> Result<Vec<Segment>> {
@@ -122,9 +119,11 @@ fn segments(cut: &Cut, draft: &mut Draft) -> Result<Vec<Segment>> {
         .map(|segment| {
             let component = draft.add(compose(standard_guest(), &segment.graph)?);
             Ok(Segment {
-                name: cut.boundaries[segment.to].name.trim_start_matches('/').trim_end_matches("_output_0").to_owned(),
+                name: segment_name(cut, segment),
                 from: segment.from,
                 to: segment.to,
+                takes: segment.takes.clone(),
+                gives: segment.gives.clone(),
                 layers: segment.layers.iter().map(layer).collect(),
                 macs: segment.macs,
                 graph_format: segment.format.name().to_owned(),
@@ -133,6 +132,12 @@ fn segments(cut: &Cut, draft: &mut Draft) -> Result<Vec<Segment>> {
             })
         })
         .collect()
+}
+
+/// A segment is called after the tensor that it makes last.
+fn segment_name(cut: &Cut, segment: &SegmentGraph) -> String {
+    let name = segment.gives.last().map_or("", |tensor| &cut.tensors[*tensor].name);
+    name.trim_start_matches('/').trim_end_matches("_output_0").to_owned()
 }
 
 /// A layer as a manifest describes it.
@@ -189,8 +194,7 @@ fn measure_confidence(cut: &Cut, samples: &[Sample], manifest: &mut Manifest) ->
         let mut said = vec![Vec::new(); cut.exits.len()];
         for sample in part {
             let exact = activations(cut, &graphs, sample)?;
-            let logits =
-                |exit: usize| exact[cut.segments[cut.exits[exit].path[cut.exits[exit].path.len() - 1]].to].as_ref();
+            let logits = |exit: usize| exact[cut.output(exit)].as_ref();
             let is_right = |exit: usize| logits(exit).is_some_and(|logits| answer(logits) == sample.label);
             for (exit, said) in said.iter_mut().enumerate() {
                 let confidence = logits(exit).and_then(Tensor::as_f32).map_or(0.0, confidence::confidence);
@@ -219,16 +223,23 @@ fn each<T: Send>(samples: &[Sample], work: impl Fn(&[Sample]) -> Result<T> + Syn
     })
 }
 
-/// The activation at each boundary.
+/// Each tensor that crosses somewhere, for a sample.
 fn activations(cut: &Cut, graphs: &[Graph], sample: &Sample) -> Result<Vec<Option<Tensor>>> {
-    let mut exact: Vec<Option<Tensor>> = vec![None; cut.boundaries.len()];
+    let mut exact: Vec<Option<Tensor>> = vec![None; cut.tensors.len()];
     exact[0] = Some(sample.image.clone());
-    for (segment, graph) in cut.segments.iter().zip(graphs) {
-        if let Some(input) = exact[segment.from].clone() {
-            exact[segment.to] = Some(one(graph, input)?);
-        }
-    }
+    (0..cut.segments.len()).try_for_each(|segment| run_segment(cut, graphs, segment, &mut exact))?;
     Ok(exact)
+}
+
+/// Runs a segment on the tensors it takes and puts those that it gives beside them.
+fn run_segment(cut: &Cut, graphs: &[Graph], segment: usize, tensors: &mut [Option<Tensor>]) -> Result<()> {
+    let SegmentGraph { takes, gives, .. } = &cut.segments[segment];
+    let taken = takes.iter().map(|tensor| tensors[*tensor].clone()).collect::<Option<_>>();
+    let given = graphs[segment].run_once(taken.context("a segment before the one it depends on")?)?;
+    for (tensor, given) in gives.iter().zip(given) {
+        tensors[*tensor] = Some(given);
+    }
+    Ok(())
 }
 
 /// Right answers of each exit, as it is and with the activation at each cut of its path coded as u8.
@@ -246,7 +257,7 @@ fn measure_codecs(cut: &Cut, samples: &[Sample], manifest: &mut Manifest) -> Res
     for (index, exit) in manifest.exits.iter_mut().enumerate() {
         let raw: usize = counted.iter().map(|right| right.raw[index]).sum();
         for at in 0..exit.path.len() {
-            if cut.boundaries[cut.segments[exit.path[at]].from].fact.element_type == ElementType::F32 {
+            if can_be_coded(cut, exit.path[at]) {
                 let coded: usize = counted.iter().map(|right| right.coded[index][at]).sum();
                 let lost = (raw as f64 - coded as f64) / samples.len().max(1) as f64;
                 let accuracy = (exit.accuracy - lost).clamp(0.0, 1.0);
@@ -263,26 +274,28 @@ fn count_right(cut: &Cut, graphs: &[Graph], samples: &[Sample]) -> Result<Right>
     for sample in samples {
         let exact = activations(cut, graphs, sample)?;
         for (index, exit) in cut.exits.iter().enumerate() {
-            let last = cut.segments[exit.path[exit.path.len() - 1]].to;
-            right.raw[index] += usize::from(exact[last].as_ref().is_some_and(|t| answer(t) == sample.label));
-            for at in 0..exit.path.len() {
-                let from = cut.segments[exit.path[at]].from;
-                let Some(activation) = exact[from].as_ref().filter(|t| t.element_type() == ElementType::F32) else {
-                    continue;
-                };
-                let mut activation = codec::round_trip(activation, edgent_link::Codec::U8)?;
-                for segment in &exit.path[at..] {
-                    activation = one(&graphs[*segment], activation)?;
+            let is_right = |tensors: &[Option<Tensor>]| {
+                usize::from(tensors[cut.output(index)].as_ref().is_some_and(|t| answer(t) == sample.label))
+            };
+            right.raw[index] += is_right(&exact);
+            for at in (0..exit.path.len()).filter(|at| can_be_coded(cut, exit.path[*at])) {
+                let mut coded = vec![None; cut.tensors.len()];
+                for tensor in &cut.boundaries[cut.segments[exit.path[at]].from] {
+                    let crossing = exact[*tensor].as_ref().context("a tensor that was not made")?;
+                    coded[*tensor] = Some(codec::round_trip(crossing, edgent_link::Codec::U8)?);
                 }
-                right.coded[index][at] += usize::from(answer(&activation) == sample.label);
+                exit.path[at..].iter().try_for_each(|segment| run_segment(cut, graphs, *segment, &mut coded))?;
+                right.coded[index][at] += is_right(&coded);
             }
         }
     }
     Ok(right)
 }
 
-fn one(graph: &Graph, input: Tensor) -> Result<Tensor> {
-    graph.run_once(input)?.pop().context("a segment without an output")
+/// Whether anything that crosses before a segment can be coded as u8; what cannot goes as it is.
+fn can_be_coded(cut: &Cut, segment: usize) -> bool {
+    let crossing = &cut.boundaries[cut.segments[segment].from];
+    crossing.iter().any(|tensor| cut.tensors[*tensor].fact.element_type == ElementType::F32)
 }
 
 /// The class of the greatest logit.

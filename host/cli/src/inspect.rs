@@ -2,7 +2,7 @@
 
 use crate::output::{BadInput, Output};
 use anyhow::Result;
-use edgent_bundle::{Bundle, Manifest};
+use edgent_bundle::{Bundle, Manifest, Tensor};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -92,20 +92,23 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
 
 fn row(manifest: &Manifest, index: usize) -> Row {
     let segment = &manifest.segments[index];
-    let fact = |boundary: usize| {
-        let boundary = &manifest.boundaries[boundary];
-        let dims: Vec<String> = boundary.dims.iter().map(usize::to_string).collect();
-        format!("{}[{}]", boundary.element_type, dims.join(","))
+    let tensors = |boundary: usize| manifest.boundaries[boundary].iter().map(|tensor| &manifest.tensors[*tensor]);
+    let fact = |tensor: &Tensor| {
+        let dims: Vec<String> = tensor.dims.iter().map(usize::to_string).collect();
+        format!("{}[{}]", tensor.element_type, dims.join(","))
     };
-    let gives = &manifest.boundaries[segment.to];
-    let element_bytes = edgent_nn::ElementType::from_name(&gives.element_type).map_or(0, |t| t.bytes());
+    let bytes = |tensor: &Tensor| {
+        let element_bytes = edgent_nn::ElementType::from_name(&tensor.element_type).map_or(0, |t| t.bytes());
+        tensor.dims.iter().product::<usize>() * element_bytes
+    };
+    let facts = |boundary: usize| tensors(boundary).map(fact).collect::<Vec<_>>().join(" + ");
     Row {
         index,
         name: segment.name.clone(),
         operators: segment.layers.iter().map(|layer| layer.operator.clone()).collect(),
-        input: fact(segment.from),
-        output: fact(segment.to),
-        output_bytes: gives.dims.iter().product::<usize>() * element_bytes,
+        input: facts(segment.from),
+        output: facts(segment.to),
+        output_bytes: tensors(segment.to).map(bytes).sum(),
         macs: segment.macs,
         component_bytes: segment.component.bytes,
         digest: segment.component.digest.to_string(),

@@ -58,6 +58,6 @@ pub(crate) fn test_samples(bundle: &Bundle) -> Result<Vec<Sample>> {
     let evidence = &bundle.manifest().evidence;
     let sheet = evidence.samples.as_ref().zip(evidence.labels.as_ref());
     let (samples, labels) = sheet.context("the model has no labelled samples")?;
-    let tile_px = bundle.manifest().boundaries[0].dims.last().copied().unwrap_or(0);
+    let tile_px = bundle.manifest().tensors[0].dims.last().copied().unwrap_or(0);
     samples::sheet(&bundle.blob(samples)?, &bundle.blob(labels)?, tile_px)
 }

@@ -21,7 +21,7 @@ use crate::limits::Limits;
 use crate::link::Link;
 use crate::meter::{Meter, Traffic, TrafficCounter};
 use crate::types::{
-    Answer, AskRequest, Description, Digest, Hello, InferReply, InferRequest, ModelProfile, Plan, Stats,
+    Activation, Answer, AskRequest, Description, Digest, Hello, InferReply, InferRequest, ModelProfile, Plan, Stats,
 };
 use crate::wire::{ENVELOPE_BYTES, Session, Side, Wire};
 
@@ -103,6 +103,7 @@ impl Client {
     /// Has the host run segments. Dropped, the work is cancelled there.
     pub async fn infer(&self, request: InferRequest) -> Result<InferReply, LinkError> {
         request.activation.check()?;
+        request.beside.iter().try_for_each(Activation::check)?;
         self.fits(request.weight_bytes())?;
         self.call(async move |host, number| {
             let mut call = host.infer_request();

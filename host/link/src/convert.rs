@@ -193,11 +193,7 @@ impl Message for Activation {
     fn write(&self, mut to: wire::activation::Builder<'_>) {
         // First, while nothing stands between their pointer and them.
         splice::write(&self.bytes, |bytes| to.reborrow().init_bytes(bytes));
-        to.set_codec(self.codec.into());
-        to.set_element_type(self.element_type.into());
-        write_numbers(to.reborrow().init_dims(self.dims.len() as u32), &self.dims);
-        write_numbers(to.reborrow().init_scales(self.scales.len() as u32), &self.scales);
-        write_numbers(to.reborrow().init_offsets(self.offsets.len() as u32), &self.offsets);
+        write_but_bytes(self, to);
     }
 
     fn read(from: wire::activation::Reader<'_>) -> Result<Self, Malformed> {
@@ -218,6 +214,32 @@ impl Message for Activation {
     fn weight_bytes(&self) -> usize {
         self.bytes.len() + 4 * (self.dims.len() + self.scales.len() + self.offsets.len())
     }
+}
+
+fn write_but_bytes(activation: &Activation, mut to: wire::activation::Builder<'_>) {
+    to.set_codec(activation.codec.into());
+    to.set_element_type(activation.element_type.into());
+    write_numbers(to.reborrow().init_dims(activation.dims.len() as u32), &activation.dims);
+    write_numbers(to.reborrow().init_scales(activation.scales.len() as u32), &activation.scales);
+    write_numbers(to.reborrow().init_offsets(activation.offsets.len() as u32), &activation.offsets);
+}
+
+/// Tensors beside the first are most often small, and a message has room for one splice: they are copied.
+fn write_beside(mut to: capnp::struct_list::Builder<'_, wire::activation::Owned>, beside: &[Activation]) {
+    for (index, activation) in (0..).zip(beside) {
+        let mut to = to.reborrow().get(index);
+        to.set_bytes(&activation.bytes);
+        write_but_bytes(activation, to);
+    }
+}
+
+fn read_beside(from: capnp::struct_list::Reader<'_, wire::activation::Owned>) -> Result<Vec<Activation>, Malformed> {
+    bounded("tensors beside the first", from.len(), BESIDE_MAX as u32)?;
+    from.iter().map(Activation::read).collect()
+}
+
+fn weight_bytes(activation: &Activation, beside: &[Activation]) -> usize {
+    activation.weight_bytes() + beside.iter().map(Activation::weight_bytes).sum::<usize>()
 }
 
 fn write_numbers<T: capnp::private::layout::PrimitiveElement + Copy + capnp::introspect::Introspect>(
@@ -264,7 +286,8 @@ impl Message for InferRequest {
         to.set_to_segment(self.to_segment);
         to.set_reply_codec(self.reply_codec.into());
         to.set_remaining_budget_us(self.remaining_budget_us);
-        self.activation.write(to.init_activation());
+        self.activation.write(to.reborrow().init_activation());
+        write_beside(to.init_beside(self.beside.len() as u32), &self.beside);
     }
 
     fn read(from: wire::infer_request::Reader<'_>) -> Result<Self, Malformed> {
@@ -277,11 +300,12 @@ impl Message for InferRequest {
             reply_codec: from.get_reply_codec()?.into(),
             remaining_budget_us: from.get_remaining_budget_us(),
             activation: Activation::read(from.get_activation()?)?,
+            beside: read_beside(from.get_beside()?)?,
         })
     }
 
     fn weight_bytes(&self) -> usize {
-        self.activation.weight_bytes()
+        weight_bytes(&self.activation, &self.beside)
     }
 }
 
@@ -294,6 +318,7 @@ impl Message for InferReply {
         to.set_queue_us(self.queue_us);
         to.set_codec_us(self.codec_us);
         self.activation.write(to.reborrow().init_activation());
+        write_beside(to.reborrow().init_beside(self.beside.len() as u32), &self.beside);
         write_numbers(to.init_segment_us(self.segment_us.len() as u32), &self.segment_us);
     }
 
@@ -304,6 +329,7 @@ impl Message for InferReply {
             id: from.get_id(),
             epoch: from.get_epoch(),
             activation: Activation::read(from.get_activation()?)?,
+            beside: read_beside(from.get_beside()?)?,
             queue_us: from.get_queue_us(),
             segment_us: segment_us.iter().collect(),
             codec_us: from.get_codec_us(),
@@ -311,7 +337,7 @@ impl Message for InferReply {
     }
 
     fn weight_bytes(&self) -> usize {
-        self.activation.weight_bytes() + 4 * self.segment_us.len()
+        weight_bytes(&self.activation, &self.beside) + 4 * self.segment_us.len()
     }
 }
 

@@ -9,6 +9,8 @@ use crate::error::ActivationError;
 /// The version of the protocol. Raised when the schema's evolution rules do not allow a change.
 pub const PROTOCOL_VERSION: u16 = 1;
 
+/// The most tensors that may cross a boundary beside the first.
+pub const BESIDE_MAX: usize = 63;
 /// The most axes that an activation may have.
 pub const RANK_MAX: usize = 8;
 
@@ -208,6 +210,8 @@ pub struct InferRequest {
     pub remaining_budget_us: u64,
     /// The input of the first segment.
     pub activation: Activation,
+    /// What crosses the same boundary beside it, in the boundary's order; at most [`BESIDE_MAX`].
+    pub beside: Vec<Activation>,
 }
 
 /// The last segment's output.
@@ -219,6 +223,8 @@ pub struct InferReply {
     pub epoch: u64,
     /// The output of the last segment.
     pub activation: Activation,
+    /// What crosses the same boundary beside it, in the boundary's order; at most [`BESIDE_MAX`].
+    pub beside: Vec<Activation>,
     /// From the request's arrival to the first segment's start.
     pub queue_us: u64,
     /// For each segment that ran.

@@ -139,8 +139,13 @@ async fn every_method_keeps_its_values() {
         bytes: activation((channels * each) as usize).bytes,
         ..coded.clone()
     };
-    for activation in [coded, wide] {
-        let request = InferRequest { activation, ..request(1, 0) };
+    for (activation, beside) in [
+        (coded.clone(), vec![]),
+        (wide, vec![]),
+        // Several tensors that cross together; the first goes without a copy, the others stand behind it.
+        (activation(100_000), vec![coded, activation(0), activation(70_000)]),
+    ] {
+        let request = InferRequest { activation, beside, ..request(1, 0) };
         assert_eq!(client.infer(request.clone()).await.unwrap(), echo(request));
     }
 
@@ -248,9 +253,12 @@ async fn a_reply_that_is_too_large_is_a_fault() {
 async fn a_contradictory_activation_is_not_sent() {
     let (link, _server, address) = serve(Limits::default(), Echo).await;
     let client = connect(&link, &address).await;
-    let mut request = request(1, 10);
-    request.activation.dims = vec![11];
-    assert!(matches!(client.infer(request).await, Err(LinkError::Activation(_))));
+    let contradictory = Activation { dims: vec![11], ..activation(10) };
+    let first = InferRequest { activation: contradictory.clone(), ..request(1, 10) };
+    let beside = InferRequest { beside: vec![activation(3), contradictory], ..request(1, 10) };
+    for request in [first, beside] {
+        assert!(matches!(client.infer(request).await, Err(LinkError::Activation(_))));
+    }
 }
 
 #[tokio::test]

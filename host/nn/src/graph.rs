@@ -79,12 +79,12 @@ impl Graph {
         guarded(|| Context::new(self)).map_err(GraphError::Unusable)
     }
 
-    /// Runs the graph once on its only input, with a context of its own: the undivided reference
-    /// that segments are compared with.
-    pub fn run_once(&self, input: Tensor) -> Result<Vec<Tensor>, crate::ComputeError> {
+    /// Runs the graph once, with a context of its own, on inputs in its order: the undivided reference that
+    /// segments are compared with.
+    pub fn run_once(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, crate::ComputeError> {
         let mut context = self.context().map_err(|e| crate::ComputeError::Failed(e.to_string()))?;
-        let name = self.inputs().first().map(|port| port.name.clone()).unwrap_or_default();
-        let outputs = context.compute(vec![(name, input)], &crate::Stop::never())?;
+        let names = self.inputs().iter().map(|port| port.name.clone());
+        let outputs = context.compute(names.zip(inputs).collect(), &crate::Stop::never())?;
         Ok(outputs.into_iter().map(|(_, tensor)| tensor).collect())
     }
 

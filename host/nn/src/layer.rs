@@ -72,6 +72,11 @@ pub(crate) fn describe(part: &TypedModel) -> TractResult<Vec<Layer>> {
     working.filter(|id| !part.node(*id).op_is::<Const>()).map(|id| layer(part, id)).collect()
 }
 
+/// What an operator has to do, roughly, and never nothing: its multiply-accumulates and the elements it writes.
+pub(crate) fn work(model: &TypedModel, id: usize) -> TractResult<u64> {
+    layer(model, id).map(|layer| (layer.macs + layer.output_elements).max(1))
+}
+
 fn layer(part: &TypedModel, id: usize) -> TractResult<Layer> {
     let node = part.node(id);
     let facts = part.node_input_facts(id)?;

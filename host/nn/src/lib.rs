@@ -19,12 +19,13 @@ mod guard;
 mod import;
 mod layer;
 mod lrn;
+mod nested;
 pub mod synthetic;
 mod tensor;
 mod vector;
 
 pub use context::{ComputeError, Context, Stop};
-pub use cut::{Boundary, Cut, CutError, Exit, SegmentGraph};
+pub use cut::{Cut, CutError, Exit, SegmentGraph};
 pub use graph::{Graph, GraphError, GraphFormat, Port};
 pub use import::{ImportError, Imported, MODEL_BYTES_MAX};
 pub use layer::{Layer, LayerKind};

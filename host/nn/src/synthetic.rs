@@ -211,7 +211,7 @@ mod tests {
             assert!(made.layers[1..].iter().all(|bias| bias.fused), "{:?}", made.layers);
             let graph = Graph::load(&made.graph, made.format).unwrap();
             let input = noise(&graph.inputs()[0].fact, 1).unwrap();
-            let output = graph.run_once(input).unwrap().remove(0);
+            let output = graph.run_once(vec![input]).unwrap().remove(0);
             assert_eq!(output.fact().elements() as u64, output_elements, "{shape:?}");
         }
     }

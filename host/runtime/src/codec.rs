@@ -69,6 +69,17 @@ pub fn decode(activation: &Activation) -> Result<Tensor, TensorError> {
     }
 }
 
+/// Writes what crosses a boundary: the first tensor, and those beside it. None if nothing does.
+pub fn encode_all(tensors: &[Tensor], codec: Codec) -> Option<(Activation, Vec<Activation>)> {
+    let (first, beside) = tensors.split_first()?;
+    Some((encode(first, codec), beside.iter().map(|tensor| encode(tensor, codec)).collect()))
+}
+
+/// Reads what crossed a boundary.
+pub fn decode_all(first: &Activation, beside: &[Activation]) -> Result<Vec<Tensor>, TensorError> {
+    std::iter::once(first).chain(beside).map(decode).collect()
+}
+
 /// What a tensor of that kind takes on the wire as u8; `None` if it cannot be coded so.
 pub fn u8_bytes(fact: &Fact) -> Option<u64> {
     let pairs = fact.dims.get(1).copied().unwrap_or(1);

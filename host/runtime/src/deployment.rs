@@ -23,18 +23,36 @@ pub struct Deployment {
     digest: Digest,
     manifest: Manifest,
     network: Network,
-    boundaries: Vec<Fact>,
+    tensors: Vec<Fact>,
     segments: Vec<Segment>,
+    wiring: Vec<Wiring>,
     slowdown: f64,
     /// What each segment usually takes of this processor's time; only kept where a slow one is emulated.
     usual: Mutex<Timings>,
 }
 
+/// How a segment makes one boundary's tensors of another's.
+#[derive(Debug)]
+struct Wiring {
+    /// Where those that it takes stand among those of the boundary it starts from.
+    takes: Vec<usize>,
+    /// Where each of the boundary it leads to comes from.
+    to: Vec<Source>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// It passes the segment by, and stood there before.
+    Passed(usize),
+    /// The segment gives it, at this place.
+    Given(usize),
+}
+
 /// Some segments ran.
 #[derive(Debug)]
 pub struct Ran {
-    /// The activation behind the last of them.
-    pub output: Tensor,
+    /// What crosses the boundary behind the last of them, in its order.
+    pub output: Vec<Tensor>,
     /// Each segment, and how long it took.
     pub segments_us: Vec<(usize, f64)>,
 }
@@ -45,13 +63,13 @@ impl Deployment {
     /// make single runs vary, and that must not be made K times larger.
     pub fn prepare(bundle: &Bundle, engine: &Engine, slowdown: f64) -> Result<Self, PrepareError> {
         let manifest = bundle.manifest().clone();
-        let boundaries = manifest
-            .boundaries
+        let tensors = manifest
+            .tensors
             .iter()
-            .map(|boundary| {
-                let element_type = ElementType::from_name(&boundary.element_type)
-                    .ok_or_else(|| PrepareError::ElementType(boundary.name.clone(), boundary.element_type.clone()))?;
-                Ok(Fact::new(element_type, &boundary.dims)?)
+            .map(|tensor| {
+                let element_type = ElementType::from_name(&tensor.element_type)
+                    .ok_or_else(|| PrepareError::ElementType(tensor.name.clone(), tensor.element_type.clone()))?;
+                Ok(Fact::new(element_type, &tensor.dims)?)
             })
             .collect::<Result<Vec<_>, PrepareError>>()?;
         let mut segments = Vec::with_capacity(manifest.segments.len());
@@ -65,21 +83,22 @@ impl Deployment {
             let code = engine.compile(&code)?;
             let graph =
                 Graph::load(graph, GraphFormat::Nnef).map_err(|e| PrepareError::Graph(segment.name.clone(), e))?;
-            let facts = |ports: &[edgent_nn::Port]| ports.iter().map(|port| port.fact.clone()).collect::<Vec<_>>();
-            if facts(graph.inputs()) != [boundaries[segment.from].clone()]
-                || facts(graph.outputs()) != [boundaries[segment.to].clone()]
-            {
+            let as_told = |ports: &[edgent_nn::Port], told: &[usize]| {
+                ports.iter().map(|port| &port.fact).eq(told.iter().map(|tensor| &tensors[*tensor]))
+            };
+            if !as_told(graph.inputs(), &segment.takes) || !as_told(graph.outputs(), &segment.gives) {
                 return Err(PrepareError::Mismatch(segment.name.clone()));
             }
             segments.push(Segment::new(engine, &segment.name, &code, graph, Limits::default())?);
         }
-        let network = network(&manifest, &boundaries)?;
+        let wiring = manifest.segments.iter().map(|segment| Wiring::new(&manifest, segment)).collect();
+        let network = network(&manifest, &tensors)?;
         let usual = Mutex::new(Timings::new(segments.len()));
-        Ok(Self { digest: bundle.digest(), manifest, network, boundaries, segments, slowdown, usual })
+        Ok(Self { digest: bundle.digest(), manifest, network, tensors, segments, wiring, slowdown, usual })
     }
 
-    /// Runs the segments of an exit's path whose positions are in `range`.
-    pub fn run(&self, exit: usize, range: Range<usize>, input: Tensor, stop: &Stop) -> Result<Ran, SegmentError> {
+    /// Runs the segments of an exit's path whose positions are in `range` on what crosses the boundary before them.
+    pub fn run(&self, exit: usize, range: Range<usize>, input: Vec<Tensor>, stop: &Stop) -> Result<Ran, SegmentError> {
         let mut activation = input;
         let mut segments_us = Vec::with_capacity(range.len());
         for index in &self.manifest.exits[exit].path[range] {
@@ -98,14 +117,14 @@ impl Deployment {
     pub fn measure(&self, runs: usize) -> Result<Vec<(usize, f64)>, PrepareError> {
         let mut all = Vec::with_capacity(runs * self.segments.len());
         for _ in 0..runs {
-            let mut activations = vec![None; self.boundaries.len()];
-            activations[0] = Some(self.zeros(0)?);
+            let mut crossing = vec![None; self.manifest.boundaries.len()];
+            crossing[0] = Some(vec![self.zeros(0)?]);
             for (index, segment) in self.manifest.segments.iter().enumerate() {
-                let Some(input) = activations[segment.from].clone() else { continue };
+                let Some(input) = crossing[segment.from].clone() else { continue };
                 let start = Instant::now();
                 let (output, emulated) = self.run_one(index, input, &Stop::never())?;
                 let took = start.elapsed() + emulated;
-                activations[segment.to] = Some(output);
+                crossing[segment.to] = Some(output);
                 pretend(emulated.min(PAUSE_MAX), &Stop::never());
                 all.push((index, took.as_secs_f64() * 1e6));
             }
@@ -115,14 +134,27 @@ impl Deployment {
 
     /// Runs one segment; says, too, how much longer an emulated slow device would have taken. Of the
     /// processor's time, not the clock's: what this host does beside is not slowed down.
-    fn run_one(&self, index: usize, input: Tensor, stop: &Stop) -> Result<(Tensor, Duration), SegmentError> {
+    fn run_one(&self, index: usize, input: Vec<Tensor>, stop: &Stop) -> Result<(Vec<Tensor>, Duration), SegmentError> {
         if self.slowdown <= 1.0 {
-            return Ok((self.segments[index].run(input, stop)?, Duration::ZERO));
+            return Ok((self.step(index, input, stop)?, Duration::ZERO));
         }
         let worked = processor_time();
-        let output = self.segments[index].run(input, stop)?;
+        let output = self.step(index, input, stop)?;
         let usual = self.usual(index, processor_time().saturating_sub(worked));
         Ok((output, usual.mul_f64(self.slowdown - 1.0)))
+    }
+
+    /// Has one segment make the next boundary's tensors of those before it.
+    pub fn step(&self, index: usize, input: Vec<Tensor>, stop: &Stop) -> Result<Vec<Tensor>, SegmentError> {
+        let (segment, wiring) = (&self.segments[index], &self.wiring[index]);
+        let mut here: Vec<Option<Tensor>> = input.into_iter().map(Some).collect();
+        let passed: Vec<Option<Tensor>> = wiring.to.iter().map(|source| source.passed(&here)).collect();
+        // The segment's are handed over: without another holder, tract may compute in place.
+        let taken = wiring.takes.iter().filter_map(|at| here.get_mut(*at)?.take()).collect();
+        drop(here);
+        let mut given: Vec<Option<Tensor>> = segment.run(taken, stop)?.into_iter().map(Some).collect();
+        let sources = wiring.to.iter().zip(passed);
+        Ok(sources.filter_map(|(source, passed)| source.given(&mut given).or(passed)).collect())
     }
 
     /// What a segment usually takes of the processor's time, given what it took now.
@@ -147,24 +179,53 @@ impl Deployment {
         &self.network
     }
 
-    /// What crosses a boundary.
-    pub fn boundary(&self, index: usize) -> &Fact {
-        &self.boundaries[index]
+    /// What the network takes.
+    pub fn input(&self) -> &Fact {
+        &self.tensors[0]
     }
 
-    /// What the segment at a position of an exit's path takes; at the path's end, what the exit gives.
-    pub fn at_cut(&self, exit: usize, cut: usize) -> &Fact {
-        &self.boundaries[self.network.exits()[exit].boundaries[cut]]
+    /// Whether these are the tensors that cross a cut of an exit's path; if not, what is wrong with them.
+    pub fn check(&self, exit: usize, cut: usize, given: &[Tensor]) -> Result<(), String> {
+        let expected = &self.manifest.boundaries[self.network.exits()[exit].boundaries[cut]];
+        if given.len() != expected.len() {
+            return Err(format!("{} tensors came, where {} cross", given.len(), expected.len()));
+        }
+        let expected = expected.iter().map(|tensor| (&self.manifest.tensors[*tensor].name, &self.tensors[*tensor]));
+        match given.iter().zip(expected).find(|(given, (_, fact))| given.fact() != **fact) {
+            Some((given, (name, fact))) => Err(format!("'{name}' must be {fact}, not {}", given.fact())),
+            None => Ok(()),
+        }
     }
 
-    /// One segment.
-    pub fn segment(&self, index: usize) -> &Segment {
-        &self.segments[index]
-    }
-
-    fn zeros(&self, boundary: usize) -> Result<Tensor, TensorError> {
-        let fact = &self.boundaries[boundary];
+    fn zeros(&self, tensor: usize) -> Result<Tensor, TensorError> {
+        let fact = &self.tensors[tensor];
         Tensor::from_bytes(fact.element_type, &fact.dims, &vec![0; fact.bytes()])
+    }
+}
+
+impl Wiring {
+    /// Of a segment whose manifest has been checked.
+    fn new(manifest: &Manifest, segment: &edgent_bundle::Segment) -> Self {
+        let (from, to) = (&manifest.boundaries[segment.from], &manifest.boundaries[segment.to]);
+        let place = |tensors: &[usize], tensor: &usize| tensors.iter().position(|other| other == tensor);
+        let source = |tensor: &usize| {
+            let given = place(&segment.gives, tensor).map(Source::Given);
+            given.or_else(|| place(from, tensor).map(Source::Passed))
+        };
+        let takes = segment.takes.iter().filter_map(|tensor| place(from, tensor)).collect();
+        Self { takes, to: to.iter().filter_map(source).collect() }
+    }
+}
+
+impl Source {
+    fn passed(self, here: &[Option<Tensor>]) -> Option<Tensor> {
+        let Self::Passed(at) = self else { return None };
+        here.get(at)?.clone()
+    }
+
+    fn given(self, given: &mut [Option<Tensor>]) -> Option<Tensor> {
+        let Self::Given(at) = self else { return None };
+        given.get_mut(at)?.take()
     }
 }
 
@@ -189,8 +250,14 @@ fn pretend(time: Duration, stop: &Stop) {
 }
 
 fn network(manifest: &Manifest, facts: &[Fact]) -> Result<Network, NetworkError> {
-    let boundaries =
-        facts.iter().map(|fact| Boundary { raw_bytes: fact.bytes() as u64, u8_bytes: u8_bytes(fact) }).collect();
+    let boundary = |crossing: &Vec<usize>| {
+        let crossing: Vec<&Fact> = crossing.iter().map(|tensor| &facts[*tensor]).collect();
+        // What cannot be coded goes as it is.
+        let coded = |fact: &&Fact| u8_bytes(fact).unwrap_or(fact.bytes() as u64);
+        let u8_bytes = crossing.iter().any(|fact| u8_bytes(fact).is_some()).then(|| crossing.iter().map(coded).sum());
+        Boundary { raw_bytes: crossing.iter().map(|fact| fact.bytes() as u64).sum(), u8_bytes }
+    };
+    let boundaries = manifest.boundaries.iter().map(boundary).collect();
     let exits = manifest
         .exits
         .iter()
@@ -223,7 +290,7 @@ pub enum PrepareError {
     Format(String, String),
     #[error("segment '{0}' takes or gives something else than the manifest says")]
     Mismatch(String),
-    #[error("boundary '{0}' has elements of type '{1}', which this program does not know")]
+    #[error("tensor '{0}' has elements of type '{1}', which this program does not know")]
     ElementType(String, String),
     #[error(transparent)]
     Tensor(#[from] TensorError),

@@ -86,7 +86,7 @@ struct Counts {
 
 /// An exit's output, and how it came about.
 struct Outcome {
-    output: Tensor,
+    output: Vec<Tensor>,
     plan: planner::Plan,
     epoch: u64,
     degraded: Option<String>,
@@ -99,7 +99,7 @@ enum Part {
     /// An exit on the way is sure.
     Sure(Outcome),
     /// The activation behind them, and how long other exits were looked in at on the way.
-    Activation(Tensor, f64),
+    Activation(Vec<Tensor>, f64),
 }
 
 /// One request on its way through the device.
@@ -176,7 +176,7 @@ impl Device {
             return Err(fault(FaultKind::UnknownModel, format!("this device runs '{name}', not '{}'", request.model)));
         }
         let input = codec::decode(&request.input).map_err(|e| bad(e.to_string()))?;
-        let expected = self.deployment.boundary(0);
+        let expected = self.deployment.input();
         if input.fact() != *expected {
             return Err(bad(format!("the input must be {expected}, not {}", input.fact())));
         }
@@ -187,7 +187,7 @@ impl Device {
             let planned = controller.for_request(deadline_us - self.queued_us());
             (planned, controller.in_time(&planned, deadline_us), controller.strategy().falls_back())
         };
-        let mut outcome = self.run(input, asked, planned).await?;
+        let mut outcome = self.run(vec![input], asked, planned).await?;
         let is_late = planned.predicted_us.is_none_or(|us| us > deadline_us);
         if outcome.degraded.is_none() && takes_fastest && is_late {
             outcome.degraded = Some("no plan is likely to be in time; this is the fastest".to_owned());
@@ -195,7 +195,7 @@ impl Device {
         self.to_answer(&request, outcome, asked, planned, in_time)
     }
 
-    async fn run(self: &Arc<Self>, input: Tensor, asked: Asked, planned: Planned) -> Result<Outcome, Fault> {
+    async fn run(self: &Arc<Self>, input: Vec<Tensor>, asked: Asked, planned: Planned) -> Result<Outcome, Fault> {
         let Installed { plan, epoch } = planned.installed;
         let network = self.deployment.network();
         if plan.placement(network) == planner::Placement::DeviceOnly {
@@ -257,7 +257,7 @@ impl Device {
     }
 
     /// The best exit that the device can still reach alone; if none is in time, the fastest.
-    async fn alone(&self, input: Tensor, asked: Asked, why: &str) -> Result<Outcome, Fault> {
+    async fn alone(&self, input: Vec<Tensor>, asked: Asked, why: &str) -> Result<Outcome, Fault> {
         let (local, epoch) = {
             let controller = self.lock();
             (controller.local(asked.remaining_us() - self.queued_us()), controller.installed().epoch)
@@ -284,7 +284,7 @@ impl Device {
     }
 
     /// As the plan says: one part here, one on the edge.
-    async fn together(self: &Arc<Self>, edge: &Client, trip: Trip, input: Tensor) -> Result<Outcome, Fault> {
+    async fn together(self: &Arc<Self>, edge: &Client, trip: Trip, input: Vec<Tensor>) -> Result<Outcome, Fault> {
         let Installed { plan, epoch } = trip.planned.installed;
         let end = self.deployment.network().exits()[plan.exit].path.len();
         let (there, here_last, up, down) = match plan.direction {
@@ -298,6 +298,8 @@ impl Device {
         // Who waits however long it takes must not have the edge give up.
         let falls_back = self.lock().strategy().falls_back();
         let budget_us = if falls_back { trip.asked.remaining_us().max(0.0) } else { WAIT_MAX.as_secs_f64() * 1e6 };
+        let (activation, beside) =
+            codec::encode_all(&activation, up).ok_or_else(|| fault(FaultKind::Internal, "nothing crosses the cut"))?;
         let request = InferRequest {
             id: self.counts.next_id.fetch_add(1, Ordering::Relaxed),
             model: self.model(),
@@ -306,24 +308,21 @@ impl Device {
             to_segment: position(there.end),
             reply_codec: down,
             remaining_budget_us: budget_us as u64,
-            activation: codec::encode(&activation, up),
+            activation,
+            beside,
         };
         let reply = self.exchange(edge, trip, there, request).await?;
-        let output = codec::decode(&reply.activation).map_err(|e| fault(FaultKind::BadRequest, e.to_string()))?;
-        let expected = self.deployment.at_cut(plan.exit, if here_last.is_empty() { end } else { plan.cut });
-        if output.fact() != *expected {
-            return Err(fault(
-                FaultKind::BadRequest,
-                format!("the edge answered {} instead of {expected}", output.fact()),
-            ));
-        }
+        let output = codec::decode_all(&reply.activation, &reply.beside);
+        let output = output.map_err(|e| fault(FaultKind::BadRequest, e.to_string()))?;
+        let checked = self.deployment.check(plan.exit, if here_last.is_empty() { end } else { plan.cut }, &output);
+        checked.map_err(|why| fault(FaultKind::BadRequest, format!("the edge's answer: {why}")))?;
         let output = self.segments(plan.exit, here_last, output).await?;
         Ok(Outcome { output, plan, epoch, degraded: None, looked_in_us: Some(looked_in_us) })
     }
 
     /// Those of the plan's segments that run here before anything is sent. Exits that branch off on the way
     /// are looked in at as long as the plan's exit stays in time all the same.
-    async fn first_segments(&self, trip: Trip, input: Tensor) -> Result<Part, Fault> {
+    async fn first_segments(&self, trip: Trip, input: Vec<Tensor>) -> Result<Part, Fault> {
         let Installed { plan, epoch } = trip.planned.installed;
         let cut = if plan.direction == planner::Direction::DeviceFirst { plan.cut } else { 0 };
         let (mut at, mut activation, mut looked_in_us) = (0, input, 0.0);
@@ -352,7 +351,7 @@ impl Device {
                 // Looking in is a favour: if it fails, the way goes on.
                 let Ok(output) = output else { continue };
                 let is_sure =
-                    output.as_f32().is_some_and(|logits| f64::from(confidence::confidence(logits)) >= passed.sure_at);
+                    logits(&output).is_some_and(|logits| f64::from(confidence::confidence(logits)) >= passed.sure_at);
                 if is_sure {
                     let plan = planner::Plan::device_only(self.deployment.network(), passed.exit);
                     return Ok(Part::Sure(Outcome { output, plan, epoch, degraded: None, looked_in_us: None }));
@@ -373,7 +372,7 @@ impl Device {
     ) -> Result<InferReply, Fault> {
         let waiting = Waiting {
             device: self,
-            bytes: wire_bytes(&request.activation) + codec::CALL_BYTES,
+            bytes: wire_bytes(&request.activation, &request.beside) + codec::CALL_BYTES,
             since: Instant::now(),
             finished: false,
         };
@@ -393,7 +392,7 @@ impl Device {
         there: Range<usize>,
         request: InferRequest,
     ) -> Result<InferReply, Fault> {
-        let up_bytes = wire_bytes(&request.activation) + codec::CALL_BYTES;
+        let up_bytes = wire_bytes(&request.activation, &request.beside) + codec::CALL_BYTES;
         let budget_us = request.remaining_budget_us as f64;
         let since = Instant::now();
         let reply = tokio::time::timeout(CALL_TIME_MAX, edge.infer(request)).await;
@@ -437,7 +436,7 @@ impl Device {
                 self.tell(Event::EdgeQueued { us: reply.queue_us as f64 });
                 let worked_us: f64 = reply.segment_us.iter().map(|us| f64::from(*us)).sum();
                 let busy_us = worked_us + reply.queue_us as f64 + reply.codec_us as f64;
-                learn(up_bytes + wire_bytes(&reply.activation) + codec::RETURN_BYTES, busy_us);
+                learn(up_bytes + wire_bytes(&reply.activation, &reply.beside) + codec::RETURN_BYTES, busy_us);
                 if trip.is_late() {
                     self.missed(trip);
                 }
@@ -446,7 +445,7 @@ impl Device {
         }
     }
 
-    async fn segments(&self, exit: usize, range: Range<usize>, input: Tensor) -> Result<Tensor, Fault> {
+    async fn segments(&self, exit: usize, range: Range<usize>, input: Vec<Tensor>) -> Result<Vec<Tensor>, Fault> {
         if range.is_empty() {
             return Ok(input);
         }
@@ -481,7 +480,7 @@ impl Device {
     ) -> Result<Answer, Fault> {
         let Outcome { output, plan, epoch, degraded, looked_in_us } = outcome;
         let scores = confidence::softmax(
-            output.as_f32().ok_or_else(|| fault(FaultKind::Internal, "the exit's output is not f32"))?,
+            logits(&output).ok_or_else(|| fault(FaultKind::Internal, "the exit's output is not f32"))?,
         );
         let best = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(index, _)| index);
         let latency_us = us(asked.arrived.elapsed());
@@ -783,8 +782,14 @@ fn wire(codec: planner::Codec) -> Codec {
     }
 }
 
-fn wire_bytes(activation: &edgent_link::Activation) -> u64 {
-    (activation.bytes.len() + activation.scales.len() * 8) as u64
+fn wire_bytes(first: &edgent_link::Activation, beside: &[edgent_link::Activation]) -> u64 {
+    let bytes = |activation: &edgent_link::Activation| activation.bytes.len() + activation.scales.len() * 8;
+    std::iter::once(first).chain(beside).map(bytes).sum::<usize>() as u64
+}
+
+/// What an exit gives.
+fn logits(output: &[Tensor]) -> Option<&[f32]> {
+    output.first()?.as_f32()
 }
 
 fn position(index: usize) -> u16 {

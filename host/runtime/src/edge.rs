@@ -143,12 +143,10 @@ impl Model {
         let before = self.queue_us.load(Ordering::Relaxed);
         self.queue_us.store((before * 7 + queue_us) / 8, Ordering::Relaxed);
         let coding = Instant::now();
-        let input = codec::decode(&request.activation).map_err(|e| fault(FaultKind::BadRequest, e.to_string()))?;
-        let expected = self.deployment.at_cut(exit, range.start);
-        if input.fact() != *expected {
-            let message = format!("the activation must be {expected}, not {}", input.fact());
-            return Err(fault(FaultKind::BadRequest, message));
-        }
+        let input = codec::decode_all(&request.activation, &request.beside);
+        let input = input.map_err(|e| fault(FaultKind::BadRequest, e.to_string()))?;
+        let checked = self.deployment.check(exit, range.start, &input);
+        checked.map_err(|why| fault(FaultKind::BadRequest, format!("the activation: {why}")))?;
         let decode_us = us(coding.elapsed());
         let ran = self.deployment.run(exit, range, input, stop).map_err(|e| {
             let kind = if stop.reached() { FaultKind::TimeUp } else { FaultKind::SegmentFailed };
@@ -158,11 +156,13 @@ impl Model {
         ran.segments_us.iter().for_each(|(segment, us)| timings.record(*segment, *us));
         drop(timings);
         let coding = Instant::now();
-        let activation = codec::encode(&ran.output, request.reply_codec);
+        let (activation, beside) = codec::encode_all(&ran.output, request.reply_codec)
+            .ok_or_else(|| fault(FaultKind::Internal, "the segments gave nothing"))?;
         Ok(InferReply {
             id: request.id,
             epoch: request.epoch,
             activation,
+            beside,
             queue_us,
             segment_us: ran.segments_us.iter().map(|(_, us)| *us as u32).collect(),
             codec_us: decode_us + us(coding.elapsed()),

@@ -127,8 +127,8 @@ pub(crate) fn describe(deployment: &Deployment) -> ModelDescription {
     ModelDescription {
         name: manifest.name.clone(),
         digest: Digest(deployment.digest().0),
-        input_type: codec::element_type(deployment.boundary(0)),
-        input_dims: deployment.boundary(0).dims.iter().map(|dim| u32::try_from(*dim).unwrap_or(u32::MAX)).collect(),
+        input_type: codec::element_type(deployment.input()),
+        input_dims: deployment.input().dims.iter().map(|dim| u32::try_from(*dim).unwrap_or(u32::MAX)).collect(),
         classes: manifest.classes.clone(),
         exits: manifest
             .exits

@@ -13,14 +13,15 @@ use wasmtime::{Store, Trap};
 /// Idle instances that are kept for the next calls.
 const INSTANCES_KEPT: usize = 8;
 
+/// The most tensors that a segment may take, or give.
+const TENSORS_MAX: usize = 64;
+
 /// A guest's code with its graph. Shared between threads; each call has an instance to itself.
 pub struct Segment {
     name: String,
     engine: Engine,
     code: Code,
     graph: Graph,
-    input: Port,
-    output: Port,
     limits: Limits,
     ready: Mutex<Vec<Instance>>,
 }
@@ -35,19 +36,16 @@ impl Segment {
     /// the others and a guest that cannot start is found now.
     pub fn new(engine: &Engine, name: &str, code: &Code, graph: Graph, limits: Limits) -> Result<Self, SegmentError> {
         let fault = |fault| SegmentError { segment: name.to_owned(), fault };
-        let ([input], [output]) = (graph.inputs(), graph.outputs()) else {
-            return Err(fault(Fault::Graph(format!(
-                "it has {} inputs and {} outputs, a segment's has one of each",
-                graph.inputs().len(),
-                graph.outputs().len()
-            ))));
-        };
+        let (inputs, outputs) = (graph.inputs().len(), graph.outputs().len());
+        if !(1..=TENSORS_MAX).contains(&inputs) || !(1..=TENSORS_MAX).contains(&outputs) {
+            let why =
+                format!("it has {inputs} inputs and {outputs} outputs, a segment's has 1 to {TENSORS_MAX} of each");
+            return Err(fault(Fault::Graph(why)));
+        }
         let segment = Self {
             name: name.to_owned(),
             engine: engine.clone(),
             code: code.clone(),
-            input: input.clone(),
-            output: output.clone(),
             graph,
             limits,
             ready: Mutex::default(),
@@ -67,15 +65,19 @@ impl Segment {
         &self.graph
     }
 
-    /// Runs the segment on one activation. What comes back has the type and dimensions that the
-    /// graph declares, whoever wrote the guest.
-    pub fn run(&self, input: Tensor, stop: &Stop) -> Result<Tensor, SegmentError> {
-        self.try_run(input, stop).map_err(|fault| SegmentError { segment: self.name.clone(), fault })
+    /// Runs the segment on the tensors that its graph takes, in its order. What comes back are those that it
+    /// gives, with the type and dimensions that it declares, whoever wrote the guest.
+    pub fn run(&self, inputs: Vec<Tensor>, stop: &Stop) -> Result<Vec<Tensor>, SegmentError> {
+        self.try_run(inputs, stop).map_err(|fault| SegmentError { segment: self.name.clone(), fault })
     }
 
-    fn try_run(&self, input: Tensor, stop: &Stop) -> Result<Tensor, Fault> {
-        if !fits(&input, &self.input) {
-            return Err(Fault::Input(format!("it is {} instead of {}", input.fact(), self.input.fact)));
+    fn try_run(&self, inputs: Vec<Tensor>, stop: &Stop) -> Result<Vec<Tensor>, Fault> {
+        let ports = self.graph.inputs();
+        if inputs.len() != ports.len() {
+            return Err(Fault::Input(format!("{} tensors instead of {}", inputs.len(), ports.len())));
+        }
+        if let Some((input, port)) = inputs.iter().zip(ports).find(|(input, port)| !fits(input, port)) {
+            return Err(Fault::Input(format!("it is {} instead of {}", input.fact(), port.fact)));
         }
         if stop.reached() {
             return Err(Fault::TimeUp);
@@ -83,16 +85,24 @@ impl Segment {
         let kept = self.ready.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut instance = kept.map_or_else(|| self.instantiate(stop), Ok)?;
         // An instance whose call failed is dropped here: nobody knows what state it is in.
-        let output = self.call(&mut instance, input, stop)?;
+        let outputs = self.call(&mut instance, inputs, stop)?;
         self.keep(instance);
-        Ok(output)
+        Ok(outputs)
     }
 
-    fn call(&self, Instance { store, world }: &mut Instance, input: Tensor, stop: &Stop) -> Result<Tensor, Fault> {
+    fn call(
+        &self,
+        Instance { store, world }: &mut Instance,
+        inputs: Vec<Tensor>,
+        stop: &Stop,
+    ) -> Result<Vec<Tensor>, Fault> {
         let _ticking = self.engine.ticking();
         begin(store, stop);
-        let input = store.data_mut().hold(input).map_err(|e| fault_of(&e, stop))?;
-        let returned = world.edgent_segment_layers().call_run(&mut *store, &[(self.input.name.clone(), input)]);
+        let mut held = Vec::with_capacity(inputs.len());
+        for (port, input) in self.graph.inputs().iter().zip(inputs) {
+            held.push((port.name.clone(), store.data_mut().hold(input).map_err(|e| fault_of(&e, stop))?));
+        }
+        let returned = world.edgent_segment_layers().call_run(&mut *store, &held);
         match returned.map_err(|e| fault_of(&e, stop))? {
             Ok(outputs) => self.check(store.data_mut(), outputs),
             // Guests pass on what their graph failed with; whose failure it was, the host knows better.
@@ -100,15 +110,25 @@ impl Segment {
         }
     }
 
-    fn check(&self, imports: &mut Imports, outputs: Vec<(String, Resource<Tensor>)>) -> Result<Tensor, Fault> {
-        let [(_, output)]: [_; 1] = outputs
-            .try_into()
-            .map_err(|outputs: Vec<_>| Fault::Output(format!("{} tensors instead of one", outputs.len())))?;
-        let output = imports.release(output).map_err(|e| Fault::Trap(e.to_string()))?;
-        if !fits(&output, &self.output) {
-            return Err(Fault::Output(format!("{} instead of {}", output.fact(), self.output.fact)));
+    /// The tensors that the graph declares, found by their names.
+    fn check(&self, imports: &mut Imports, mut outputs: Vec<(String, Resource<Tensor>)>) -> Result<Vec<Tensor>, Fault> {
+        let ports = self.graph.outputs();
+        if outputs.len() != ports.len() {
+            return Err(Fault::Output(format!("{} tensors instead of {}", outputs.len(), ports.len())));
         }
-        Ok(output)
+        let mut checked = Vec::with_capacity(ports.len());
+        for port in ports {
+            // Most segments have one output; however the guest calls it, it is meant.
+            let position = outputs.iter().position(|(name, _)| *name == port.name || ports.len() == 1);
+            let position = position.ok_or_else(|| Fault::Output(format!("no tensor named '{}'", port.name)))?;
+            let (_, output) = outputs.swap_remove(position);
+            let output = imports.release(output).map_err(|e| Fault::Trap(e.to_string()))?;
+            if !fits(&output, port) {
+                return Err(Fault::Output(format!("{} instead of {}", output.fact(), port.fact)));
+            }
+            checked.push(output);
+        }
+        Ok(checked)
     }
 
     fn instantiate(&self, stop: &Stop) -> Result<Instance, Fault> {

@@ -8,7 +8,7 @@ use edgent_nn::Stop;
 use edgent_sandbox::{Engine, Limits};
 use std::env;
 use std::process::Command;
-use support::{STANDARD, segment, tensor};
+use support::{STANDARD, run, segment, tensor};
 
 const ADDRESS_SPACE_KIB: u32 = 2 << 20;
 const SEGMENTS: usize = 500;
@@ -34,6 +34,6 @@ fn five_hundred_segments_fit_into_2_gib() {
     let segments: Vec<_> =
         (0..SEGMENTS).map(|index| segment(&engine, &code, &index.to_string(), 64, Limits::default())).collect();
     for segment in &segments {
-        segment.run(tensor(&[1; 64]), &Stop::never()).unwrap();
+        run(segment, tensor(&[1; 64]), &Stop::never()).unwrap();
     }
 }

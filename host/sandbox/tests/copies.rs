@@ -5,7 +5,7 @@ mod support;
 
 use edgent_nn::{Stop, bytes_copied};
 use edgent_sandbox::{Engine, Limits};
-use support::{HOSTILE, STANDARD, segment, tensor};
+use support::{HOSTILE, STANDARD, run, segment, tensor};
 
 #[test]
 fn running_a_segment_copies_no_tensor_bytes() {
@@ -14,7 +14,7 @@ fn running_a_segment_copies_no_tensor_bytes() {
     let input = tensor(&vec![7; 1 << 20]);
     let before = bytes_copied();
     for _ in 0..1_000 {
-        let output = echo.run(input.clone(), &Stop::never()).unwrap();
+        let output = run(&echo, input.clone(), &Stop::never()).unwrap();
         assert!(output.same_memory(&input));
     }
     assert_eq!(bytes_copied(), before);
@@ -23,6 +23,6 @@ fn running_a_segment_copies_no_tensor_bytes() {
     let copier = segment(&engine, &engine.compile(HOSTILE).unwrap(), "other-type", 1024, Limits::default());
     let input = tensor(&[7; 1024]);
     let before = bytes_copied();
-    copier.run(input, &Stop::never()).unwrap_err();
+    run(&copier, input, &Stop::never()).unwrap_err();
     assert_eq!(bytes_copied() - before, 2 * 1024);
 }

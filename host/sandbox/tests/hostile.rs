@@ -8,7 +8,7 @@ use edgent_sandbox::{Engine, Fault, Limits, Segment};
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
-use support::{HOSTILE, STANDARD, graph, segment, tensor};
+use support::{HOSTILE, STANDARD, graph, run, segment, tensor};
 
 const INPUT: &[u8] = &[7; 1024];
 
@@ -21,8 +21,8 @@ const CASES: [(&str, &str, &str); 26] = [
     ("overflow", "trap", "out of bounds memory access"),
     ("spin", "limit", "ran for more than"),
     ("compute", "limit", "ran for more than"),
-    ("nothing", "output", "0 tensors instead of one"),
-    ("extra", "output", "2 tensors instead of one"),
+    ("nothing", "output", "0 tensors instead of 1"),
+    ("extra", "output", "2 tensors instead of 1"),
     ("other-shape", "output", "u8[1] instead of u8[1024]"),
     ("other-type", "output", "i32[256] instead of u8[1024]"),
     ("handles", "limit", "64 handles"),
@@ -73,7 +73,7 @@ fn a_bad_call_is_an_error_with_the_segments_name_and_the_host_lives_on() {
         let bad = segment(&engine, &hostile, behaviour, INPUT.len(), limits);
         // Again, because what one call leaves behind must not change the next.
         for _ in 0..2 {
-            match bad.run(tensor(INPUT), &Stop::never()) {
+            match run(&bad, tensor(INPUT), &Stop::never()) {
                 Ok(output) => assert_eq!((fault, output.bytes()), ("none", INPUT), "{behaviour}"),
                 Err(error) => {
                     let text = error.to_string();
@@ -83,7 +83,7 @@ fn a_bad_call_is_an_error_with_the_segments_name_and_the_host_lives_on() {
                     assert!(text.len() < 5_000, "{behaviour}: {} bytes of error", text.len());
                 }
             }
-            assert_eq!(good.run(tensor(INPUT), &Stop::never()).unwrap().bytes(), INPUT, "after {behaviour}");
+            assert_eq!(run(&good, tensor(INPUT), &Stop::never()).unwrap().bytes(), INPUT, "after {behaviour}");
         }
     }
 }
@@ -113,11 +113,11 @@ fn what_a_guest_keeps_between_calls_is_bounded() {
     let hoard = segment(&engine, &engine.compile(HOSTILE).unwrap(), "hoard", INPUT.len(), limits());
     // Each call keeps 1 MiB of the 8 MiB allowed, of which the input takes a part.
     for _ in 0..7 {
-        hoard.run(tensor(INPUT), &Stop::never()).unwrap();
+        run(&hoard, tensor(INPUT), &Stop::never()).unwrap();
     }
-    let error = hoard.run(tensor(INPUT), &Stop::never()).unwrap_err();
+    let error = run(&hoard, tensor(INPUT), &Stop::never()).unwrap_err();
     assert_eq!(whose(&error.fault), "limit", "{error}");
-    hoard.run(tensor(INPUT), &Stop::never()).expect("the hoarder was not replaced by a fresh instance");
+    run(&hoard, tensor(INPUT), &Stop::never()).expect("the hoarder was not replaced by a fresh instance");
 }
 
 #[test]
@@ -131,17 +131,17 @@ fn a_call_ends_at_its_deadline_or_when_cancelled() {
         let endless = segment(&engine, &hostile, behaviour, INPUT.len(), patient());
         for deadline_ms in [0, 20] {
             let stop = Stop::at(Instant::now() + Duration::from_millis(deadline_ms));
-            assert_eq!(endless.run(tensor(INPUT), &stop).unwrap_err().fault, Fault::TimeUp, "{behaviour}");
+            assert_eq!(run(&endless, tensor(INPUT), &stop).unwrap_err().fault, Fault::TimeUp, "{behaviour}");
         }
         let (stop, started) = (Stop::never(), Barrier::new(2));
         thread::scope(|scope| {
             let call = scope.spawn(|| {
                 started.wait();
-                endless.run(tensor(INPUT), &stop)
+                run(&endless, tensor(INPUT), &stop)
             });
             started.wait();
             for _ in 0..2_000 {
-                good.run(tensor(INPUT), &Stop::never()).unwrap();
+                run(&good, tensor(INPUT), &Stop::never()).unwrap();
             }
             stop.cancel();
             assert_eq!(call.join().unwrap().unwrap_err().fault, Fault::TimeUp, "{behaviour}");

@@ -6,7 +6,7 @@ mod support;
 use edgent_nn::{ElementType, Graph, GraphFormat, Stop, Tensor};
 use edgent_sandbox::{Engine, Fault, Limits, Segment};
 use std::thread;
-use support::{HOSTILE, STANDARD, segment, tensor};
+use support::{HOSTILE, STANDARD, run, segment, tensor};
 
 #[test]
 fn one_segment_serves_many_threads() {
@@ -17,7 +17,7 @@ fn one_segment_serves_many_threads() {
             let echo = &echo;
             scope.spawn(move || {
                 for _ in 0..500 {
-                    let output = echo.run(tensor(&[caller; 64]), &Stop::never()).unwrap();
+                    let output = run(echo, tensor(&[caller; 64]), &Stop::never()).unwrap();
                     assert_eq!(output.bytes(), [caller; 64]);
                 }
             });
@@ -39,7 +39,7 @@ fn calls_leave_nothing_behind() {
     };
     let echo = segment(&engine, &engine.compile(STANDARD).unwrap(), "echo", 64, tight);
     for _ in 0..50_000 {
-        echo.run(tensor(&[1; 64]), &Stop::never()).unwrap();
+        run(&echo, tensor(&[1; 64]), &Stop::never()).unwrap();
     }
 }
 
@@ -52,7 +52,7 @@ fn an_input_that_does_not_fit_is_the_callers_fault() {
         (Tensor::from_f32(&[16], &[0.0; 16]).unwrap(), "f32[16] instead of u8[64]"),
         (Tensor::from_bytes(ElementType::U8, &[8, 8], &[0; 64]).unwrap(), "u8[8,8] instead of u8[64]"),
     ] {
-        let error = echo.run(wrong, &Stop::never()).unwrap_err();
+        let error = run(&echo, wrong, &Stop::never()).unwrap_err();
         assert_eq!(error.fault, Fault::Input(format!("it is {said}")));
     }
 }
@@ -61,22 +61,50 @@ fn an_input_that_does_not_fit_is_the_callers_fault() {
 fn a_graph_that_fails_is_not_the_guests_fault() {
     let engine = Engine::new().unwrap();
     let code = engine.compile(STANDARD).unwrap();
-    let graph = Graph::load(&picks_one_of_two(), GraphFormat::Nnef).unwrap();
+    let graph = Graph::load(&archive(PICKS), GraphFormat::Nnef).unwrap();
     let picks = Segment::new(&engine, "picks", &code, graph, Limits::default()).unwrap();
     let index = |index: i64| Tensor::from_bytes(ElementType::I64, &[1], &index.to_le_bytes()).unwrap();
-    assert_eq!(picks.run(index(1), &Stop::never()).unwrap().as_f32(), Some(&[20.0][..]));
-    let error = picks.run(index(2), &Stop::never()).unwrap_err();
+    assert_eq!(run(&picks, index(1), &Stop::never()).unwrap().as_f32(), Some(&[20.0][..]));
+    let error = run(&picks, index(2), &Stop::never()).unwrap_err();
     assert!(matches!(error.fault, Fault::Graph(_)), "{error}");
-    assert_eq!(picks.run(index(0), &Stop::never()).unwrap().as_f32(), Some(&[10.0][..]));
+    assert_eq!(run(&picks, index(0), &Stop::never()).unwrap().as_f32(), Some(&[10.0][..]));
 }
 
-/// An NNEF archive whose graph looks its input up in a list of two.
-fn picks_one_of_two() -> Vec<u8> {
-    let text = "version 1.0;\n\
-        extension tract_registry tract_core;\n\
-        graph picks(index) -> (picked) {\n\
-        index = tract_core_external(shape = [1], datum_type = \"i64\");\n\
-        picked = tract_core_gather([10.0, 20.0], index, axis = 0);\n}\n";
+#[test]
+fn several_tensors_go_in_and_come_out_in_the_graphs_order() {
+    let engine = Engine::new().unwrap();
+    let graph = Graph::load(&archive(CROSSES), GraphFormat::Nnef).unwrap();
+    let code = engine.compile(STANDARD).unwrap();
+    let crosses = Segment::new(&engine, "crosses", &code, graph, Limits::default()).unwrap();
+    let (a, b) = (Tensor::from_f32(&[1], &[1.0]).unwrap(), Tensor::from_f32(&[2], &[10.0, 20.0]).unwrap());
+    let given = crosses.run(vec![a.clone(), b.clone()], &Stop::never()).unwrap();
+    let values: Vec<_> = given.iter().map(|tensor| tensor.as_f32().unwrap().to_vec()).collect();
+    assert_eq!(values, [vec![9.0, 19.0], vec![2.0]]);
+    for (wrong, said) in [
+        (vec![a.clone()], "1 tensors instead of 2"),
+        (vec![b.clone(), a.clone()], "it is f32[2] instead of f32[1]"),
+        (vec![a.clone(), b, a], "3 tensors instead of 2"),
+    ] {
+        let error = crosses.run(wrong, &Stop::never()).unwrap_err();
+        assert_eq!(error.fault, Fault::Input(said.to_owned()));
+    }
+}
+
+/// Looks its input up in a list of two.
+const PICKS: &str = "graph picks(index) -> (picked) {\n\
+    index = tract_core_external(shape = [1], datum_type = \"i64\");\n\
+    picked = tract_core_gather([10.0, 20.0], index, axis = 0);\n}\n";
+
+/// Takes two tensors and gives two.
+const CROSSES: &str = "graph crosses(a, b) -> (less, more) {\n\
+    a = tract_core_external(shape = [1], datum_type = \"f32\");\n\
+    b = tract_core_external(shape = [2], datum_type = \"f32\");\n\
+    less = b - 1.0;\n\
+    more = a + 1.0;\n}\n";
+
+/// An NNEF archive with this graph.
+fn archive(graph: &str) -> Vec<u8> {
+    let text = format!("version 1.0;\nextension tract_registry tract_core;\n{graph}");
     let mut header = [0; 512];
     let mut put = |at: usize, field: &str| header[at..at + field.len()].copy_from_slice(field.as_bytes());
     put(0, "graph.nnef");

@@ -39,7 +39,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let whole = Imported::from_onnx(&bundle.blob(source)?)?.whole()?;
     let mut context = whole.context()?;
     let name = whole.inputs().first().context("no input")?.name.clone();
-    let fact = deployment.boundary(0);
+    let fact = deployment.input();
     let input = Tensor::from_bytes(fact.element_type, &fact.dims, &vec![100; fact.bytes()])?;
     let stop = Stop::never();
     let (mut whole_us, mut chain_us, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
@@ -78,12 +78,12 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
 fn chain(deployment: &Deployment, input: &Tensor, stop: &Stop) -> Result<()> {
     let segments = &deployment.manifest().segments;
     let mut activations = vec![None; deployment.manifest().boundaries.len()];
-    activations[0] = Some(input.clone());
+    activations[0] = Some(vec![input.clone()]);
     for (index, segment) in segments.iter().enumerate() {
         let used_later = segments[index + 1..].iter().any(|later| later.from == segment.from);
         let activation = if used_later { activations[segment.from].clone() } else { activations[segment.from].take() };
         let activation = activation.context("a segment before the one it depends on")?;
-        activations[segment.to] = Some(deployment.segment(index).run(activation, stop)?);
+        activations[segment.to] = Some(deployment.step(index, activation, stop)?);
     }
     Ok(())
 }

@@ -38,8 +38,8 @@ struct Echo;
 
 impl Service for Echo {
     fn infer(&self, request: InferRequest, reply: Reply<InferReply>) {
-        let InferRequest { id, epoch, activation, .. } = request;
-        reply.send(Ok(InferReply { id, epoch, activation, queue_us: 0, segment_us: Vec::new(), codec_us: 0 }));
+        let InferRequest { id, epoch, activation, beside, .. } = request;
+        reply.send(Ok(InferReply { id, epoch, activation, beside, queue_us: 0, segment_us: Vec::new(), codec_us: 0 }));
     }
 }
 
@@ -97,6 +97,7 @@ fn request(bytes: usize) -> InferRequest {
         to_segment: 1,
         reply_codec: Codec::Raw,
         remaining_budget_us: 1_000_000,
+        beside: Vec::new(),
         activation: Activation {
             codec: Codec::Raw,
             element_type: ElementType::U8,

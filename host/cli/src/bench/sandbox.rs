@@ -36,13 +36,13 @@ pub(crate) fn run(output: &Output) -> Result<()> {
         for round in 0..WARM_UP + ROUNDS {
             let input = tensor.clone();
             let start = Instant::now();
-            let answered = segment.run(input, &stop)?;
+            let answered = segment.run(vec![input], &stop)?;
             let through = start.elapsed();
             let inputs = vec![("input".to_owned(), tensor.clone())];
             let start = Instant::now();
             direct.compute(inputs, &stop)?;
             let alone = start.elapsed();
-            anyhow::ensure!(answered.same_memory(&tensor), "the answer lies elsewhere in memory: it was copied");
+            anyhow::ensure!(answered[0].same_memory(&tensor), "the answer lies elsewhere in memory: it was copied");
             if round >= WARM_UP {
                 through_us.push(through.as_secs_f64() * 1e6);
                 direct_us.push(alone.as_secs_f64() * 1e6);

@@ -201,7 +201,7 @@ fn ensure_time(name: &str, us: f64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use edgent_bundle::{Blob, Boundary, Digest, Evidence, Exit, LayerKind, Tier};
+    use edgent_bundle::{Blob, Digest, Evidence, Exit, LayerKind, Tensor, Tier};
 
     /// A profile of format 1, as it was written; to be read for good.
     const SAMPLE: &str = include_str!("sample-format-1.json");
@@ -213,13 +213,14 @@ mod tests {
     }
 
     fn manifest(segments: Vec<Vec<Layer>>) -> Manifest {
-        let boundary =
-            |index: usize| Boundary { name: index.to_string(), element_type: "f32".into(), dims: vec![1, 10] };
+        let tensor = |index: usize| Tensor { name: index.to_string(), element_type: "f32".into(), dims: vec![1, 10] };
         let count = segments.len();
         let segment = |(index, layers): (usize, Vec<Layer>)| Segment {
             name: format!("s{index}"),
             from: index,
             to: index + 1,
+            takes: vec![index],
+            gives: vec![index + 1],
             layers,
             macs: 0,
             graph_format: "nnef".into(),
@@ -230,7 +231,8 @@ mod tests {
             format: edgent_bundle::FORMAT,
             name: "m".into(),
             classes: (0..10).map(|class| class.to_string()).collect(),
-            boundaries: (0..=count).map(boundary).collect(),
+            tensors: (0..=count).map(tensor).collect(),
+            boundaries: (0..=count).map(|index| vec![index]).collect(),
             segments: segments.into_iter().enumerate().map(segment).collect(),
             exits: vec![Exit {
                 name: "e".into(),

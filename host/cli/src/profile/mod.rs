@@ -125,7 +125,7 @@ impl Chain {
     fn new(bundle: &Bundle, engine: &Engine) -> Result<Self> {
         let deployment = Deployment::prepare(bundle, engine, 1.0)?;
         let load_us = (0..BUNDLE_LOADS).map(|_| load_us(bundle, engine)).collect::<Result<_>>()?;
-        let fact = deployment.boundary(0);
+        let fact = deployment.input();
         // Neither all the same nor in order: like an image.
         let bytes: Vec<u8> = (0..fact.bytes()).map(|i| (i * 7_919 % 251) as u8).collect();
         let input = Tensor::from_bytes(fact.element_type, &fact.dims, &bytes)?;
@@ -138,7 +138,7 @@ impl Chain {
         for round in 0..=BUNDLE_ROUNDS {
             for (index, exit) in self.deployment.manifest().exits.iter().enumerate() {
                 let start = Instant::now();
-                let ran = self.deployment.run(index, 0..exit.path.len(), self.input.clone(), &Stop::never())?;
+                let ran = self.deployment.run(index, 0..exit.path.len(), vec![self.input.clone()], &Stop::never())?;
                 let us = start.elapsed().as_secs_f64() * 1e6;
                 if round > 0 {
                     self.exits_us[index].push(us);

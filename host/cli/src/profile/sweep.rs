@@ -172,7 +172,7 @@ impl Case {
     fn run(&mut self, counts: bool) -> Result<()> {
         let input = self.input.clone();
         let start = Instant::now();
-        let output = self.segment.run(input, &Stop::never())?;
+        let output = self.segment.run(vec![input], &Stop::never())?;
         let us = start.elapsed().as_secs_f64() * 1e6;
         drop(output);
         if counts {

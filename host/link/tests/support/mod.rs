@@ -55,12 +55,13 @@ pub fn request(id: u64, bytes: usize) -> InferRequest {
         reply_codec: Codec::U8,
         remaining_budget_us: 12_345,
         activation: activation(bytes),
+        beside: vec![],
     }
 }
 
 pub fn echo(request: InferRequest) -> InferReply {
-    let InferRequest { id, epoch, activation, remaining_budget_us, .. } = request;
-    InferReply { id, epoch, activation, queue_us: remaining_budget_us, segment_us: vec![7, 8], codec_us: 3 }
+    let InferRequest { id, epoch, activation, beside, remaining_budget_us, .. } = request;
+    InferReply { id, epoch, activation, beside, queue_us: remaining_budget_us, segment_us: vec![7, 8], codec_us: 3 }
 }
 
 /// Answers `infer` with its input.

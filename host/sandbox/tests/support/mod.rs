@@ -1,8 +1,8 @@
 //! Guests, graphs and tensors that the tests share.
 #![allow(dead_code, clippy::unwrap_used)]
 
-use edgent_nn::{ElementType, Fact, Graph, Tensor};
-use edgent_sandbox::{Code, Engine, Limits, Segment};
+use edgent_nn::{ElementType, Fact, Graph, Stop, Tensor};
+use edgent_sandbox::{Code, Engine, Limits, Segment, SegmentError};
 
 pub const STANDARD: &[u8] = include_bytes!("../../../../guest-layers/prebuilt/segment.wasm");
 pub const HOSTILE: &[u8] = include_bytes!("../../../../guest-layers/prebuilt/hostile.wasm");
@@ -19,4 +19,9 @@ pub fn graph(input: &str, bytes: usize) -> Graph {
 
 pub fn tensor(bytes: &[u8]) -> Tensor {
     Tensor::from_bytes(ElementType::U8, &[bytes.len()], bytes).unwrap()
+}
+
+/// Runs a segment that takes one tensor and gives one.
+pub fn run(segment: &Segment, input: Tensor, stop: &Stop) -> Result<Tensor, SegmentError> {
+    segment.run(vec![input], stop).map(|mut outputs| outputs.remove(0))
 }
