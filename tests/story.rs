@@ -409,6 +409,26 @@ fn the_demo_answers_every_request_and_leaves_a_report() {
     assert!(out.join("timeline.svg").exists());
 }
 
+/// A device without the memory for the whole network answers alone by an exit that it can hold; with an edge it
+/// runs what it holds, and the better exits' other segments run there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_holds_what_its_memory_allows() {
+    let model = bundle().to_str().unwrap();
+    let start = ["--role", "device", "--listen", "127.0.0.1:0", "--model", model, "--memory-max-mib"];
+    let output = Command::new(EDGENT_HOST).args(start).arg("0.5").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("0.5 MiB may be used, but the smallest exit takes"), "{said}");
+
+    let edge_host = edge().await;
+    let alone = device(&["--memory-max-mib", "3", "--deadline-ms", "10000"]).await;
+    let address = edge_host.address().to_string();
+    // The input may not leave: what the edge runs, the device has begun.
+    let more = ["--memory-max-mib", "3", "--deadline-ms", "10000", "--edge", &address, "--keep-input"];
+    let with_edge = device(&more).await;
+    ask_until(&with_edge, "answered by both", |answer| answer["exit"] == best_exit() && answer["placement"] == "split");
+    assert!(ask(&alone).iter().all(|answer| answer["exit"] != best_exit() && answer["degraded"].is_null()));
+}
+
 /// A network that branches is cut through several tensors at once, and they cross to the edge together.
 #[tokio::test(flavor = "multi_thread")]
 async fn several_tensors_cross_one_cut() {

@@ -47,6 +47,9 @@ struct Arguments {
     /// Never send the network's raw input to an edge.
     #[arg(long)]
     keep_input: bool,
+    /// How much memory segments may take; those that do not fit are left to the edge (device only).
+    #[arg(long, value_name = "MIB", allow_negative_numbers = true)]
+    memory_max_mib: Option<f64>,
     /// Threads that run segments; 0 for one a processor.
     #[arg(long, default_value_t = 0)]
     workers: usize,
@@ -77,6 +80,12 @@ pub(crate) fn run() -> Result<()> {
     if !(arguments.in_time_share > 0.0 && arguments.in_time_share <= 1.0) {
         return Err(BadInput::error("--in-time-share must be over 0 and at most 1"));
     }
+    if arguments.memory_max_mib.is_some_and(|mib| !(mib > 0.0 && mib.is_finite())) {
+        return Err(BadInput::error("--memory-max-mib must be over 0"));
+    }
+    if arguments.memory_max_mib.is_some() && matches!(arguments.role, HostRole::Edge) {
+        return Err(BadInput::error("--memory-max-mib is for a device: an edge must be able to run every segment"));
+    }
     let role = match arguments.role {
         HostRole::Device => Role::Device,
         HostRole::Edge => Role::Edge,
@@ -96,6 +105,7 @@ pub(crate) fn run() -> Result<()> {
         },
         leave_when_sure: arguments.leave_when_sure,
         emulate_slowdown: arguments.emulate_slowdown,
+        memory_max_bytes: arguments.memory_max_mib.map_or(u64::MAX, |mib| (mib * f64::from(1 << 20)) as u64),
         workers: arguments.workers,
         limits: Limits::default(),
     };

@@ -24,6 +24,7 @@ mod map;
 mod network;
 mod paper;
 mod regression;
+mod resident;
 mod residuals;
 mod strategy;
 mod timing;
@@ -38,6 +39,7 @@ pub use network::{
 };
 pub use paper::algorithm_1;
 pub use regression::{FEATURES_MAX, Quality, Regression, RegressionError, SAMPLES_MAX, Sample};
+pub use resident::{least_bytes, resident};
 pub use residuals::{Margin, Residuals};
 pub use strategy::Strategy;
 pub use timing::Timings;

@@ -40,6 +40,8 @@ pub struct Settings {
     pub leave_when_sure: bool,
     /// A slow device, emulated: each segment takes this many times as long.
     pub emulate_slowdown: f64,
+    /// How much memory a device's segments may take, in bytes; those that do not fit are left to the edge.
+    pub memory_max_bytes: u64,
     /// Threads that run segments; 0 for as many as there are processors.
     pub workers: usize,
     /// Limits of the link.
@@ -60,10 +62,12 @@ impl Host {
             return Err(HostError::Models(settings.role, settings.models.len()));
         }
         let engine = Engine::new()?;
-        let slowdown = settings.emulate_slowdown;
+        let (slowdown, memory_max_bytes) = (settings.emulate_slowdown, settings.memory_max_bytes);
         let models = settings.models.clone();
-        let prepare =
-            move || models.iter().map(|dir| prepare(dir.clone(), &engine, slowdown)).collect::<Result<Vec<_>, _>>();
+        let prepare = move || {
+            let prepared = models.iter().map(|dir| prepare(dir.clone(), &engine, slowdown, memory_max_bytes));
+            prepared.collect::<Result<Vec<_>, _>>()
+        };
         let mut models =
             tokio::task::spawn_blocking(prepare).await.map_err(|e| HostError::Preparing(e.to_string()))??;
         let threads = match settings.workers {
@@ -106,19 +110,25 @@ pub fn build_name() -> String {
     concat!("edgent ", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
-fn prepare(dir: PathBuf, engine: &Engine, slowdown: f64) -> Result<(Deployment, Timings), HostError> {
-    let deployment = Deployment::prepare(&Bundle::open(&dir)?, engine, slowdown)
+fn prepare(
+    dir: PathBuf,
+    engine: &Engine,
+    slowdown: f64,
+    memory_max_bytes: u64,
+) -> Result<(Deployment, Timings), HostError> {
+    let deployment = Deployment::prepare_within(&Bundle::open(&dir)?, engine, slowdown, memory_max_bytes)
         .map_err(|source| HostError::Prepare { dir: dir.clone(), source })?;
     let measured =
         deployment.measure(PROFILE_RUNS).map_err(|source| HostError::Prepare { dir: dir.clone(), source })?;
     let segments = deployment.network().segments();
     let (mut alone, mut timings) = (Timings::new(segments), Timings::new(segments));
     measured.into_iter().for_each(|(segment, us)| alone.record(segment, us));
+    // A segment that is not held never ran: no plan counts on it.
     for (segment, us) in alone.medians_us().into_iter().enumerate() {
         (0..PROFILE_WEIGHT).for_each(|_| timings.record(segment, us));
     }
     let name = &deployment.manifest().name;
-    tracing::info!(model = %name, digest = %deployment.digest().short(), "prepared {} segments", timings.medians_us().len());
+    tracing::info!(model = %name, digest = %deployment.digest().short(), "prepared {} of {segments} segments", deployment.held());
     Ok((deployment, timings))
 }
 
@@ -150,7 +160,7 @@ pub enum HostError {
     Models(Role, usize),
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    #[error("{}: {source}", dir.display())]
+    #[error("{}", dir.display())]
     Prepare { dir: PathBuf, source: PrepareError },
     #[error("preparing the models failed: {0}")]
     Preparing(String),

@@ -14,7 +14,7 @@ mod edge;
 mod host;
 mod workers;
 
-pub use deployment::{Deployment, PrepareError, Ran};
+pub use deployment::{Deployment, PrepareError, Ran, RunError, memory_bytes};
 pub use device::{Device, DeviceSettings, LATE};
 pub use edge::Edge;
 pub use host::{Host, HostError, Settings, build_name};
