@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 pub const FORMAT: u32 = 1;
 
 const NAME_BYTES_MAX: usize = 200;
+const CODEC_NAME_BYTES_MAX: usize = 32;
 const CLASSES_MAX: usize = 100_000;
 const SEGMENTS_MAX: usize = 4_096;
 const EXITS_MAX: usize = 64;
@@ -41,6 +42,21 @@ pub struct Boundary {
     pub element_type: String,
     /// Its dimensions.
     pub dims: Vec<usize>,
+    /// What it takes on the wire in the codecs whose bytes depend on what is in it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub coded: Vec<CodedBytes>,
+}
+
+/// What activations took on the wire in one codec, over the validation samples.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CodedBytes {
+    /// The codec's name.
+    pub codec: String,
+    /// Half of them took no more.
+    pub p50_bytes: u64,
+    /// Nine in ten took no more.
+    pub p90_bytes: u64,
 }
 
 /// The layers between two boundaries, as one component.
@@ -141,7 +157,7 @@ pub struct Exit {
     /// the validation samples that have it; none if there is no such confidence, or it was not looked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sure_at: Option<f64>,
-    /// Its accuracy where the activation crosses a cut in a lossy codec.
+    /// Its accuracy where the activation crosses a cut in a codec other than `raw`.
     pub coded: Vec<CodedAccuracy>,
 }
 
@@ -151,20 +167,10 @@ pub struct Exit {
 pub struct CodedAccuracy {
     /// How many segments of the exit's path lie before the cut.
     pub cut: usize,
-    /// How the activation is coded there.
-    pub codec: Codec,
+    /// The codec's name. One that a host does not know is one that it does not use.
+    pub codec: String,
     /// Share of the validation samples answered rightly.
     pub accuracy: f64,
-}
-
-/// How an activation is written for the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Codec {
-    /// The elements as they are.
-    Raw,
-    /// One byte an element, affine for each channel.
-    U8,
 }
 
 /// What a bundle can be verified with.
@@ -225,6 +231,12 @@ impl Manifest {
                 ));
             }
         }
+        for boundary in &self.boundaries {
+            let sound = |coded: &CodedBytes| is_codec(&coded.codec) && coded.p50_bytes <= coded.p90_bytes;
+            if !boundary.coded.iter().all(sound) {
+                return wrong(format!("boundary '{}' has a codec without a name, or a median over p90", boundary.name));
+            }
+        }
         for segment in &self.segments {
             if segment.from >= self.boundaries.len() || segment.to >= self.boundaries.len() {
                 return wrong(format!("segment '{}' joins boundaries that do not exist", segment.name));
@@ -244,6 +256,9 @@ impl Manifest {
             }
         }
         let known = |accuracy: f64| (0.0..=1.0).contains(&accuracy);
+        if !exit.coded.iter().all(|coded| is_codec(&coded.codec)) {
+            return wrong("a codec's name is empty or no name");
+        }
         if exit.path.is_empty() || exit.path.len() > SEGMENTS_MAX {
             return wrong("its path is empty or endless");
         }
@@ -259,6 +274,12 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// Whether that could be a codec's name.
+fn is_codec(name: &str) -> bool {
+    (1..=CODEC_NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
 /// What is wrong with a manifest.

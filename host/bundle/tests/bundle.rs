@@ -6,8 +6,12 @@ use std::fs;
 use std::path::Path;
 
 fn manifest(draft: &mut Draft) -> Manifest {
-    let boundary =
-        |name: &str, dims: &[usize]| Boundary { name: name.into(), element_type: "f32".into(), dims: dims.into() };
+    let boundary = |name: &str, dims: &[usize]| Boundary {
+        name: name.into(),
+        element_type: "f32".into(),
+        dims: dims.into(),
+        coded: vec![CodedBytes { codec: "u8-lz4".into(), p50_bytes: 2, p90_bytes: 3 }],
+    };
     let segment = |name: &str, from, to, component| Segment {
         name: name.into(),
         from,
@@ -41,7 +45,7 @@ fn manifest(draft: &mut Draft) -> Manifest {
             path: vec![0, 1],
             accuracy: 0.5,
             sure_at: Some(0.9),
-            coded: vec![CodedAccuracy { cut: 1, codec: Codec::U8, accuracy: 0.25 }],
+            coded: vec![CodedAccuracy { cut: 1, codec: "u8".into(), accuracy: 0.25 }],
         }],
         evidence: Evidence::default(),
     }

@@ -5,10 +5,11 @@ use crate::output::{BadInput, Output};
 use crate::samples::{self, Sample};
 use anyhow::{Context, Result};
 use edgent_bundle::{
-    Blob, Boundary, Bundle, Codec, CodedAccuracy, Draft, Evidence, Exit, FORMAT, Layer, LayerKind, Manifest, Segment,
-    Tier, compose, standard_guest,
+    Blob, Boundary, Bundle, CodedAccuracy, CodedBytes, Draft, Evidence, Exit, FORMAT, Layer, LayerKind, Manifest,
+    Segment, Tier, compose, standard_guest,
 };
-use edgent_nn::{Cut, ElementType, Graph, Imported, Tensor};
+use edgent_link::Codec;
+use edgent_nn::{Cut, Graph, Imported, Tensor};
 use edgent_runtime::codec;
 use edgent_runtime::confidence::{self, Said};
 use serde::Serialize;
@@ -113,6 +114,7 @@ fn boundary(boundary: &edgent_nn::Boundary) -> Boundary {
         name: boundary.name.clone(),
         element_type: boundary.fact.element_type.name().to_owned(),
         dims: boundary.fact.dims.clone(),
+        coded: Vec::new(),
     }
 }
 
@@ -188,7 +190,7 @@ fn measure_confidence(cut: &Cut, samples: &[Sample], manifest: &mut Manifest) ->
     let said = each(samples, |part| {
         let mut said = vec![Vec::new(); cut.exits.len()];
         for sample in part {
-            let exact = activations(cut, &graphs, sample)?;
+            let exact = activations(cut, &graphs, 0, sample.image.clone())?;
             let logits =
                 |exit: usize| exact[cut.segments[cut.exits[exit].path[cut.exits[exit].path.len() - 1]].to].as_ref();
             let is_right = |exit: usize| logits(exit).is_some_and(|logits| answer(logits) == sample.label);
@@ -219,66 +221,90 @@ fn each<T: Send>(samples: &[Sample], work: impl Fn(&[Sample]) -> Result<T> + Syn
     })
 }
 
-/// The activation at each boundary.
-fn activations(cut: &Cut, graphs: &[Graph], sample: &Sample) -> Result<Vec<Option<Tensor>>> {
-    let mut exact: Vec<Option<Tensor>> = vec![None; cut.boundaries.len()];
-    exact[0] = Some(sample.image.clone());
+/// The activation at each boundary that follows from the one at `from`; nothing at the others.
+fn activations(cut: &Cut, graphs: &[Graph], from: usize, activation: Tensor) -> Result<Vec<Option<Tensor>>> {
+    let mut behind: Vec<Option<Tensor>> = vec![None; cut.boundaries.len()];
+    behind[from] = Some(activation);
     for (segment, graph) in cut.segments.iter().zip(graphs) {
-        if let Some(input) = exact[segment.from].clone() {
-            exact[segment.to] = Some(one(graph, input)?);
+        if let Some(input) = behind[segment.from].clone() {
+            behind[segment.to] = Some(one(graph, input)?);
         }
     }
-    Ok(exact)
+    Ok(behind)
 }
 
-/// Right answers of each exit, as it is and with the activation at each cut of its path coded as u8.
+/// What one codec did at one boundary, over the validation samples.
 #[derive(Clone)]
-struct Right {
-    raw: Vec<usize>,
-    coded: Vec<Vec<usize>>,
+struct Tried {
+    /// Right answers of each exit with the activation there so coded; those that do not lie behind it have none.
+    right: Vec<usize>,
+    /// On the wire, of each sample.
+    bytes: Vec<u64>,
 }
 
 /// An exit's accuracy with a coded activation is its own accuracy less what coding lost on the very
 /// same samples: the difference between two shares of the same samples varies far less than either.
 fn measure_codecs(cut: &Cut, samples: &[Sample], manifest: &mut Manifest) -> Result<()> {
     let graphs = load(cut)?;
-    let counted = each(samples, |part| count_right(cut, &graphs, part))?;
-    for (index, exit) in manifest.exits.iter_mut().enumerate() {
-        let raw: usize = counted.iter().map(|right| right.raw[index]).sum();
-        for at in 0..exit.path.len() {
-            if cut.boundaries[cut.segments[exit.path[at]].from].fact.element_type == ElementType::F32 {
-                let coded: usize = counted.iter().map(|right| right.coded[index][at]).sum();
-                let lost = (raw as f64 - coded as f64) / samples.len().max(1) as f64;
-                let accuracy = (exit.accuracy - lost).clamp(0.0, 1.0);
-                exit.coded.push(CodedAccuracy { cut: at, codec: Codec::U8, accuracy });
+    let choices: Vec<Vec<Codec>> = cut.boundaries.iter().map(|boundary| codec::choices(&boundary.fact)).collect();
+    let parts = each(samples, |part| try_codecs(cut, &graphs, &choices, part))?;
+    let count = samples.len().max(1) as f64;
+    for (boundary, codecs) in choices.iter().enumerate() {
+        let right =
+            |index: usize, exit: usize| parts.iter().map(|part| part[boundary][index].right[exit]).sum::<usize>();
+        // The first is `raw`, with which the others are compared.
+        for (index, codec) in codecs.iter().enumerate().skip(1) {
+            let name = codec.name().to_owned();
+            let crosses = |segment: &usize| cut.segments[*segment].from == boundary;
+            for (number, exit) in manifest.exits.iter_mut().enumerate() {
+                if let Some(at) = exit.path.iter().position(crosses) {
+                    let lost = (right(0, number) as f64 - right(index, number) as f64) / count;
+                    let accuracy = (exit.accuracy - lost).clamp(0.0, 1.0);
+                    exit.coded.push(CodedAccuracy { cut: at, codec: name.clone(), accuracy });
+                }
+            }
+            let mut bytes: Vec<u64> = parts.iter().flat_map(|part| part[boundary][index].bytes.clone()).collect();
+            if codec::fixed_bytes(&cut.boundaries[boundary].fact, *codec).is_none() && !bytes.is_empty() {
+                bytes.sort_unstable();
+                let quantile = |share: f64| bytes[((bytes.len() - 1) as f64 * share).ceil() as usize];
+                let (p50_bytes, p90_bytes) = (quantile(0.5), quantile(0.9));
+                manifest.boundaries[boundary].coded.push(CodedBytes { codec: name, p50_bytes, p90_bytes });
             }
         }
     }
     Ok(())
 }
 
-fn count_right(cut: &Cut, graphs: &[Graph], samples: &[Sample]) -> Result<Right> {
-    let mut right =
-        Right { raw: vec![0; cut.exits.len()], coded: cut.exits.iter().map(|exit| vec![0; exit.path.len()]).collect() };
+/// Each codec at each boundary that something follows.
+fn try_codecs(cut: &Cut, graphs: &[Graph], choices: &[Vec<Codec>], samples: &[Sample]) -> Result<Vec<Vec<Tried>>> {
+    let none = Tried { right: vec![0; cut.exits.len()], bytes: Vec::new() };
+    let mut tried: Vec<Vec<Tried>> = choices.iter().map(|codecs| vec![none.clone(); codecs.len()]).collect();
+    let ends: Vec<usize> = cut.exits.iter().map(|exit| cut.segments[exit.path[exit.path.len() - 1]].to).collect();
     for sample in samples {
-        let exact = activations(cut, graphs, sample)?;
-        for (index, exit) in cut.exits.iter().enumerate() {
-            let last = cut.segments[exit.path[exit.path.len() - 1]].to;
-            right.raw[index] += usize::from(exact[last].as_ref().is_some_and(|t| answer(t) == sample.label));
-            for at in 0..exit.path.len() {
-                let from = cut.segments[exit.path[at]].from;
-                let Some(activation) = exact[from].as_ref().filter(|t| t.element_type() == ElementType::F32) else {
-                    continue;
-                };
-                let mut activation = codec::round_trip(activation, edgent_link::Codec::U8)?;
-                for segment in &exit.path[at..] {
-                    activation = one(&graphs[*segment], activation)?;
-                }
-                right.coded[index][at] += usize::from(answer(&activation) == sample.label);
+        let exact = activations(cut, graphs, 0, sample.image.clone())?;
+        let is_right = |logits: &Option<Tensor>| logits.as_ref().is_some_and(|logits| answer(logits) == sample.label);
+        for (boundary, tried) in tried.iter_mut().enumerate().filter(|(boundary, _)| !ends.contains(boundary)) {
+            let Some(activation) = &exact[boundary] else { continue };
+            // What is read as before is answered as before: `u8-lz4` as `u8`, and what is lossless as `raw`.
+            let mut answered: Vec<(Tensor, Vec<bool>)> = Vec::new();
+            for (codec, tried) in choices[boundary].iter().zip(tried) {
+                let coded = codec::encode(activation, *codec);
+                tried.bytes.push(codec::wire_bytes(&coded));
+                let read = codec::decode(&coded, &activation.fact())?;
+                let known = answered.iter().position(|(before, _)| before.bytes() == read.bytes());
+                let known = known.map_or_else(
+                    || {
+                        let behind = activations(cut, graphs, boundary, read.clone())?;
+                        answered.push((read, ends.iter().map(|end| is_right(&behind[*end])).collect()));
+                        anyhow::Ok(answered.len() - 1)
+                    },
+                    Ok,
+                )?;
+                tried.right.iter_mut().zip(&answered[known].1).for_each(|(count, right)| *count += usize::from(*right));
             }
         }
     }
-    Ok(right)
+    Ok(tried)
 }
 
 fn one(graph: &Graph, input: Tensor) -> Result<Tensor> {

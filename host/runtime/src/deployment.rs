@@ -1,9 +1,9 @@
 //! A bundle made ready to run.
 
-use crate::codec::u8_bytes;
-use edgent_bundle::{Bundle, BundleError, Codec, ComponentError, Digest, Manifest, split};
+use crate::codec;
+use edgent_bundle::{Bundle, BundleError, ComponentError, Digest, Manifest, split};
 use edgent_nn::{ElementType, Fact, Graph, GraphError, GraphFormat, Stop, Tensor, TensorError};
-use edgent_planner::{Boundary, Exit, Network, NetworkError, Timings};
+use edgent_planner::{Boundary, Codec, Exit, Network, NetworkError, PerCodec, Timings};
 use edgent_sandbox::{Engine, Limits, SandboxError, Segment, SegmentError};
 use rustix::time::{ClockId, clock_gettime};
 use std::ops::Range;
@@ -132,6 +132,16 @@ impl Deployment {
         Duration::from_secs_f64(usual.median_us(segment) / 1e6)
     }
 
+    /// How many times slower than this machine the host is that is emulated; 1 if none is.
+    pub fn slowdown(&self) -> f64 {
+        self.slowdown.max(1.0)
+    }
+
+    /// Passes what so much of this machine's work takes longer on the slow host that is emulated.
+    pub fn pretend_slow(&self, worked_us: f64, stop: &Stop) {
+        pretend(Duration::from_secs_f64(worked_us * (self.slowdown() - 1.0) / 1e6), stop);
+    }
+
     /// The bundle's name.
     pub fn digest(&self) -> Digest {
         self.digest
@@ -189,19 +199,26 @@ fn pretend(time: Duration, stop: &Stop) {
 }
 
 fn network(manifest: &Manifest, facts: &[Fact]) -> Result<Network, NetworkError> {
-    let boundaries =
-        facts.iter().map(|fact| Boundary { raw_bytes: fact.bytes() as u64, u8_bytes: u8_bytes(fact) }).collect();
+    let boundary = |(told, fact): (&edgent_bundle::Boundary, &Fact)| {
+        // As many bytes as nearly every activation takes: a plan is to be kept.
+        let measured = |name| told.coded.iter().find(|coded| coded.codec == name).map(|coded| coded.p90_bytes);
+        let bytes = |codec: Codec| codec::fixed_bytes(fact, codec::to_wire(codec)).or_else(|| measured(codec.name()));
+        let known = Codec::ALL.into_iter().filter_map(|codec| Some((codec, bytes(codec)?)));
+        known.fold(Boundary::new(fact.bytes() as u64), |boundary, (codec, bytes)| boundary.with(codec, bytes))
+    };
+    let boundaries = manifest.boundaries.iter().zip(facts).map(boundary).collect();
     let exits = manifest
         .exits
         .iter()
         .map(|exit| {
             let behind = exit.path.iter().map(|segment| manifest.segments[*segment].to);
             let along: Vec<usize> = std::iter::once(0).chain(behind).collect();
-            let coded = |cut| exit.coded.iter().find(|coded| coded.cut == cut && coded.codec == Codec::U8);
+            let coded = |cut, codec: Codec| exit.coded.iter().find(|c| c.cut == cut && c.codec == codec.name());
+            let at_cut = |cut| PerCodec::from_fn(|codec| coded(cut, codec).map(|coded| coded.accuracy));
             Exit {
                 accuracy: exit.accuracy,
                 path: exit.path.clone(),
-                u8_accuracy: (0..along.len()).map(|cut| coded(cut).map(|coded| coded.accuracy)).collect(),
+                coded_accuracy: (0..along.len()).map(at_cut).collect(),
                 boundaries: along,
             }
         })

@@ -143,12 +143,9 @@ impl Model {
         let before = self.queue_us.load(Ordering::Relaxed);
         self.queue_us.store((before * 7 + queue_us) / 8, Ordering::Relaxed);
         let coding = Instant::now();
-        let input = codec::decode(&request.activation).map_err(|e| fault(FaultKind::BadRequest, e.to_string()))?;
         let expected = self.deployment.at_cut(exit, range.start);
-        if input.fact() != *expected {
-            let message = format!("the activation must be {expected}, not {}", input.fact());
-            return Err(fault(FaultKind::BadRequest, message));
-        }
+        let input =
+            codec::decode(&request.activation, expected).map_err(|e| fault(FaultKind::BadRequest, e.to_string()))?;
         let decode_us = us(coding.elapsed());
         let ran = self.deployment.run(exit, range, input, stop).map_err(|e| {
             let kind = if stop.reached() { FaultKind::TimeUp } else { FaultKind::SegmentFailed };
@@ -201,7 +198,8 @@ impl Service for Edge {
                 model,
                 segments: segments.collect(),
                 queue_us: known.queue_us.load(Ordering::Relaxed) as f64,
-                codec_us_per_mib: codec::us_per_mib(),
+                codec_us_per_mib: codec::u8_us_per_mib(),
+                codecs: codec::times().to_vec(),
             }
         }));
     }

@@ -64,6 +64,8 @@ impl Host {
         let models = settings.models.clone();
         let prepare =
             move || models.iter().map(|dir| prepare(dir.clone(), &engine, slowdown)).collect::<Result<Vec<_>, _>>();
+        // Measured now, while nobody waits.
+        codec::times();
         let mut models =
             tokio::task::spawn_blocking(prepare).await.map_err(|e| HostError::Preparing(e.to_string()))??;
         let threads = match settings.workers {
