@@ -100,6 +100,13 @@ enum ElementType {
 enum Codec {
   raw @0;                 # the elements as they are, little-endian
   u8 @1;                  # one byte an element: value = offset + scale * byte
+  # Those below are sent only to who names them in ModelProfile.codecs, or to who asked for them. A
+  # device knows every codec that it asks for. None makes an activation larger than `raw` (f16), `u8`
+  # (u8Lz4) or `raw` (png, jpeg) would.
+  f16 @2;                 # half-precision floats, little-endian; decoded to f32
+  u8Lz4 @3;               # u8, its bytes as one LZ4 block without a size before it
+  png @4;                 # of a picture: u8, dimensions [1, 3, height, width] or [1, 1, height, width]
+  jpeg @5;                # the same, lossy
 }
 
 enum Direction {
@@ -117,7 +124,7 @@ struct Activation {
   codec @0 :Codec;
   elementType @1 :ElementType;
   dims @2 :List(UInt32);
-  scales @3 :List(Float32);   # raw: none; u8: one, or one for each channel (axis 1)
+  scales @3 :List(Float32);   # u8, u8Lz4: one, or one for each channel (axis 1); the others: none
   offsets @4 :List(Float32);  # as many as scales
   bytes @5 :Data;             # the last of its kind: host/link/src/splice.rs relies on it
 }
@@ -167,7 +174,7 @@ struct Answer {
   exit @3 :UInt16;
   cut @4 :UInt16;
   direction @5 :Direction;
-  codec @6 :Codec;
+  codec @6 :Codec;        # raw or u8; raw if codecName tells another
   placement @7 :Placement;
   latencyUs @8 :UInt64;
   deadlineUs @9 :UInt64;
@@ -177,6 +184,7 @@ struct Answer {
   rateBps @13 :UInt64;    # the device's estimate of the link
   predictedUs @14 :UInt64;  # what the plan was predicted to take; 0: unknown, or not as planned
   inTime @15 :Float32;    # how likely the plan was to be in time, from 0 to 1
+  codecName @16 :Text;    # null: as `codec` says. A name, for who asks may not know the enumerant
 }
 
 struct Description {
@@ -202,7 +210,14 @@ struct ModelProfile {
   model @0 :Data;
   segments @1 :List(SegmentTime);
   queueUs @2 :Float64;
-  codecUsPerMib @3 :Float64;
+  codecUsPerMib @3 :Float64;  # of u8, a mebibyte on the wire: half of what coding and decoding take
+  codecs @4 :List(CodecTime); # those that the host takes; null: raw and u8
+}
+
+struct CodecTime {
+  name @0 :Text;          # as the enumerants are called, with hyphens: a device ignores those it does not know
+  encodeUsPerMib @1 :Float64; # for each mebibyte that the activation has as it is, however little it becomes
+  decodeUsPerMib @2 :Float64;
 }
 
 struct SegmentTime {

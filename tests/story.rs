@@ -442,7 +442,7 @@ async fn several_tensors_cross_one_cut() {
     let deployment = Deployment::prepare(&bundle, &Engine::new().unwrap(), 1.0).unwrap();
     let exit = 1;
     let along: Vec<usize> = deployment.network().exits()[exit].boundaries.clone();
-    let cut = along.iter().position(|boundary| bundle.manifest().boundaries[*boundary].len() == 3).unwrap();
+    let cut = along.iter().position(|boundary| bundle.manifest().boundaries[*boundary].tensors.len() == 3).unwrap();
     let input = synthetic::noise(deployment.input(), 5).unwrap();
     let whole = deployment.run(exit, 0..along.len() - 1, vec![input.clone()], &Stop::never()).unwrap().output;
     let crossing = deployment.run(exit, 0..cut, vec![input], &Stop::never()).unwrap().output;

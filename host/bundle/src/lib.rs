@@ -21,7 +21,7 @@ mod store;
 pub use component::{ComponentError, GRAPH_SECTION, compose, split, standard_guest};
 pub use digest::{Digest, DigestError};
 pub use manifest::{
-    Blob, Codec, CodedAccuracy, Evidence, Exit, FORMAT, Layer, LayerKind, Manifest, ManifestError, Segment, Tensor,
-    Tier,
+    Blob, Boundary, CodedAccuracy, CodedBytes, Evidence, Exit, FORMAT, Layer, LayerKind, Manifest, ManifestError,
+    Segment, Tensor, Tier,
 };
 pub use store::{BLOB_BYTES_MAX, Bundle, BundleError, Draft, MANIFEST_BYTES_MAX};

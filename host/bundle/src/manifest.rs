@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 pub const FORMAT: u32 = 1;
 
 const NAME_BYTES_MAX: usize = 200;
+const CODEC_NAME_BYTES_MAX: usize = 32;
 const CLASSES_MAX: usize = 100_000;
 const SEGMENTS_MAX: usize = 4_096;
 const EXITS_MAX: usize = 64;
@@ -26,8 +27,8 @@ pub struct Manifest {
     pub classes: Vec<String>,
     /// What crosses somewhere; the first is the network's input.
     pub tensors: Vec<Tensor>,
-    /// The places where the network can be cut: which of `tensors` cross each. The first is the input alone.
-    pub boundaries: Vec<Vec<usize>>,
+    /// The places where the network can be cut. The first is crossed by the input alone.
+    pub boundaries: Vec<Boundary>,
     /// Each comes after those it depends on.
     pub segments: Vec<Segment>,
     /// In the network's order.
@@ -46,6 +47,29 @@ pub struct Tensor {
     pub element_type: String,
     /// Its dimensions.
     pub dims: Vec<usize>,
+}
+
+/// A place where the network can be cut.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Boundary {
+    /// Which tensors cross it.
+    pub tensors: Vec<usize>,
+    /// What they take on the wire in the codecs whose bytes depend on what is in it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub coded: Vec<CodedBytes>,
+}
+
+/// What activations took on the wire in one codec, over the validation samples.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CodedBytes {
+    /// The codec's name.
+    pub codec: String,
+    /// Half of them took no more.
+    pub p50_bytes: u64,
+    /// Nine in ten took no more.
+    pub p90_bytes: u64,
 }
 
 /// The layers between two boundaries, as one component.
@@ -150,7 +174,7 @@ pub struct Exit {
     /// the validation samples that have it; none if there is no such confidence, or it was not looked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sure_at: Option<f64>,
-    /// Its accuracy where the activation crosses a cut in a lossy codec.
+    /// Its accuracy where the activation crosses a cut in a codec other than `raw`.
     pub coded: Vec<CodedAccuracy>,
 }
 
@@ -160,20 +184,10 @@ pub struct Exit {
 pub struct CodedAccuracy {
     /// How many segments of the exit's path lie before the cut.
     pub cut: usize,
-    /// How the activation is coded there.
-    pub codec: Codec,
+    /// The codec's name. One that a host does not know is one that it does not use.
+    pub codec: String,
     /// Share of the validation samples answered rightly.
     pub accuracy: f64,
-}
-
-/// How an activation is written for the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Codec {
-    /// The elements as they are.
-    Raw,
-    /// One byte an element, affine for each channel.
-    U8,
 }
 
 /// What a bundle can be verified with.
@@ -235,7 +249,8 @@ impl Manifest {
                 ));
             }
         }
-        for (index, crossing) in self.boundaries.iter().enumerate() {
+        for (index, boundary) in self.boundaries.iter().enumerate() {
+            let crossing = &boundary.tensors;
             let distinct = crossing.iter().collect::<BTreeSet<_>>().len() == crossing.len();
             let fits = !crossing.is_empty() && crossing.len() <= TENSORS_CROSSING_MAX;
             if !distinct || !fits || crossing.iter().any(|tensor| *tensor >= self.tensors.len()) {
@@ -243,8 +258,12 @@ impl Manifest {
                     "boundary {index} must be crossed by 1 to {TENSORS_CROSSING_MAX} different tensors that exist"
                 ));
             }
+            let sound = |coded: &CodedBytes| is_codec(&coded.codec) && coded.p50_bytes <= coded.p90_bytes;
+            if !boundary.coded.iter().all(sound) {
+                return wrong(format!("boundary {index} has a codec without a name, or a median over p90"));
+            }
         }
-        if self.boundaries[0] != [0] {
+        if self.boundaries[0].tensors != [0] {
             return wrong("the first boundary is not crossed by the input alone".to_owned());
         }
         self.segments.iter().try_for_each(|segment| self.check_segment(segment))?;
@@ -256,6 +275,7 @@ impl Manifest {
         let (Some(from), Some(to)) = (self.boundaries.get(segment.from), self.boundaries.get(segment.to)) else {
             return wrong("joins boundaries that do not exist");
         };
+        let (from, to) = (&from.tensors, &to.tensors);
         let distinct = |tensors: &[usize]| tensors.iter().collect::<BTreeSet<_>>().len() == tensors.len();
         let takes_fit = !segment.takes.is_empty() && segment.takes.iter().all(|tensor| from.contains(tensor));
         if !takes_fit || !distinct(&segment.takes) {
@@ -282,10 +302,13 @@ impl Manifest {
             }
         }
         let known = |accuracy: f64| (0.0..=1.0).contains(&accuracy);
+        if !exit.coded.iter().all(|coded| is_codec(&coded.codec)) {
+            return wrong("a codec's name is empty or no name");
+        }
         if exit.path.is_empty() || exit.path.len() > SEGMENTS_MAX {
             return wrong("its path is empty or endless");
         }
-        let [output] = self.boundaries[at].as_slice() else { return wrong("its output is not one tensor") };
+        let [output] = self.boundaries[at].tensors.as_slice() else { return wrong("its output is not one tensor") };
         // Dimensions are as hostile as the rest.
         let elements = self.tensors[*output].dims.iter().try_fold(1_usize, |all, dim| all.checked_mul(*dim));
         if elements != Some(self.classes.len()) {
@@ -300,6 +323,12 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// Whether that could be a codec's name.
+fn is_codec(name: &str) -> bool {
+    (1..=CODEC_NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
 /// What is wrong with a manifest.

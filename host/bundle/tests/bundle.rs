@@ -8,6 +8,10 @@ use std::path::Path;
 fn manifest(draft: &mut Draft) -> Manifest {
     let tensor =
         |name: &str, dims: &[usize]| Tensor { name: name.into(), element_type: "f32".into(), dims: dims.into() };
+    let boundary = |tensors: &[usize]| Boundary {
+        tensors: tensors.into(),
+        coded: vec![CodedBytes { codec: "u8-lz4".into(), p50_bytes: 2, p90_bytes: 3 }],
+    };
     let segment = |name: &str, from, to, takes: &[usize], gives: &[usize], component| Segment {
         name: name.into(),
         from,
@@ -41,7 +45,7 @@ fn manifest(draft: &mut Draft) -> Manifest {
             tensor("out", &[1, 2]),
         ],
         // The second segment lets a tensor pass it by.
-        boundaries: vec![vec![0], vec![1, 2], vec![3, 2], vec![4]],
+        boundaries: vec![boundary(&[0]), boundary(&[1, 2]), boundary(&[3, 2]), boundary(&[4])],
         segments: vec![
             segment("a", 0, 1, &[0], &[1, 2], draft.add(b"component a".to_vec())),
             segment("b", 1, 2, &[1], &[3], draft.add(b"component b".to_vec())),
@@ -52,7 +56,7 @@ fn manifest(draft: &mut Draft) -> Manifest {
             path: vec![0, 1, 2],
             accuracy: 0.5,
             sure_at: Some(0.9),
-            coded: vec![CodedAccuracy { cut: 1, codec: Codec::U8, accuracy: 0.25 }],
+            coded: vec![CodedAccuracy { cut: 1, codec: "u8".into(), accuracy: 0.25 }],
         }],
         evidence: Evidence::default(),
     }
@@ -110,11 +114,11 @@ fn a_manifest_that_does_not_hang_together_is_refused() {
         ("0 segments", |m| m.segments.clear()),
         ("boundaries that do not exist", |m| m.segments[0].to = 4),
         ("segment that does not exist", |m| m.exits[0].path = vec![0, 3]),
-        ("crossed by 1 to 64 different tensors", |m| m.boundaries[1].clear()),
-        ("crossed by 1 to 64 different tensors", |m| m.boundaries[1] = vec![1, 1]),
-        ("crossed by 1 to 64 different tensors", |m| m.boundaries[1] = vec![1, 5]),
-        ("crossed by 1 to 64 different tensors", |m| m.boundaries[1] = vec![2; 65]),
-        ("by the input alone", |m| m.boundaries[0] = vec![1]),
+        ("crossed by 1 to 64 different tensors", |m| m.boundaries[1].tensors.clear()),
+        ("crossed by 1 to 64 different tensors", |m| m.boundaries[1].tensors = vec![1, 1]),
+        ("crossed by 1 to 64 different tensors", |m| m.boundaries[1].tensors = vec![1, 5]),
+        ("crossed by 1 to 64 different tensors", |m| m.boundaries[1].tensors = vec![2; 65]),
+        ("by the input alone", |m| m.boundaries[0].tensors = vec![1]),
         ("takes nothing", |m| m.segments[1].takes.clear()),
         ("takes nothing, something twice", |m| m.segments[2].takes = vec![2, 2]),
         ("what does not cross the boundary it starts from", |m| m.segments[1].takes = vec![0]),

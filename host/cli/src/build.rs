@@ -5,13 +5,15 @@ use crate::output::{BadInput, Output};
 use crate::samples::{self, Sample};
 use anyhow::{Context, Result};
 use edgent_bundle::{
-    Blob, Bundle, Codec, CodedAccuracy, Draft, Evidence, Exit, FORMAT, Layer, LayerKind, Manifest, Segment,
-    Tensor as Described, Tier, compose, standard_guest,
+    Blob, Boundary, Bundle, CodedAccuracy, CodedBytes, Draft, Evidence, Exit, FORMAT, Layer, LayerKind, Manifest,
+    Segment, Tensor as Described, Tier, compose, standard_guest,
 };
-use edgent_nn::{Cut, ElementType, Graph, Imported, Port, SegmentGraph, Tensor};
+use edgent_link::Codec;
+use edgent_nn::{Cut, Fact, Graph, Imported, Port, SegmentGraph, Tensor};
 use edgent_runtime::codec;
 use edgent_runtime::confidence::{self, Said};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -79,7 +81,7 @@ pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Out
         name: described.name.clone(),
         classes: described.classes.clone(),
         tensors: cut.tensors.iter().map(tensor).collect(),
-        boundaries: cut.boundaries.clone(),
+        boundaries: cut.boundaries.iter().map(boundary).collect(),
         segments: segments(&cut, &mut draft)?,
         exits: exits(&cut, &described)?,
         evidence: Evidence { source: Some(draft.add(source)), ..Evidence::default() },
@@ -111,6 +113,10 @@ pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Out
 
 fn tensor(Port { name, fact }: &Port) -> Described {
     Described { name: name.clone(), element_type: fact.element_type.name().to_owned(), dims: fact.dims.clone() }
+}
+
+fn boundary(tensors: &Vec<usize>) -> Boundary {
+    Boundary { tensors: tensors.clone(), coded: Vec::new() }
 }
 
 fn segments(cut: &Cut, draft: &mut Draft) -> Result<Vec<Segment>> {
@@ -193,8 +199,8 @@ fn measure_confidence(cut: &Cut, samples: &[Sample], manifest: &mut Manifest) ->
     let said = each(samples, |part| {
         let mut said = vec![Vec::new(); cut.exits.len()];
         for sample in part {
-            let exact = activations(cut, &graphs, sample)?;
-            let logits = |exit: usize| exact[cut.output(exit)].as_ref();
+            let exact = activations(cut, &graphs, 0, vec![sample.image.clone()])?;
+            let logits = |exit: usize| exact[cut.end(exit)].as_ref().and_then(|given| given.first());
             let is_right = |exit: usize| logits(exit).is_some_and(|logits| answer(logits) == sample.label);
             for (exit, said) in said.iter_mut().enumerate() {
                 let confidence = logits(exit).and_then(Tensor::as_f32).map_or(0.0, confidence::confidence);
@@ -223,79 +229,101 @@ fn each<T: Send>(samples: &[Sample], work: impl Fn(&[Sample]) -> Result<T> + Syn
     })
 }
 
-/// Each tensor that crosses somewhere, for a sample.
-fn activations(cut: &Cut, graphs: &[Graph], sample: &Sample) -> Result<Vec<Option<Tensor>>> {
-    let mut exact: Vec<Option<Tensor>> = vec![None; cut.tensors.len()];
-    exact[0] = Some(sample.image.clone());
-    (0..cut.segments.len()).try_for_each(|segment| run_segment(cut, graphs, segment, &mut exact))?;
-    Ok(exact)
-}
-
-/// Runs a segment on the tensors it takes and puts those that it gives beside them.
-fn run_segment(cut: &Cut, graphs: &[Graph], segment: usize, tensors: &mut [Option<Tensor>]) -> Result<()> {
-    let SegmentGraph { takes, gives, .. } = &cut.segments[segment];
-    let taken = takes.iter().map(|tensor| tensors[*tensor].clone()).collect::<Option<_>>();
-    let given = graphs[segment].run_once(taken.context("a segment before the one it depends on")?)?;
-    for (tensor, given) in gives.iter().zip(given) {
-        tensors[*tensor] = Some(given);
+/// What crosses each boundary that follows from what crosses the one at `from`; nothing at the others.
+fn activations(cut: &Cut, graphs: &[Graph], from: usize, crossing: Vec<Tensor>) -> Result<Vec<Option<Vec<Tensor>>>> {
+    let mut behind: Vec<Option<Vec<Tensor>>> = vec![None; cut.boundaries.len()];
+    behind[from] = Some(crossing);
+    for (segment, graph) in cut.segments.iter().zip(graphs) {
+        let Some(before) = &behind[segment.from] else { continue };
+        let mut here: BTreeMap<usize, Tensor> =
+            cut.boundaries[segment.from].iter().copied().zip(before.iter().cloned()).collect();
+        let taken = segment.takes.iter().filter_map(|tensor| here.get(tensor).cloned()).collect();
+        here.extend(segment.gives.iter().copied().zip(graph.run_once(taken)?));
+        let next = cut.boundaries[segment.to].iter().map(|tensor| here.get(tensor).cloned()).collect::<Option<_>>();
+        behind[segment.to] = Some(next.context("a segment that does not give what it should")?);
     }
-    Ok(())
+    Ok(behind)
 }
 
-/// Right answers of each exit, as it is and with the activation at each cut of its path coded as u8.
+/// What one codec did at one boundary, over the validation samples.
 #[derive(Clone)]
-struct Right {
-    raw: Vec<usize>,
-    coded: Vec<Vec<usize>>,
+struct Tried {
+    /// Right answers of each exit with the activation there so coded; those that do not lie behind it have none.
+    right: Vec<usize>,
+    /// On the wire, of each sample.
+    bytes: Vec<u64>,
 }
 
 /// An exit's accuracy with a coded activation is its own accuracy less what coding lost on the very
 /// same samples: the difference between two shares of the same samples varies far less than either.
 fn measure_codecs(cut: &Cut, samples: &[Sample], manifest: &mut Manifest) -> Result<()> {
     let graphs = load(cut)?;
-    let counted = each(samples, |part| count_right(cut, &graphs, part))?;
-    for (index, exit) in manifest.exits.iter_mut().enumerate() {
-        let raw: usize = counted.iter().map(|right| right.raw[index]).sum();
-        for at in 0..exit.path.len() {
-            if can_be_coded(cut, exit.path[at]) {
-                let coded: usize = counted.iter().map(|right| right.coded[index][at]).sum();
-                let lost = (raw as f64 - coded as f64) / samples.len().max(1) as f64;
-                let accuracy = (exit.accuracy - lost).clamp(0.0, 1.0);
-                exit.coded.push(CodedAccuracy { cut: at, codec: Codec::U8, accuracy });
+    let facts = |boundary: &Vec<usize>| boundary.iter().map(|at| &cut.tensors[*at].fact).collect::<Vec<_>>();
+    let facts: Vec<Vec<&Fact>> = cut.boundaries.iter().map(facts).collect();
+    let choices: Vec<Vec<Codec>> = facts.iter().map(|facts| codec::choices(facts)).collect();
+    let parts = each(samples, |part| try_codecs(cut, &graphs, &choices, part))?;
+    let count = samples.len().max(1) as f64;
+    for (boundary, codecs) in choices.iter().enumerate() {
+        let right =
+            |index: usize, exit: usize| parts.iter().map(|part| part[boundary][index].right[exit]).sum::<usize>();
+        // The first is `raw`, with which the others are compared.
+        for (index, codec) in codecs.iter().enumerate().skip(1) {
+            let name = codec.name().to_owned();
+            let crosses = |segment: &usize| cut.segments[*segment].from == boundary;
+            for (number, exit) in manifest.exits.iter_mut().enumerate() {
+                if let Some(at) = exit.path.iter().position(crosses) {
+                    let lost = (right(0, number) as f64 - right(index, number) as f64) / count;
+                    let accuracy = (exit.accuracy - lost).clamp(0.0, 1.0);
+                    exit.coded.push(CodedAccuracy { cut: at, codec: name.clone(), accuracy });
+                }
+            }
+            let mut bytes: Vec<u64> = parts.iter().flat_map(|part| part[boundary][index].bytes.clone()).collect();
+            if codec::fixed_bytes(&facts[boundary], *codec).is_none() && !bytes.is_empty() {
+                bytes.sort_unstable();
+                let quantile = |share: f64| bytes[((bytes.len() - 1) as f64 * share).ceil() as usize];
+                let (p50_bytes, p90_bytes) = (quantile(0.5), quantile(0.9));
+                manifest.boundaries[boundary].coded.push(CodedBytes { codec: name, p50_bytes, p90_bytes });
             }
         }
     }
     Ok(())
 }
 
-fn count_right(cut: &Cut, graphs: &[Graph], samples: &[Sample]) -> Result<Right> {
-    let mut right =
-        Right { raw: vec![0; cut.exits.len()], coded: cut.exits.iter().map(|exit| vec![0; exit.path.len()]).collect() };
+/// Each codec at each boundary that something follows.
+fn try_codecs(cut: &Cut, graphs: &[Graph], choices: &[Vec<Codec>], samples: &[Sample]) -> Result<Vec<Vec<Tried>>> {
+    let none = Tried { right: vec![0; cut.exits.len()], bytes: Vec::new() };
+    let mut tried: Vec<Vec<Tried>> = choices.iter().map(|codecs| vec![none.clone(); codecs.len()]).collect();
+    let ends: Vec<usize> = (0..cut.exits.len()).map(|exit| cut.end(exit)).collect();
     for sample in samples {
-        let exact = activations(cut, graphs, sample)?;
-        for (index, exit) in cut.exits.iter().enumerate() {
-            let is_right = |tensors: &[Option<Tensor>]| {
-                usize::from(tensors[cut.output(index)].as_ref().is_some_and(|t| answer(t) == sample.label))
-            };
-            right.raw[index] += is_right(&exact);
-            for at in (0..exit.path.len()).filter(|at| can_be_coded(cut, exit.path[*at])) {
-                let mut coded = vec![None; cut.tensors.len()];
-                for tensor in &cut.boundaries[cut.segments[exit.path[at]].from] {
-                    let crossing = exact[*tensor].as_ref().context("a tensor that was not made")?;
-                    coded[*tensor] = Some(codec::round_trip(crossing, edgent_link::Codec::U8)?);
-                }
-                exit.path[at..].iter().try_for_each(|segment| run_segment(cut, graphs, *segment, &mut coded))?;
-                right.coded[index][at] += is_right(&coded);
+        let exact = activations(cut, graphs, 0, vec![sample.image.clone()])?;
+        let is_right = |given: &Option<Vec<Tensor>>| {
+            given.as_ref().and_then(|given| given.first()).is_some_and(|logits| answer(logits) == sample.label)
+        };
+        for (boundary, tried) in tried.iter_mut().enumerate().filter(|(boundary, _)| !ends.contains(boundary)) {
+            let Some(crossing) = &exact[boundary] else { continue };
+            let facts: Vec<Fact> = crossing.iter().map(Tensor::fact).collect();
+            let facts: Vec<&Fact> = facts.iter().collect();
+            // What is read as before is answered as before: `u8-lz4` as `u8`, and what is lossless as `raw`.
+            let mut answered: Vec<(Vec<Tensor>, Vec<bool>)> = Vec::new();
+            for (codec, tried) in choices[boundary].iter().zip(tried) {
+                let (first, beside) = codec::encode_all(crossing, *codec).context("a boundary that nothing crosses")?;
+                tried.bytes.push(codec::wire_bytes(&first, &beside));
+                let read = codec::decode_all(&first, &beside, &facts)?;
+                let same = |before: &[Tensor]| before.iter().zip(&read).all(|(a, b)| a.bytes() == b.bytes());
+                let known = answered.iter().position(|(before, _)| same(before));
+                let known = known.map_or_else(
+                    || {
+                        let behind = activations(cut, graphs, boundary, read.clone())?;
+                        answered.push((read.clone(), ends.iter().map(|end| is_right(&behind[*end])).collect()));
+                        anyhow::Ok(answered.len() - 1)
+                    },
+                    Ok,
+                )?;
+                tried.right.iter_mut().zip(&answered[known].1).for_each(|(count, right)| *count += usize::from(*right));
             }
         }
     }
-    Ok(right)
-}
-
-/// Whether anything that crosses before a segment can be coded as u8; what cannot goes as it is.
-fn can_be_coded(cut: &Cut, segment: usize) -> bool {
-    let crossing = &cut.boundaries[cut.segments[segment].from];
-    crossing.iter().any(|tensor| cut.tensors[*tensor].fact.element_type == ElementType::F32)
+    Ok(tried)
 }
 
 /// The class of the greatest logit.

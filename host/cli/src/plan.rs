@@ -8,8 +8,8 @@ use crate::profile::ProfileFile;
 use anyhow::Result;
 use edgent_bundle::{Bundle, Manifest};
 use edgent_planner::{
-    Candidate, Codec, Constraints, Direction, Explained, Link, Margin, Network, Placement, Plan, Profile, Strategy,
-    Timings, Verdict, explain,
+    Candidate, Constraints, Direction, Explained, Link, Margin, Network, Placement, Plan, Profile, Strategy, Timings,
+    Verdict, explain,
 };
 use edgent_runtime::{Deployment, codec};
 use edgent_sandbox::Engine;
@@ -134,8 +134,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     output.result(&report)
 }
 
-/// What a bundle costs on this machine: as the edge, and as a device so many times slower (emulated; its
-/// coding is not slowed down).
+/// What a bundle costs on this machine: as the edge, and as a device so many times slower (emulated).
 pub(crate) fn measured(bundle: &Bundle, slowdown: f64) -> Result<(Deployment, Profile)> {
     profiled(bundle, slowdown, (None, None))
 }
@@ -150,8 +149,10 @@ fn profiled(
     let engine = Engine::new()?;
     let deployment = Deployment::prepare(bundle, &engine, 1.0)?;
     let told = |file: &ProfileFile| file.segments_us(bundle.manifest(), &bundle.digest().to_string());
-    let coding =
-        |file: &Option<ProfileFile>| file.as_ref().map_or_else(codec::us_per_mib, |file| file.codec_us_per_mib);
+    let coding = |file: &Option<ProfileFile>, slowdown: f64| match file {
+        Some(file) => file.codecs(),
+        None => codec::slowed(codec::times(), slowdown),
+    };
     let (device, edge) = files;
     let profile = Profile {
         device_us: match &device {
@@ -163,7 +164,7 @@ fn profiled(
             None => medians_us(&deployment)?,
         },
         edge_queue_us: 0.0,
-        codec_us_per_byte: (coding(&device) + coding(&edge)) / f64::from(1 << 20),
+        coding: codec::coding(&coding(&device, slowdown), &coding(&edge, 1.0)),
     };
     Ok((deployment, profile))
 }
@@ -194,10 +195,7 @@ fn row(
             Direction::EdgeFirst => ask::direction(edgent_link::Direction::EdgeFirst),
         },
         placement: placement(&plan, network),
-        codec: match plan.codec {
-            Codec::Raw => "raw",
-            Codec::U8 => "u8",
-        },
+        codec: plan.codec.name(),
         accuracy,
         device_us: cost.device_us,
         edge_us: cost.edge_us,
@@ -239,10 +237,10 @@ fn print(report: &Report, arguments: &Arguments, output: &Output) {
     if report.candidates.is_empty() {
         return;
     }
-    output.line("\nexit     cut  where        order         wire  accuracy  device ms  edge ms  link ms  total ms  slack ms  verdict");
+    output.line("\nexit     cut  where        order         wire    accuracy  device ms  edge ms  link ms  total ms  slack ms  verdict");
     for row in &report.candidates {
         output.line(format_args!(
-            "{:<8} {:>3}  {:<12} {:<13} {:<4}  {:>8.3}  {:>9.1}  {:>7.2}  {:>7.1}  {:>8.1}  {:>8.1}  {}",
+            "{:<8} {:>3}  {:<12} {:<13} {:<6}  {:>8.3}  {:>9.1}  {:>7.2}  {:>7.1}  {:>8.1}  {:>8.1}  {}",
             row.exit,
             row.cut,
             row.placement,

@@ -1,8 +1,8 @@
 //! `edgent verify`: whether a bundle does what the network it was cut from does.
 
 use crate::build::answer;
-use crate::output::{BadInput, Output};
-use crate::samples::{self, Golden};
+use crate::output::{BadInput, Output, quantile};
+use crate::samples::{self, Golden, Sample};
 use anyhow::{Context, Result, bail};
 use edgent_bundle::{Blob, Bundle};
 use edgent_link::Codec;
@@ -18,6 +18,9 @@ const TOLERANCE: f32 = 1e-4;
 /// Inputs for a bundle without golden ones.
 const MADE_UP_INPUTS: u64 = 3;
 
+/// A codec may cost so much more accuracy on the test samples than on the few on which it was measured.
+const CODED_TOLERANCE: f64 = 0.02;
+
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The bundle's folder.
@@ -32,6 +35,20 @@ struct Report {
     max_abs_diff: f32,
     samples: usize,
     accuracy_per_exit: Vec<f64>,
+    /// Activations that crossed in a codec that must not change them, and did not.
+    lossless_checked: usize,
+    lossless_exact: usize,
+    /// What each codec costs the best exit where the input crosses, as the manifest says and as found here.
+    input_codecs: Vec<InputCodec>,
+}
+
+#[derive(Serialize)]
+struct InputCodec {
+    codec: String,
+    lost_manifest: f64,
+    lost_here: f64,
+    p90_bytes_manifest: Option<u64>,
+    p90_bytes_here: u64,
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
@@ -56,6 +73,9 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         max_abs_diff: 0.0,
         samples: 0,
         accuracy_per_exit: Vec::new(),
+        lossless_checked: 0,
+        lossless_exact: 0,
+        input_codecs: Vec::new(),
     };
     for (index, input) in golden.inputs.iter().enumerate() {
         let expected = whole.run_once(vec![input.clone()])?;
@@ -64,6 +84,14 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
             let end = bundle.manifest().exits[exit].path.len();
             for cut in 0..=end {
                 let before = deployment.run(exit, 0..cut, vec![input.clone()], &Stop::never())?.output;
+                for tensor in &before {
+                    let codecs = codec::choices(&[&tensor.fact()]);
+                    for codec in codecs.into_iter().filter(|codec| codec::is_lossless(*codec)) {
+                        report.lossless_checked += 1;
+                        let same = codec::round_trip(tensor, codec)?.bytes() == tensor.bytes();
+                        report.lossless_exact += usize::from(same);
+                    }
+                }
                 let crossed = before.iter().map(|tensor| codec::round_trip(tensor, Codec::Raw));
                 let crossed = crossed.collect::<Result<_, _>>()?;
                 let split = deployment.run(exit, cut..end, crossed, &Stop::never())?.output;
@@ -95,6 +123,10 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         report.accuracy_per_exit.push(right as f64 / samples.len().max(1) as f64);
     }
 
+    if !samples.is_empty() {
+        report.input_codecs = input_codecs(&deployment, &samples)?;
+    }
+
     output.line(format_args!(
         "cuts      {} of {} bit-exact against the undivided network, each through the sandbox",
         report.cuts_bit_exact, report.cuts_checked
@@ -110,10 +142,35 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     if report.samples == 0 {
         output.line("samples   none in the bundle: nobody knows how often it is right");
     }
+    output.line(format_args!(
+        "lossless  {} of {} activations the same behind raw and png",
+        report.lossless_exact, report.lossless_checked
+    ));
     for (name, accuracy) in exits.iter().zip(&report.accuracy_per_exit) {
         output.line(format_args!("{name:<9} {accuracy:.3} of {} labelled samples answered rightly", report.samples));
     }
+    for row in &report.input_codecs {
+        output.line(format_args!(
+            "input as {:<5} costs the best exit {:.2} points of accuracy ({:.2} in the manifest), p90 {} bytes ({})",
+            row.codec,
+            row.lost_here * 100.0,
+            row.lost_manifest * 100.0,
+            row.p90_bytes_here,
+            row.p90_bytes_manifest.map_or_else(|| "always".to_owned(), |bytes| format!("{bytes} in the manifest"))
+        ));
+    }
     output.result(&report)?;
+    if report.lossless_exact != report.lossless_checked {
+        bail!("{} activations changed in a lossless codec", report.lossless_checked - report.lossless_exact);
+    }
+    if let Some(row) = report.input_codecs.iter().find(|row| row.lost_here > row.lost_manifest + CODED_TOLERANCE) {
+        bail!(
+            "the input as {} costs {:.4} of accuracy, {:.4} by the manifest",
+            row.codec,
+            row.lost_here,
+            row.lost_manifest
+        );
+    }
     if report.cuts_bit_exact != report.cuts_checked {
         bail!("{} cuts change the answer", report.cuts_checked - report.cuts_bit_exact);
     }
@@ -133,6 +190,41 @@ fn made_up(fact: &Fact) -> Result<Vec<Tensor>> {
         }
     };
     Ok((1..=MADE_UP_INPUTS).map(input).collect::<Result<_, _>>()?)
+}
+
+/// The codecs in which the input may cross, on the test samples and the best exit.
+fn input_codecs(deployment: &Deployment, samples: &[Sample]) -> Result<Vec<InputCodec>> {
+    let manifest = deployment.manifest();
+    let exits = manifest.exits.iter().enumerate();
+    let best = exits.max_by(|a, b| a.1.accuracy.total_cmp(&b.1.accuracy)).map(|(index, _)| index);
+    let (exit, best) = best.map(|index| (&manifest.exits[index], index)).context("a bundle without exits")?;
+    let right = |codec: Codec| -> Result<(f64, Vec<f64>)> {
+        let (mut right, mut bytes) = (0, Vec::with_capacity(samples.len()));
+        for sample in samples {
+            let coded = codec::encode(&sample.image, codec);
+            bytes.push(codec::wire_bytes(&coded, &[]) as f64);
+            let input = codec::decode(&coded, &sample.image.fact())?;
+            let logits = deployment.run(best, 0..exit.path.len(), vec![input], &Stop::never())?.output;
+            right += usize::from(logits.first().is_some_and(|logits| answer(logits) == sample.label));
+        }
+        Ok((right as f64 / samples.len().max(1) as f64, bytes))
+    };
+    let (exact, _) = right(Codec::Raw)?;
+    let at_input = exit.coded.iter().filter(|coded| coded.cut == 0);
+    let known = at_input.filter_map(|coded| Some((Codec::from_name(&coded.codec)?, coded.accuracy)));
+    known
+        .map(|(codec, accuracy)| {
+            let (here, mut bytes) = right(codec)?;
+            let told = manifest.boundaries[0].coded.iter().find(|coded| coded.codec == codec.name());
+            Ok(InputCodec {
+                codec: codec.name().to_owned(),
+                lost_manifest: exit.accuracy - accuracy,
+                lost_here: exact - here,
+                p90_bytes_manifest: told.map(|coded| coded.p90_bytes),
+                p90_bytes_here: quantile(&mut bytes, 0.9) as u64,
+            })
+        })
+        .collect()
 }
 
 fn difference(ours: &Tensor, theirs: &[f32]) -> Result<f32> {

@@ -15,6 +15,7 @@ const MODELS_MAX: u32 = 256;
 const CLASSES_MAX: u32 = 1 << 16;
 const EXITS_MAX: u32 = 64;
 const SEGMENTS_MAX: u32 = 4096;
+const CODECS_MAX: u32 = 64;
 const SCORES_MAX: u32 = 1 << 20;
 const FAULT_MESSAGE_BYTES_MAX: usize = 1024;
 
@@ -147,7 +148,7 @@ macro_rules! same_enum {
 same_enum! {
     Role = Role { Device, Edge, Tool }
     ElementType = ElementType { F16, F32, F64, Bf16, U8, I32, I64 }
-    Codec = Codec { Raw, U8 }
+    Codec = Codec { Raw, U8, F16, U8Lz4, Png, Jpeg }
     Direction = Direction { DeviceFirst, EdgeFirst }
     Placement = Placement { DeviceOnly, Split, EdgeOnly }
     FaultKind = FaultKind {
@@ -374,7 +375,11 @@ impl Message for Answer {
         to.set_exit(self.exit);
         to.set_cut(self.cut);
         to.set_direction(self.direction.into());
-        to.set_codec(self.codec.into());
+        if self.codec.is_known_to_all() {
+            to.set_codec(self.codec.into());
+        } else {
+            to.set_codec_name(self.codec.name());
+        }
         to.set_placement(self.placement.into());
         to.set_latency_us(self.latency_us);
         to.set_deadline_us(self.deadline_us);
@@ -396,6 +401,8 @@ impl Message for Answer {
             true => Some(clip(from.get_degraded()?.to_str()?).to_owned()),
             false => None,
         };
+        // A later version's codec is told by a name that is not known here: then it stays untold.
+        let codec_name = Codec::from_name(from.get_codec_name()?.to_str()?);
         Ok(Answer {
             id: from.get_id(),
             label: from.get_label(),
@@ -403,7 +410,7 @@ impl Message for Answer {
             exit: from.get_exit(),
             cut: from.get_cut(),
             direction: from.get_direction()?.into(),
-            codec: from.get_codec()?.into(),
+            codec: codec_name.map_or_else(|| from.get_codec().map(Codec::from), Ok)?,
             placement: from.get_placement()?.into(),
             latency_us: from.get_latency_us(),
             deadline_us: from.get_deadline_us(),
@@ -515,6 +522,13 @@ impl Message for ModelProfile {
         to.set_model(&self.model.0);
         to.set_queue_us(self.queue_us);
         to.set_codec_us_per_mib(self.codec_us_per_mib);
+        let mut codecs = to.reborrow().init_codecs(self.codecs.len() as u32);
+        for (index, time) in (0..).zip(&self.codecs) {
+            let mut to = codecs.reborrow().get(index);
+            to.set_name(time.codec.name());
+            to.set_encode_us_per_mib(time.encode_us_per_mib);
+            to.set_decode_us_per_mib(time.decode_us_per_mib);
+        }
         let mut segments = to.init_segments(self.segments.len() as u32);
         for (index, time) in (0..).zip(&self.segments) {
             let mut to = segments.reborrow().get(index);
@@ -528,6 +542,18 @@ impl Message for ModelProfile {
     fn read(from: wire::model_profile::Reader<'_>) -> Result<Self, Malformed> {
         let segments = from.get_segments()?;
         bounded("segments", segments.len(), SEGMENTS_MAX)?;
+        let codecs = from.get_codecs()?;
+        let mut known = Vec::with_capacity(bounded("codecs", codecs.len(), CODECS_MAX)?);
+        for from in codecs {
+            // A later version's codec is none of ours.
+            if let Some(codec) = Codec::from_name(from.get_name()?.to_str()?) {
+                known.push(CodecTime {
+                    codec,
+                    encode_us_per_mib: from.get_encode_us_per_mib(),
+                    decode_us_per_mib: from.get_decode_us_per_mib(),
+                });
+            }
+        }
         let time = |from: wire::segment_time::Reader<'_>| SegmentTime {
             segment: from.get_segment(),
             p50_us: from.get_p50_us(),
@@ -539,11 +565,12 @@ impl Message for ModelProfile {
             segments: segments.iter().map(time).collect(),
             queue_us: from.get_queue_us(),
             codec_us_per_mib: from.get_codec_us_per_mib(),
+            codecs: known,
         })
     }
 
     fn weight_bytes(&self) -> usize {
-        STRUCT_BYTES * self.segments.len()
+        STRUCT_BYTES * (self.segments.len() + self.codecs.len())
     }
 }
 
@@ -601,6 +628,53 @@ mod tests {
         assert_eq!(outcome.err().map(|malformed| malformed.to_string()).unwrap_or_default(), expected);
     }
 
+    /// What `value` becomes on the wire, changed as another version would have written it, and read.
+    fn as_read<T: Message>(value: &T, change: impl FnOnce(<T::Wire as Owned>::Builder<'_>)) -> T {
+        let mut message = Builder::new_default();
+        value.write(message.init_root());
+        change(message.get_root().unwrap());
+        T::read(message.get_root_as_reader().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn versions_that_know_other_codecs_understand_each_other() {
+        let time = |codec, us| CodecTime { codec, encode_us_per_mib: us, decode_us_per_mib: 2.0 * us };
+        let codecs = vec![time(Codec::Raw, 1.0), time(Codec::Png, 9.5)];
+        let model = Digest([0; 32]);
+        let profile = ModelProfile { model, segments: vec![], queue_us: 0.0, codec_us_per_mib: 300.0, codecs };
+        assert_eq!(as_read(&profile, |_| {}), profile);
+        let later = as_read(&profile, |to| to.get_codecs().unwrap().get(1).set_name("webp"));
+        assert_eq!(later.codecs, profile.codecs[..1], "what is not known is left out");
+        assert_eq!(as_read(&profile, |mut to| _ = to.reborrow().init_codecs(0)).codecs, []);
+
+        let answer = |codec| Answer {
+            id: 1,
+            label: 0,
+            scores: vec![],
+            exit: 0,
+            cut: 0,
+            direction: Direction::DeviceFirst,
+            codec,
+            placement: Placement::EdgeOnly,
+            latency_us: 1,
+            deadline_us: 1,
+            deadline_met: true,
+            degraded: None,
+            epoch: 1,
+            rate_bps: 1,
+            predicted_us: 1,
+            in_time: 1.0,
+        };
+        for codec in Codec::ALL {
+            let told = as_read(&answer(codec), |to| {
+                // All that an older version looks at.
+                assert!(matches!(to.get_codec().unwrap(), wire::Codec::Raw | wire::Codec::U8));
+            });
+            assert_eq!(told, answer(codec));
+        }
+        assert_eq!(as_read(&answer(Codec::Jpeg), |mut to| to.set_codec_name("webp")).codec, Codec::Raw);
+    }
+
     #[test]
     fn what_comes_is_checked() {
         let activation = Activation {
@@ -615,12 +689,19 @@ mod tests {
         check(
             &activation,
             |mut to| to.set_bytes(&[1, 2]),
-            "activation of dimensions [3] has 2 bytes, not the Some(3) that they give",
+            "activation of dimensions [3] has 2 bytes, not the Some(3) that they give (or fewer, if compressed)",
         );
         check(&activation, |mut to| _ = to.reborrow().init_dims(9), "9 dimensions, where at most 8 are allowed");
-        let profile = ModelProfile { model: Digest([0; 32]), segments: vec![], queue_us: 0.0, codec_us_per_mib: 0.0 };
+        let profile = ModelProfile {
+            model: Digest([0; 32]),
+            segments: vec![],
+            queue_us: 0.0,
+            codec_us_per_mib: 0.0,
+            codecs: vec![],
+        };
         check(&profile, |mut to| to.set_model(&[0; 31]), "a digest of 31 bytes");
         check(&profile, |to| _ = to.init_segments(SEGMENTS_MAX + 1), "4097 segments, where at most 4096 are allowed");
+        check(&profile, |to| _ = to.init_codecs(CODECS_MAX + 1), "65 codecs, where at most 64 are allowed");
         let description = Description::default();
         check(&description, |to| _ = to.init_models(MODELS_MAX + 1), "257 models, where at most 256 are allowed");
         check(

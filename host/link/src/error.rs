@@ -113,7 +113,9 @@ pub enum ActivationError {
     #[error("activation of rank {0}; at most {RANK_MAX} are allowed")]
     Rank(usize),
     /// The dimensions do not give the number of bytes.
-    #[error("activation of dimensions {dims:?} has {bytes} bytes, not the {expected:?} that they give")]
+    #[error(
+        "activation of dimensions {dims:?} has {bytes} bytes, not the {expected:?} that they give (or fewer, if compressed)"
+    )]
     Length {
         /// Its dimensions.
         dims: Vec<u32>,
@@ -121,6 +123,14 @@ pub enum ActivationError {
         bytes: usize,
         /// What its dimensions ask for; nothing if that overflows.
         expected: Option<usize>,
+    },
+    /// What is no picture cannot be coded as one.
+    #[error("activation of dimensions {dims:?} in {codec:?}; that is for u8 in [1, 3, height, width] or [1, 1, …]")]
+    Picture {
+        /// Its codec.
+        codec: Codec,
+        /// Its dimensions.
+        dims: Vec<u32>,
     },
     /// The number of scales does not suit the codec and the dimensions.
     #[error("activation of dimensions {dims:?} in {codec:?} has {scales} scales and {offsets} offsets")]

@@ -104,6 +104,41 @@ pub enum Codec {
     Raw,
     /// One byte an element: `value = offset + scale * byte`.
     U8,
+    /// Half-precision floats, little-endian.
+    F16,
+    /// As [`Codec::U8`], the bytes as one LZ4 block.
+    U8Lz4,
+    /// A picture as PNG.
+    Png,
+    /// A picture as JPEG.
+    Jpeg,
+}
+
+impl Codec {
+    /// Every codec, as the schema numbers them.
+    pub const ALL: [Self; 6] = [Self::Raw, Self::U8, Self::F16, Self::U8Lz4, Self::Png, Self::Jpeg];
+
+    /// What it is called where peers, files and people name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::U8 => "u8",
+            Self::F16 => "f16",
+            Self::U8Lz4 => "u8-lz4",
+            Self::Png => "png",
+            Self::Jpeg => "jpeg",
+        }
+    }
+
+    /// The codec of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|codec| codec.name() == name)
+    }
+
+    /// Whether every peer knows it: the protocol began with it.
+    pub const fn is_known_to_all(self) -> bool {
+        matches!(self, Self::Raw | Self::U8)
+    }
 }
 
 /// A tensor on the wire.
@@ -115,12 +150,20 @@ pub struct Activation {
     pub element_type: ElementType,
     /// At most [`RANK_MAX`]; none is a scalar.
     pub dims: Vec<u32>,
-    /// [`Codec::Raw`]: none. [`Codec::U8`]: one, or one for each channel (`dims[1]`).
+    /// [`Codec::U8`] and [`Codec::U8Lz4`]: one, or one for each channel (`dims[1]`). The others: none.
     pub scales: Vec<f32>,
     /// As many as `scales`.
     pub offsets: Vec<f32>,
-    /// The elements, row by row.
+    /// The elements, row by row; or what the codec made of them.
     pub bytes: Bytes,
+}
+
+/// How many bytes an activation's dimensions give.
+enum Size {
+    /// So many for each element.
+    Exactly(usize),
+    /// At most so many for each element: who compresses in vain sends what is plainer.
+    AtMost(usize),
 }
 
 impl Activation {
@@ -129,11 +172,18 @@ impl Activation {
         if self.dims.len() > RANK_MAX {
             return Err(ActivationError::Rank(self.dims.len()));
         }
-        let (element_bytes, scales_fit) = match self.codec {
-            Codec::Raw => (self.element_type.size_bytes(), self.scales.is_empty()),
-            Codec::U8 => {
-                (1, self.scales.len() == 1 || self.dims.get(1).is_some_and(|&n| n as usize == self.scales.len()))
-            }
+        let is_picture = self.element_type == ElementType::U8 && matches!(self.dims[..], [1, 1 | 3, _, _]);
+        if matches!(self.codec, Codec::Png | Codec::Jpeg) && !is_picture {
+            return Err(ActivationError::Picture { codec: self.codec, dims: self.dims.clone() });
+        }
+        let no_scales = self.scales.is_empty();
+        let scales = self.scales.len() == 1 || self.dims.get(1).is_some_and(|&n| n as usize == self.scales.len());
+        let (size, scales_fit) = match self.codec {
+            Codec::Raw => (Size::Exactly(self.element_type.size_bytes()), no_scales),
+            Codec::F16 => (Size::Exactly(ElementType::F16.size_bytes()), no_scales),
+            Codec::U8 => (Size::Exactly(1), scales),
+            Codec::U8Lz4 => (Size::AtMost(1), scales),
+            Codec::Png | Codec::Jpeg => (Size::AtMost(1), no_scales),
         };
         if !scales_fit || self.offsets.len() != self.scales.len() {
             return Err(ActivationError::Scales {
@@ -146,8 +196,13 @@ impl Activation {
         if !self.scales.iter().chain(&self.offsets).all(|value| value.is_finite()) {
             return Err(ActivationError::NotFinite);
         }
+        let (Size::Exactly(element_bytes) | Size::AtMost(element_bytes)) = size;
         let expected = self.dims.iter().try_fold(element_bytes, |bytes, &dim| bytes.checked_mul(dim as usize));
-        if expected != Some(self.bytes.len()) {
+        let fits = |expected| match size {
+            Size::Exactly(_) => self.bytes.len() == expected,
+            Size::AtMost(_) => self.bytes.len() <= expected,
+        };
+        if !expected.is_some_and(fits) {
             return Err(ActivationError::Length { dims: self.dims.clone(), bytes: self.bytes.len(), expected });
         }
         Ok(())
@@ -327,8 +382,21 @@ pub struct ModelProfile {
     pub segments: Vec<SegmentTime>,
     /// How long a request waits for a worker now.
     pub queue_us: f64,
-    /// Coding and decoding an activation.
+    /// Coding or decoding an activation as u8, a mebibyte on the wire.
     pub codec_us_per_mib: f64,
+    /// The codecs that the host takes. Who names none takes those that [all know](Codec::is_known_to_all).
+    pub codecs: Vec<CodecTime>,
+}
+
+/// What a codec takes on a host, for each mebibyte that the activation has as it is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CodecTime {
+    /// Which codec.
+    pub codec: Codec,
+    /// Writing.
+    pub encode_us_per_mib: f64,
+    /// Reading.
+    pub decode_us_per_mib: f64,
 }
 
 /// The times of one segment.

@@ -6,7 +6,7 @@ use edgent_link::*;
 
 #[test]
 fn an_activation_agrees_with_itself() {
-    use Codec::{Raw, U8};
+    use Codec::{F16 as Half, Jpeg, Png, Raw, U8, U8Lz4};
     use ElementType::{Bf16, F16, F32, F64, I32, I64};
     const NAN: f32 = f32::NAN;
     const INF: f32 = f32::INFINITY;
@@ -42,6 +42,24 @@ fn an_activation_agrees_with_itself() {
         (U8, F32, &[6], &[NAN], &[0.0], 6, "finite"),
         (U8, F32, &[6], &[1.0], &[INF], 6, "finite"),
         (U8, F32, &[1, 2], &[1.0, -INF], &[0.0, 0.0], 2, "finite"),
+        (Half, F32, &[2, 3], &[], &[], 12, "ok"),
+        (Half, F32, &[2, 3], &[], &[], 24, "length"),
+        (Half, F32, &[2, 3], &[1.0], &[1.0], 12, "scales"),
+        (U8Lz4, F32, &[1, 2, 3], &[0.5], &[-1.0], 6, "ok"),
+        (U8Lz4, F32, &[1, 2, 3], &[0.5, 1.0], &[-1.0, 0.0], 0, "ok"),
+        (U8Lz4, F32, &[1, 2, 3], &[0.5], &[-1.0], 7, "length"),
+        (U8Lz4, F32, &[1 << 31, 1 << 31, 1 << 31], &[0.5], &[-1.0], 7, "length"),
+        (U8Lz4, F32, &[1, 2, 3], &[], &[], 6, "scales"),
+        (U8Lz4, F32, &[6], &[NAN], &[0.0], 6, "finite"),
+        (Png, ElementType::U8, &[1, 3, 4, 4], &[], &[], 48, "ok"),
+        (Png, ElementType::U8, &[1, 3, 4, 4], &[], &[], 49, "length"),
+        (Jpeg, ElementType::U8, &[1, 1, 4, 4], &[], &[], 7, "ok"),
+        (Jpeg, ElementType::U8, &[1, 1, 4, 4], &[1.0], &[1.0], 7, "scales"),
+        (Jpeg, ElementType::U8, &[1, 1, u32::MAX, u32::MAX], &[], &[], 7, "ok"),
+        (Png, ElementType::U8, &[1, 2, 4, 4], &[], &[], 7, "picture"),
+        (Png, ElementType::U8, &[2, 3, 4, 4], &[], &[], 7, "picture"),
+        (Png, ElementType::U8, &[3, 4, 4], &[], &[], 7, "picture"),
+        (Jpeg, F32, &[1, 3, 4, 4], &[], &[], 7, "picture"),
     ];
     for &(codec, element_type, dims, scales, offsets, bytes, expected) in cases {
         let activation = Activation {
@@ -56,6 +74,7 @@ fn an_activation_agrees_with_itself() {
             Ok(()) => "ok",
             Err(ActivationError::Rank(_)) => "rank",
             Err(ActivationError::Length { .. }) => "length",
+            Err(ActivationError::Picture { .. }) => "picture",
             Err(ActivationError::Scales { .. }) => "scales",
             Err(ActivationError::NotFinite) => "finite",
         };

@@ -75,7 +75,8 @@ fn answer(request: AskRequest) -> Answer {
 
 fn profile(model: Digest) -> ModelProfile {
     let segments = vec![SegmentTime { segment: 3, p50_us: 1.5, p90_us: 2.5, samples: 9 }];
-    ModelProfile { model, segments, queue_us: 0.125, codec_us_per_mib: 300.5 }
+    let codecs = vec![CodecTime { codec: Codec::U8Lz4, encode_us_per_mib: 0.5, decode_us_per_mib: 0.25 }];
+    ModelProfile { model, segments, queue_us: 0.125, codec_us_per_mib: 300.5, codecs }
 }
 
 impl Service for Full {

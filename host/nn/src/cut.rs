@@ -103,10 +103,9 @@ impl Cut {
         Ok(making.cut)
     }
 
-    /// The tensor that an exit gives.
-    pub fn output(&self, exit: usize) -> usize {
-        let last = self.exits[exit].path.last().map_or(0, |segment| self.segments[*segment].to);
-        self.boundaries[last].first().copied().unwrap_or(0)
+    /// The boundary behind an exit's last segment, which its output crosses alone.
+    pub fn end(&self, exit: usize) -> usize {
+        self.exits[exit].path.last().map_or(0, |segment| self.segments[*segment].to)
     }
 }
 

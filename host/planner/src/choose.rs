@@ -8,12 +8,14 @@
 //!   networks the other order sends less), and both ends, device-only and edge-only, are plain cases;
 //! * a round trip, the time spent coding, the wait at the edge and the answer's own bytes count:
 //!   leaving them out is what others regret;
-//! * the activation may cross as u8 where the accuracy lost by that was measured and is small;
+//! * the activation may cross in any codec that both hosts take, where the accuracy lost by it was measured
+//!   and is small;
 //! * if nothing fits, the answer says so, and the plan of least latency is taken.
 //!
 //! Any figures are taken: what is no time counts as unknown, so no plan relies on it.
 
-use crate::network::{Codec, Direction, Exit, Network, Plan, Profile};
+use crate::codec::Codec;
+use crate::network::{Direction, Exit, Network, Plan, Profile};
 use crate::residuals::Margin;
 
 /// The link as it is now.
@@ -190,7 +192,7 @@ impl<'a> Way<'a> {
         // The two ends are the same in either direction; they are counted once, as device first.
         let cuts = (0..=segments).map(|cut| (cut, Direction::DeviceFirst));
         let cuts = cuts.chain((1..segments).map(|cut| (cut, Direction::EdgeFirst)));
-        cuts.flat_map(move |(cut, direction)| [Codec::Raw, Codec::U8].map(|codec| Plan { exit, cut, direction, codec }))
+        cuts.flat_map(move |(cut, direction)| Codec::ALL.map(|codec| Plan { exit, cut, direction, codec }))
     }
 
     /// The fastest of those that are likely to be in time; if none is, the fastest.
@@ -237,29 +239,33 @@ impl<'a> Way<'a> {
         }
         let link = self.constraints.link?;
         let crossing = network.boundary(exit, plan.cut);
-        let (bytes, coded_bytes, accuracy) = match plan.codec {
-            Codec::Raw => (crossing.raw_bytes, 0, exit.accuracy),
-            Codec::U8 => (crossing.u8_bytes?, crossing.u8_bytes?, exit.u8_accuracy[plan.cut]?),
-        };
-        let (device_us, edge_us, others) = match plan.direction {
+        let (bytes, accuracy) = (crossing.bytes(plan.codec)?, exit.accuracy_at(plan.cut, plan.codec)?);
+        let coding = profile.coding[plan.codec];
+        let (device_us, edge_us, coding_us_per_byte, others) = match plan.direction {
             // Up goes the activation, down comes the answer.
-            Direction::DeviceFirst => {
-                (self.device.first(plan.cut), self.edge.last(on_edge), network.boundary(exit, segments))
-            }
+            Direction::DeviceFirst => (
+                self.device.first(plan.cut),
+                self.edge.last(on_edge),
+                coding.up_us_per_byte,
+                network.boundary(exit, segments),
+            ),
             // Up goes the input, down comes the activation.
-            Direction::EdgeFirst => {
-                (self.device.last(segments - plan.cut), self.edge.first(on_edge), network.boundary(exit, 0))
-            }
+            Direction::EdgeFirst => (
+                self.device.last(segments - plan.cut),
+                self.edge.first(on_edge),
+                coding.down_us_per_byte,
+                network.boundary(exit, 0),
+            ),
         };
         let cost = Cost {
             device_us,
             edge_us,
             queue_us: known(profile.edge_queue_us),
             transfer_us: known(
-                (bytes as f64 + others.raw_bytes as f64 + link.message_bytes as f64) * 8e6 / link.rate_bps,
+                (bytes as f64 + others.raw_bytes() as f64 + link.message_bytes as f64) * 8e6 / link.rate_bps,
             ),
             rtt_us: known(link.rtt_us),
-            codec_us: known(coded_bytes as f64 * profile.codec_us_per_byte),
+            codec_us: known(crossing.raw_bytes() as f64 * coding_us_per_byte),
         };
         cost.total_us().is_finite().then_some(Candidate { plan, cost, accuracy })
     }

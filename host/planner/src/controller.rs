@@ -2,6 +2,7 @@
 
 use crate::changepoint::{ChangePoints, ChangeSettings};
 use crate::choose::{Candidate, Choice, Constraints, Link, choose, predict};
+use crate::codec::{Coding, PerCodec};
 use crate::estimate::{Exchange, LinkEstimate};
 use crate::map::{ConfigurationMap, Dynamic, SWITCH_COST_REWARD};
 use crate::network::{Network, Placement, Plan, Profile};
@@ -76,7 +77,7 @@ pub struct Controller {
 #[derive(Debug)]
 struct Edge {
     timings: Timings,
-    codec_us_per_byte: f64,
+    coding: PerCodec<Coding>,
     queue_us: f64,
 }
 
@@ -135,8 +136,8 @@ pub enum Event {
     EdgeConnected {
         /// Time of each segment there.
         segments_us: Vec<f64>,
-        /// Coding, for each byte, both hosts together.
-        codec_us_per_byte: f64,
+        /// What coding takes; no time for the codecs that it does not take.
+        coding: PerCodec<Coding>,
         /// The wait before a request runs.
         queue_us: f64,
     },
@@ -232,10 +233,10 @@ impl Controller {
                 }
                 return Vec::new();
             }
-            Event::EdgeConnected { segments_us, codec_us_per_byte, queue_us } => {
+            Event::EdgeConnected { segments_us, coding, queue_us } => {
                 let mut timings = Timings::new(self.network.segments());
                 segments_us.iter().enumerate().for_each(|(segment, us)| timings.record(segment, *us));
-                self.edge = Some(Edge { timings, codec_us_per_byte, queue_us });
+                self.edge = Some(Edge { timings, coding, queue_us });
                 self.dynamic = (self.settings.strategy == Strategy::Dynamic).then(|| self.map()).flatten();
             }
             Event::EdgeLost => {
@@ -466,7 +467,8 @@ impl Controller {
     }
 
     fn constraints(&self, deadline_us: f64) -> Constraints {
-        let Settings { codec_loss_max, input_may_leave, message_bytes, .. } = self.settings;
+        let Settings { input_may_leave, message_bytes, strategy, .. } = self.settings;
+        let codec_loss_max = strategy.codec_loss_max(self.settings.codec_loss_max);
         let rate_bps = self.link.rate_bps().filter(|_| self.edge.is_some());
         let link = rate_bps.map(|rate_bps| Link { rate_bps, rtt_us: self.link.rtt_us(), message_bytes });
         Constraints { deadline_us, codec_loss_max, input_may_leave, link, margin: Margin::NONE }
@@ -475,10 +477,10 @@ impl Controller {
     fn profile(&self) -> Profile {
         let device_us = self.device.medians_us();
         let Some(edge) = &self.edge else {
-            return Profile { device_us, edge_us: Vec::new(), edge_queue_us: 0.0, codec_us_per_byte: 0.0 };
+            let coding = PerCodec::from_fn(|_| Coding::NONE);
+            return Profile { device_us, edge_us: Vec::new(), edge_queue_us: 0.0, coding };
         };
-        let Edge { timings, codec_us_per_byte, queue_us } = edge;
-        let (edge_queue_us, codec_us_per_byte) = (*queue_us, *codec_us_per_byte);
-        Profile { device_us, edge_us: timings.medians_us(), edge_queue_us, codec_us_per_byte }
+        let Edge { timings, coding, queue_us } = edge;
+        Profile { device_us, edge_us: timings.medians_us(), edge_queue_us: *queue_us, coding: *coding }
     }
 }

@@ -18,6 +18,7 @@
 
 mod changepoint;
 mod choose;
+mod codec;
 mod controller;
 mod estimate;
 mod map;
@@ -31,11 +32,12 @@ mod timing;
 
 pub use changepoint::{ChangePoints, ChangeSettings};
 pub use choose::{Candidate, Choice, Constraints, Cost, Explained, Link, Verdict, choose, explain};
+pub use codec::{Codec, Coding, PerCodec};
 pub use controller::{Action, Controller, Event, Installed, Planned, Settings};
 pub use estimate::{Exchange, LinkEstimate};
 pub use map::{ConfigurationMap, Dynamic, MapError, STATES_MAX, SWITCH_COST_REWARD, State};
 pub use network::{
-    Boundary, Codec, Direction, EXITS_MAX, Exit, Network, NetworkError, Placement, Plan, Profile, SEGMENTS_MAX,
+    Boundary, Direction, EXITS_MAX, Exit, Network, NetworkError, Placement, Plan, Profile, SEGMENTS_MAX,
 };
 pub use paper::algorithm_1;
 pub use regression::{FEATURES_MAX, Quality, Regression, RegressionError, SAMPLES_MAX, Sample};

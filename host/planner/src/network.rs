@@ -1,5 +1,7 @@
 //! What can be planned: a network's exits, the segments on the way to each, and what crosses between.
 
+use crate::codec::{Codec, Coding, PerCodec};
+
 /// A network as the planner sees it. Indices have been checked by [`Network::new`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Network {
@@ -8,13 +10,35 @@ pub struct Network {
     segments: usize,
 }
 
-/// What crosses a place where the network can be cut.
+/// What crosses a place where the network can be cut: its bytes on the wire by each codec.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Boundary {
+    raw_bytes: u64,
+    coded_bytes: PerCodec<Option<u64>>,
+}
+
+impl Boundary {
+    /// An activation of so many bytes, for which no other codec is known yet.
+    pub fn new(raw_bytes: u64) -> Self {
+        Self { raw_bytes, coded_bytes: PerCodec::default() }
+    }
+
+    /// The same, but that it can be written by this codec, too.
+    #[must_use]
+    pub fn with(mut self, codec: Codec, bytes: u64) -> Self {
+        self.coded_bytes[codec] = Some(bytes);
+        self
+    }
+
     /// Bytes of the activation as it is.
-    pub raw_bytes: u64,
-    /// Bytes of the activation with one byte an element; `None` if it cannot be coded so.
-    pub u8_bytes: Option<u64>,
+    pub fn raw_bytes(&self) -> u64 {
+        self.raw_bytes
+    }
+
+    /// Bytes that a codec makes of it, as many as nearly every time; `None` if it cannot be written so.
+    pub fn bytes(&self, codec: Codec) -> Option<u64> {
+        if codec == Codec::Raw { Some(self.raw_bytes) } else { self.coded_bytes[codec] }
+    }
 }
 
 /// A place where the network can stop and answer.
@@ -26,17 +50,15 @@ pub struct Exit {
     pub path: Vec<usize>,
     /// Boundaries before, between and behind those segments: one more than there are segments.
     pub boundaries: Vec<usize>,
-    /// Measured share of right answers with the activation at each of `boundaries` coded as u8.
-    pub u8_accuracy: Vec<Option<f64>>,
+    /// Measured share of right answers with the activation at each of `boundaries` written by each codec.
+    pub coded_accuracy: Vec<PerCodec<Option<f64>>>,
 }
 
-/// How an activation is written for the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Codec {
-    /// The elements as they are.
-    Raw,
-    /// One byte an element.
-    U8,
+impl Exit {
+    /// Share of right answers with the activation at a cut written by a codec; `None` if it was not measured.
+    pub fn accuracy_at(&self, cut: usize, codec: Codec) -> Option<f64> {
+        if codec == Codec::Raw { Some(self.accuracy) } else { self.coded_accuracy[cut][codec] }
+    }
 }
 
 /// Which host runs the first segments.
@@ -121,7 +143,7 @@ impl Network {
                 return Err(NetworkError::NoSegment { exit: index });
             }
             let lengths_fit =
-                exit.boundaries.len() == exit.path.len() + 1 && exit.u8_accuracy.len() == exit.boundaries.len();
+                exit.boundaries.len() == exit.path.len() + 1 && exit.coded_accuracy.len() == exit.boundaries.len();
             if !lengths_fit || exit.boundaries.iter().any(|boundary| *boundary >= boundaries.len()) {
                 return Err(NetworkError::Boundaries { exit: index });
             }
@@ -135,8 +157,9 @@ impl Network {
                 }
                 *met = Some(([ends[0], ends[1]], index));
             }
-            let mut accuracies = exit.u8_accuracy.iter().flatten().chain([&exit.accuracy]);
-            if !accuracies.all(|accuracy| (0.0..=1.0).contains(accuracy)) {
+            let known = |accuracy: Option<f64>| accuracy.is_none_or(|accuracy| (0.0..=1.0).contains(&accuracy));
+            let mut cuts = 0..exit.boundaries.len();
+            if !cuts.all(|cut| Codec::ALL.into_iter().all(|codec| known(exit.accuracy_at(cut, codec)))) {
                 return Err(NetworkError::Accuracy { exit: index });
             }
         }
@@ -232,6 +255,6 @@ pub struct Profile {
     pub edge_us: Vec<f64>,
     /// Time a request waits at the edge before it runs.
     pub edge_queue_us: f64,
-    /// Coding and decoding an activation as u8: microseconds for each byte on the wire, both hosts together.
-    pub codec_us_per_byte: f64,
+    /// What coding takes.
+    pub coding: PerCodec<Coding>,
 }

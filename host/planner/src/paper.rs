@@ -8,7 +8,8 @@
 //! the text, a cut is the number of layers on the edge, from none (nothing is sent) to all (nothing
 //! comes back but the answer, which counts as nothing).
 
-use crate::network::{Codec, Direction, Exit, Network, Plan, Profile};
+use crate::codec::Codec;
+use crate::network::{Direction, Exit, Network, Plan, Profile};
 
 /// The plan that Algorithm 1 returns, with its predicted latency; `None` where it returns NULL.
 pub fn algorithm_1(network: &Network, profile: &Profile, rate_bps: f64, deadline_us: f64) -> Option<(Plan, f64)> {
@@ -39,7 +40,7 @@ fn latency_us(network: &Network, profile: &Profile, rate_bps: f64, exit: &Exit, 
     let (there, here) = exit.path.split_at(on_edge);
     let edge_us: f64 = there.iter().map(|segment| time(&profile.edge_us, segment)).sum();
     let device_us: f64 = here.iter().map(|segment| time(&profile.device_us, segment)).sum();
-    let transfer_us = |cut: usize| network.boundary(exit, cut).raw_bytes as f64 * 8e6 / rate_bps;
+    let transfer_us = |cut: usize| network.boundary(exit, cut).raw_bytes() as f64 * 8e6 / rate_bps;
     let up_us = if there.is_empty() { 0.0 } else { transfer_us(0) };
     let down_us = if there.is_empty() || here.is_empty() { 0.0 } else { transfer_us(on_edge) };
     let latency_us = edge_us + device_us + up_us + down_us;

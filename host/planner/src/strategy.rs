@@ -1,8 +1,9 @@
 //! Ways to choose a plan: ours, the paper's, and what both are compared with.
 
 use crate::choose::{Choice, Constraints, Way, choose, predict};
+use crate::codec::Codec;
 use crate::map::ConfigurationMap;
-use crate::network::{Codec, Direction, Network, Plan, Profile};
+use crate::network::{Direction, Network, Plan, Profile};
 use crate::paper::algorithm_1;
 
 /// How plans are chosen.
@@ -23,13 +24,17 @@ pub enum Strategy {
     ExitOnly,
     /// The best exit on the device.
     DeviceOnly,
-    /// The best exit on the edge.
+    /// The best exit on the edge, which is sent the input as it is.
     EdgeOnly,
+    /// The same, with the input sent as PNG where it is a picture: what one does without a runtime like this.
+    EdgeOnlyPng,
+    /// The same as JPEG, whatever accuracy that costs.
+    EdgeOnlyJpeg,
 }
 
 impl Strategy {
     /// Every strategy, ours first.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Edgent,
         Self::Paper,
         Self::Dynamic,
@@ -37,6 +42,8 @@ impl Strategy {
         Self::ExitOnly,
         Self::DeviceOnly,
         Self::EdgeOnly,
+        Self::EdgeOnlyPng,
+        Self::EdgeOnlyJpeg,
     ];
 
     /// What it is called in commands and reports.
@@ -49,6 +56,8 @@ impl Strategy {
             Self::ExitOnly => "exit-only",
             Self::DeviceOnly => "device-only",
             Self::EdgeOnly => "edge-only",
+            Self::EdgeOnlyPng => "edge-only-png",
+            Self::EdgeOnlyJpeg => "edge-only-jpeg",
         }
     }
 
@@ -63,13 +72,29 @@ impl Strategy {
         matches!(self, Self::Edgent)
     }
 
+    /// How much accuracy a codec may cost: as much as the operator says, but who always sends JPEG does not ask.
+    pub const fn codec_loss_max(self, wanted: f64) -> f64 {
+        match self {
+            Self::EdgeOnlyJpeg => 1.0,
+            _ => wanted,
+        }
+    }
+
     /// The plan to take now. Without an edge, every strategy stays on the device. What the dynamic mode
     /// remembers of the link's past is the controller's; here, its plan for the present rate is given.
     pub fn choose(self, network: &Network, profile: &Profile, constraints: &Constraints) -> Choice {
+        let constraints =
+            &Constraints { codec_loss_max: self.codec_loss_max(constraints.codec_loss_max), ..*constraints };
         let best = best_exit(network);
         let of_best = |allowed: &dyn Fn(Plan) -> bool| {
             let way = Way::new(network, profile, constraints, best);
             let candidate = way.best_of(allowed);
+            Choice { candidate, fits: way.fits(&candidate) }
+        };
+        let edge_only = |codec| {
+            let way = Way::new(network, profile, constraints, best);
+            let there = |codec| way.allowed(Plan { exit: best, cut: 0, direction: Direction::DeviceFirst, codec });
+            let candidate = there(codec).or_else(|| there(Codec::Raw)).unwrap_or_else(|| way.device_only());
             Choice { candidate, fits: way.fits(&candidate) }
         };
         match self {
@@ -90,12 +115,9 @@ impl Strategy {
                 of_best(&|plan| plan.codec == Codec::Raw && plan.direction == Direction::DeviceFirst)
             }
             Self::DeviceOnly => of_best(&|_| false),
-            Self::EdgeOnly => {
-                let there = Plan { exit: best, cut: 0, direction: Direction::DeviceFirst, codec: Codec::Raw };
-                let way = Way::new(network, profile, constraints, best);
-                let candidate = way.allowed(there).unwrap_or_else(|| way.device_only());
-                Choice { candidate, fits: way.fits(&candidate) }
-            }
+            Self::EdgeOnly => edge_only(Codec::Raw),
+            Self::EdgeOnlyPng => edge_only(Codec::Png),
+            Self::EdgeOnlyJpeg => edge_only(Codec::Jpeg),
             Self::Paper => {
                 let found = constraints.link.filter(|_| constraints.input_may_leave);
                 let rate_bps = found.map_or(0.0, |link| link.rate_bps);

@@ -34,14 +34,20 @@ fn brute_force(network: &Network, profile: &Profile, constraints: &Constraints) 
                 }
                 let other = &boundaries[exit.boundaries[if edge_first { 0 } else { n }]];
                 let crossing = &boundaries[exit.boundaries[cut]];
-                let mut raw = vec![(crossing.raw_bytes, 0.0, exit.accuracy)];
-                if let (Some(bytes), Some(accuracy)) = (crossing.u8_bytes, exit.u8_accuracy[cut])
-                    && accuracy >= exit.accuracy - constraints.codec_loss_max
-                {
-                    raw.push((bytes, bytes as f64 * profile.codec_us_per_byte, accuracy));
-                }
-                for (bytes, codec_us, accuracy) in raw {
-                    let transfer_us = (bytes + other.raw_bytes) as f64 * 8e6 / link.rate_bps;
+                for codec in Codec::ALL {
+                    let measured = if codec == Codec::Raw {
+                        Some((crossing.raw_bytes(), exit.accuracy))
+                    } else {
+                        crossing.bytes(codec).zip(exit.coded_accuracy[cut][codec])
+                    };
+                    let Some((bytes, accuracy)) = measured else { continue };
+                    if accuracy < exit.accuracy - constraints.codec_loss_max {
+                        continue;
+                    }
+                    let Coding { up_us_per_byte, down_us_per_byte } = profile.coding[codec];
+                    let us_per_byte = if edge_first { down_us_per_byte } else { up_us_per_byte };
+                    let codec_us = crossing.raw_bytes() as f64 * us_per_byte;
+                    let transfer_us = (bytes + other.raw_bytes()) as f64 * 8e6 / link.rate_bps;
                     let compute_us =
                         sum(&profile.device_us, on_device.clone()) + sum(&profile.edge_us, on_edge.clone());
                     count(accuracy, compute_us + profile.edge_queue_us + link.rtt_us + transfer_us + codec_us);
@@ -101,20 +107,19 @@ fn every_state_has_the_plan_that_brute_force_finds() {
 
 /// One segment and two exits behind it: a fast one and a better one.
 fn small() -> (Network, Profile, Constraints) {
-    let boundary = |raw_bytes| Boundary { raw_bytes, u8_bytes: None };
     let exit = |accuracy, path: &[usize], boundaries: &[usize]| Exit {
         accuracy,
         path: path.into(),
         boundaries: boundaries.into(),
-        u8_accuracy: vec![None; boundaries.len()],
+        coded_accuracy: vec![PerCodec::default(); boundaries.len()],
     };
     let exits = vec![exit(0.6, &[0, 1], &[0, 1, 2]), exit(0.9, &[0, 2], &[0, 1, 3])];
-    let network = Network::new([12_500, 12_500, 40, 40].map(boundary).to_vec(), exits, 3).unwrap();
+    let network = Network::new([12_500, 12_500, 40, 40].map(Boundary::new).to_vec(), exits, 3).unwrap();
     let profile = Profile {
         device_us: vec![300e3, 500e3, 1_500e3],
         edge_us: vec![3e3, 5e3, 15e3],
         edge_queue_us: 0.0,
-        codec_us_per_byte: 0.0,
+        coding: PerCodec::from_fn(|_| Coding::FREE),
     };
     let link = Some(Link { rate_bps: f64::NAN, rtt_us: 2e3, message_bytes: 0 });
     (

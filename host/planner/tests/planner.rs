@@ -32,18 +32,23 @@ fn brute_force(network: &Network, profile: &Profile, constraints: &Constraints) 
                     let cut = if edge_from == 0 && edge_to < n { edge_to } else { edge_from };
                     let other = if edge_from == 0 && edge_to < n { 0 } else { n };
                     let at_cut = &boundaries[exit.boundaries[cut]];
-                    let other_bytes = boundaries[exit.boundaries[other]].raw_bytes;
+                    let other_bytes = boundaries[exit.boundaries[other]].raw_bytes();
                     let fixed = time + profile.edge_queue_us + link.rtt_us;
-                    together(
-                        fixed + (at_cut.raw_bytes + other_bytes + link.message_bytes) as f64 * 8e6 / link.rate_bps,
-                    );
-                    if let (Some(bytes), Some(accuracy)) = (at_cut.u8_bytes, exit.u8_accuracy[cut])
-                        && accuracy >= exit.accuracy - constraints.codec_loss_max
-                    {
-                        let coding = bytes as f64 * profile.codec_us_per_byte;
-                        together(
-                            fixed + coding + (bytes + other_bytes + link.message_bytes) as f64 * 8e6 / link.rate_bps,
-                        );
+                    for codec in Codec::ALL {
+                        let measured = if codec == Codec::Raw {
+                            Some((at_cut.raw_bytes(), exit.accuracy))
+                        } else {
+                            at_cut.bytes(codec).zip(exit.coded_accuracy[cut][codec])
+                        };
+                        let Some((bytes, accuracy)) = measured else { continue };
+                        if codec != Codec::Raw && accuracy < exit.accuracy - constraints.codec_loss_max {
+                            continue;
+                        }
+                        let Coding { up_us_per_byte, down_us_per_byte } = profile.coding[codec];
+                        let us_per_byte = if other == 0 { down_us_per_byte } else { up_us_per_byte };
+                        let coding = at_cut.raw_bytes() as f64 * us_per_byte;
+                        let on_link = (bytes + other_bytes + link.message_bytes) as f64 * 8e6 / link.rate_bps;
+                        together(fixed + coding + on_link);
                     }
                 }
             }
@@ -105,7 +110,7 @@ fn explains(choice: &Choice, network: &Network, profile: &Profile, constraints: 
         let holds = match verdict {
             Verdict::Chosen => slow != choice.fits && !lossy && (constraints.input_may_leave || !input_leaves),
             Verdict::InputMustStay => !constraints.input_may_leave && input_leaves,
-            Verdict::CodecTooLossy => lossy && candidate.plan.codec == Codec::U8,
+            Verdict::CodecTooLossy => lossy && candidate.plan.codec != Codec::Raw,
             Verdict::TooSlow => slow,
             Verdict::Slower => choice.fits && !slow && candidate.cost.total_us() >= choice.candidate.cost.total_us(),
             Verdict::LessAccurate => {
@@ -120,7 +125,7 @@ fn explains(choice: &Choice, network: &Network, profile: &Profile, constraints: 
 fn algorithm_1_by_hand(network: &Network, profile: &Profile, rate_bps: f64, deadline_us: f64) -> Option<f64> {
     for exit in network.exits().iter().rev() {
         let n = exit.path.len();
-        let bytes = |boundary: usize| network.boundaries()[exit.boundaries[boundary]].raw_bytes as f64;
+        let bytes = |boundary: usize| network.boundaries()[exit.boundaries[boundary]].raw_bytes() as f64;
         let latencies = (1..=n + 1).map(|p| {
             let edge: f64 = (1..p).map(|j| profile.edge_us[exit.path[j - 1]]).sum();
             let device: f64 = (p..=n).map(|k| profile.device_us[exit.path[k - 1]]).sum();
@@ -160,7 +165,7 @@ fn the_papers_algorithm_is_the_papers() {
 #[test]
 fn every_strategy_does_what_its_name_says() {
     use Placement::*;
-    let (network, profile) = small();
+    let (network, profile) = pictured();
     let constraints = |link| Constraints {
         deadline_us: 60e3,
         codec_loss_max: 0.005,
@@ -181,6 +186,8 @@ fn every_strategy_does_what_its_name_says() {
         (Strategy::DeviceOnly, link(20e6), 2, DeviceOnly, false),
         (Strategy::EdgeOnly, link(20e6), 2, EdgeOnly, true),
         (Strategy::EdgeOnly, link(50e3), 2, EdgeOnly, false),
+        (Strategy::EdgeOnlyPng, link(20e6), 2, EdgeOnly, true),
+        (Strategy::EdgeOnlyJpeg, link(800e3), 2, EdgeOnly, true),
     ];
     for (strategy, link, exit, placement, fits) in cases {
         let choice = strategy.choose(&network, &profile, &constraints(link));
@@ -194,7 +201,7 @@ fn every_strategy_does_what_its_name_says() {
         let plan = strategy.choose(&network, &profile, &floor).candidate.plan;
         let input_leaves =
             plan.placement(&network) != DeviceOnly && (plan.direction == Direction::EdgeFirst || plan.cut == 0);
-        assert!(!input_leaves, "{strategy:?} sends the input");
+        assert!(!input_leaves, "{strategy:?} sends the input as {}", plan.codec.name());
         assert_eq!(Strategy::from_name(strategy.name()), Some(strategy));
     }
 }
@@ -204,11 +211,11 @@ fn no_figure_upsets_it() {
     let figures = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0, 0.0, -0.0, f64::MIN_POSITIVE, f64::MAX, 1e4];
     let mut seeded = Seeded(7);
     let mut figure = || figures[seeded.below(figures.len())];
-    let boundary = |raw_bytes| Boundary { raw_bytes, u8_bytes: Some(raw_bytes / 4) };
+    let boundary = |raw_bytes| Boundary::new(raw_bytes).with(Codec::U8, raw_bytes / 4);
     let bytes = [u64::MAX, 1 << 63, 0, 40];
     let exit = |path: Vec<usize>, boundaries: Vec<usize>| Exit {
         accuracy: 0.9,
-        u8_accuracy: vec![Some(0.1); boundaries.len()],
+        coded_accuracy: vec![PerCodec::from_fn(|_| Some(0.1)); boundaries.len()],
         path,
         boundaries,
     };
@@ -219,7 +226,7 @@ fn no_figure_upsets_it() {
             device_us: (0..case % 4).map(|_| figure()).collect(),
             edge_us: (0..case % 5).map(|_| figure()).collect(),
             edge_queue_us: figure(),
-            codec_us_per_byte: figure(),
+            coding: PerCodec::from_fn(|_| Coding { up_us_per_byte: figure(), down_us_per_byte: figure() }),
         };
         let constraints = Constraints {
             deadline_us: figure(),
@@ -243,7 +250,7 @@ fn no_figure_upsets_it() {
     }
     // The sum of these bytes is 0 if it wraps.
     let two = Network::new(vec![boundary(1 << 63); 2], vec![exit(vec![0], vec![0, 1])], 1).unwrap();
-    let profile = Profile { device_us: vec![1e9], edge_us: vec![1.0], edge_queue_us: 0.0, codec_us_per_byte: 0.0 };
+    let profile = Profile { device_us: vec![1e9], edge_us: vec![1.0], edge_queue_us: 0.0, coding: free() };
     let link = Some(Link { rate_bps: 1e9, rtt_us: 1.0, message_bytes: 0 });
     let constraints =
         Constraints { deadline_us: 1e9, codec_loss_max: 0.0, input_may_leave: true, link, margin: Margin::NONE };
@@ -252,16 +259,12 @@ fn no_figure_upsets_it() {
 
 #[test]
 fn between_equals_what_sends_less_is_taken_and_then_what_runs_here() {
-    let boundary = |raw_bytes| Boundary { raw_bytes, u8_bytes: None };
-    let exit = Exit { accuracy: 0.9, path: vec![0, 1], boundaries: vec![0, 1, 2], u8_accuracy: vec![None; 3] };
+    let coded_accuracy = vec![PerCodec::default(); 3];
+    let exit = Exit { accuracy: 0.9, path: vec![0, 1], boundaries: vec![0, 1, 2], coded_accuracy };
     let chosen = |bytes: [u64; 3], device_us: [f64; 2], edge_us: [f64; 2]| {
-        let network = Network::new(bytes.map(boundary).to_vec(), vec![exit.clone()], 2).unwrap();
-        let profile = Profile {
-            device_us: device_us.into(),
-            edge_us: edge_us.into(),
-            edge_queue_us: 0.0,
-            codec_us_per_byte: 0.0,
-        };
+        let network = Network::new(bytes.map(Boundary::new).to_vec(), vec![exit.clone()], 2).unwrap();
+        let profile =
+            Profile { device_us: device_us.into(), edge_us: edge_us.into(), edge_queue_us: 0.0, coding: free() };
         let link = Some(Link { rate_bps: 8e6, rtt_us: 0.0, message_bytes: 0 });
         let constraints =
             Constraints { deadline_us: 1e6, codec_loss_max: 0.0, input_may_leave: true, link, margin: Margin::NONE };
@@ -274,23 +277,31 @@ fn between_equals_what_sends_less_is_taken_and_then_what_runs_here() {
     assert_eq!(chosen([64, 64, 64], [64.0, 512.0], [64.0, 64.0]), device_first(1), "as many bytes, more here");
 }
 
+fn free() -> PerCodec<Coding> {
+    PerCodec::from_fn(|_| Coding::FREE)
+}
+
 /// Three exits on a trunk of four segments, a slow device and a fast edge; activations shrink.
 fn small() -> (Network, Profile) {
-    let boundary = |raw_bytes, u8_bytes| Boundary { raw_bytes, u8_bytes };
     let boundaries = vec![
-        boundary(12_000, None),
-        boundary(32_000, Some(8_000)),
-        boundary(16_000, Some(4_000)),
-        boundary(4_000, Some(1_000)),
-        boundary(40, None),
-        boundary(40, None),
-        boundary(40, None),
+        Boundary::new(12_000),
+        Boundary::new(32_000).with(Codec::U8, 8_000),
+        Boundary::new(16_000).with(Codec::U8, 4_000),
+        Boundary::new(4_000).with(Codec::U8, 1_000),
+        Boundary::new(40),
+        Boundary::new(40),
+        Boundary::new(40),
     ];
+    let accuracy_of = |codec, accuracy: f64, loss| match codec {
+        Codec::Jpeg => Some(accuracy - 0.05),
+        Codec::Png => Some(accuracy),
+        _ => Some(accuracy - loss),
+    };
     let exit = |accuracy: f64, path: &[usize], along: &[usize], loss: f64| Exit {
         accuracy,
         path: path.into(),
         boundaries: along.into(),
-        u8_accuracy: along.iter().map(|_| Some(accuracy - loss)).collect(),
+        coded_accuracy: vec![PerCodec::from_fn(|codec| accuracy_of(codec, accuracy, loss)); along.len()],
     };
     let exits = vec![
         exit(0.80, &[0, 4], &[0, 1, 5], 0.0),
@@ -301,9 +312,17 @@ fn small() -> (Network, Profile) {
         device_us: vec![10_000.0, 40_000.0, 40_000.0, 5_000.0, 5_000.0, 10_000.0],
         edge_us: vec![200.0, 800.0, 800.0, 100.0, 100.0, 200.0],
         edge_queue_us: 0.0,
-        codec_us_per_byte: 0.001,
+        coding: PerCodec::from_fn(|_| Coding { up_us_per_byte: 0.0003, down_us_per_byte: 0.0003 }),
     };
     (Network::new(boundaries, exits, 6).unwrap(), profile)
+}
+
+/// The same, but that the input is a picture, which JPEG spoils.
+fn pictured() -> (Network, Profile) {
+    let (network, profile) = small();
+    let mut boundaries = network.boundaries().to_vec();
+    boundaries[0] = Boundary::new(12_000).with(Codec::Png, 9_000).with(Codec::Jpeg, 1_500);
+    (Network::new(boundaries, network.exits().to_vec(), network.segments()).unwrap(), profile)
 }
 
 fn chosen(rate_bps: f64, deadline_us: f64, input_may_leave: bool) -> (usize, Placement, bool) {
@@ -360,6 +379,65 @@ fn a_codec_that_costs_too_much_accuracy_is_not_used() {
     assert_eq!(codec(f64::NAN), (Codec::Raw, true));
 }
 
+/// The fastest way over a slow link is the smallest form of the input that the two hosts share.
+#[test]
+fn a_codec_that_a_host_does_not_take_or_that_costs_too_much_time_is_not_used() {
+    let (network, profile) = pictured();
+    let chosen = |codec_loss_max, taken: &[Codec], png_us_per_byte| {
+        let link = Some(Link { rate_bps: 1e6, rtt_us: 2_000.0, message_bytes: 0 });
+        let coding = PerCodec::from_fn(|codec| if taken.contains(&codec) { Coding::FREE } else { Coding::NONE });
+        let mut profile = Profile { coding, ..profile.clone() };
+        profile.coding[Png].up_us_per_byte += png_us_per_byte;
+        let constraints =
+            Constraints { deadline_us: 110e3, codec_loss_max, input_may_leave: true, link, margin: Margin::NONE };
+        let edge_only = |plan: Plan| plan.placement(&network) == Placement::EdgeOnly;
+        let all = explain(&network, &profile, &constraints);
+        assert!(all.iter().all(|e| taken.contains(&e.candidate.plan.codec) || e.candidate.cost.edge_us == 0.0));
+        let of_interest = |e: &&Explained| {
+            e.candidate.plan.exit == 2 && edge_only(e.candidate.plan) && e.verdict != Verdict::CodecTooLossy
+        };
+        let latency = |e: &&Explained| e.candidate.cost.total_us();
+        let fastest = all.iter().filter(of_interest).min_by(|a, b| latency(a).total_cmp(&latency(b)));
+        let choice = choose(&network, &profile, &constraints).candidate.plan;
+        let fastest = fastest.unwrap().candidate.plan;
+        assert!(choice == fastest || !edge_only(choice));
+        fastest.codec
+    };
+    use Codec::{Jpeg, Png, Raw};
+    let cases = [
+        (0.06, &[Raw, Png, Jpeg][..], 0.0, Jpeg),
+        (0.005, &[Raw, Png, Jpeg], 0.0, Png),
+        (0.06, &[Raw, Png], 0.0, Png),
+        (0.06, &[Raw], 0.0, Raw),
+        // 24 ms are saved on the link.
+        (0.005, &[Raw, Png], 1.9, Png),
+        (0.005, &[Raw, Png], 2.1, Raw),
+    ];
+    for (codec_loss_max, taken, png_us_per_byte, expected) in cases {
+        let found = chosen(codec_loss_max, taken, png_us_per_byte);
+        assert_eq!(found, expected, "{codec_loss_max}, {taken:?}, {png_us_per_byte}");
+    }
+}
+
+#[test]
+fn the_input_stays_in_whatever_codec() {
+    let mut seeded = Seeded(23);
+    for _ in 0..500 {
+        let (network, profile) = network(&mut seeded);
+        let link = Some(Link { rate_bps: 1e9, rtt_us: 0.0, message_bytes: 0 });
+        let constraints =
+            Constraints { deadline_us: 1e9, codec_loss_max: 1.0, input_may_leave: false, link, margin: Margin::NONE };
+        let leaves = |plan: Plan| plan.direction == Direction::EdgeFirst || plan.cut == 0;
+        for explained in explain(&network, &profile, &constraints) {
+            let plan = explained.candidate.plan;
+            assert_eq!(explained.verdict == Verdict::InputMustStay, leaves(plan), "{plan:?}");
+        }
+        for strategy in Strategy::ALL {
+            assert!(!leaves(strategy.choose(&network, &profile, &constraints).candidate.plan), "{strategy:?}");
+        }
+    }
+}
+
 #[test]
 fn what_does_not_fit_together_is_no_network() {
     let (good, _) = small();
@@ -373,11 +451,11 @@ fn what_does_not_fit_together_is_no_network() {
         (|e| e.boundaries[1] = 3, NetworkError::Segment { exit, segment: 0 }),
         (|e| e.boundaries[1] = 99, NetworkError::Boundaries { exit }),
         (|e| e.boundaries.truncate(2), NetworkError::Boundaries { exit }),
-        (|e| e.u8_accuracy.truncate(2), NetworkError::Boundaries { exit }),
+        (|e| e.coded_accuracy.truncate(2), NetworkError::Boundaries { exit }),
         (|e| e.boundaries[0] = 5, NetworkError::Root { exit }),
         (|e| e.accuracy = f64::NAN, NetworkError::Accuracy { exit }),
         (|e| e.accuracy = -0.1, NetworkError::Accuracy { exit }),
-        (|e| e.u8_accuracy[0] = Some(1.5), NetworkError::Accuracy { exit }),
+        (|e| e.coded_accuracy[0][Codec::Jpeg] = Some(1.5), NetworkError::Accuracy { exit }),
     ];
     for (damage, expected) in cases {
         let mut exits = good.exits().to_vec();
@@ -424,7 +502,7 @@ impl Device {
 
     fn connect(&mut self) {
         let segments_us = small().1.edge_us;
-        self.handle(Event::EdgeConnected { segments_us, codec_us_per_byte: 0.001, queue_us: 0.0 });
+        self.handle(Event::EdgeConnected { segments_us, coding: free(), queue_us: 0.0 });
     }
 
     /// Handles the event a little later, and returns what the controller asks for.
@@ -593,9 +671,9 @@ fn another_deadline_is_another_plan() {
 fn an_edge_that_lies_about_its_times_is_not_relied_on() {
     for lie in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1e9] {
         let honest = small().1.edge_us;
-        for (segments_us, codec_us_per_byte, queue_us) in [(vec![lie; 99], 0.0, 0.0), (honest, 0.0, lie)] {
+        for (segments_us, queue_us) in [(vec![lie; 99], 0.0), (honest, lie)] {
             let mut device = Device::new(80e3);
-            device.handle(Event::EdgeConnected { segments_us, codec_us_per_byte, queue_us });
+            device.handle(Event::EdgeConnected { segments_us, coding: free(), queue_us });
             (0..3).for_each(|_| device.exchange(12_000, 20e6));
             assert_eq!(device.placement(), Placement::DeviceOnly, "{lie}");
         }
@@ -607,7 +685,7 @@ fn a_wait_for_the_edge_at_work_says_nothing_of_the_link() {
     let rate_after = |queue_us| {
         let mut device = Device::new(1e6);
         let segments_us = small().1.edge_us;
-        device.handle(Event::EdgeConnected { segments_us, codec_us_per_byte: 0.001, queue_us });
+        device.handle(Event::EdgeConnected { segments_us, coding: free(), queue_us });
         (0..3).for_each(|_| device.exchange(12_000, 20e6));
         assert_eq!(device.placement(), Placement::EdgeOnly);
         device.handle(Event::Waiting { bytes: 12_000, waited_us: 50e3, busy_us: None });

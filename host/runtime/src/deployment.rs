@@ -1,9 +1,9 @@
 //! A bundle made ready to run.
 
-use crate::codec::u8_bytes;
-use edgent_bundle::{Bundle, BundleError, Codec, ComponentError, Digest, Manifest, split};
+use crate::codec;
+use edgent_bundle::{Bundle, BundleError, ComponentError, Digest, Manifest, split};
 use edgent_nn::{ElementType, Fact, Graph, GraphError, GraphFormat, Stop, Tensor, TensorError};
-use edgent_planner::{Boundary, Exit, Network, NetworkError, Timings, least_bytes, resident};
+use edgent_planner::{Boundary, Codec, Exit, Network, NetworkError, PerCodec, Timings, least_bytes, resident};
 use edgent_sandbox::{Engine, Limits, SandboxError, Segment, SegmentError};
 use rustix::time::{ClockId, clock_gettime};
 use std::ops::Range;
@@ -188,6 +188,16 @@ impl Deployment {
         Duration::from_secs_f64(usual.median_us(segment) / 1e6)
     }
 
+    /// How many times slower than this machine the host is that is emulated; 1 if none is.
+    pub fn slowdown(&self) -> f64 {
+        self.slowdown.max(1.0)
+    }
+
+    /// Passes what so much of this machine's work takes longer on the slow host that is emulated.
+    pub fn pretend_slow(&self, worked_us: f64, stop: &Stop) {
+        pretend(Duration::from_secs_f64(worked_us * (self.slowdown() - 1.0) / 1e6), stop);
+    }
+
     /// The bundle's name.
     pub fn digest(&self) -> Digest {
         self.digest
@@ -213,17 +223,10 @@ impl Deployment {
         &self.tensors[0]
     }
 
-    /// Whether these are the tensors that cross a cut of an exit's path; if not, what is wrong with them.
-    pub fn check(&self, exit: usize, cut: usize, given: &[Tensor]) -> Result<(), String> {
-        let expected = &self.manifest.boundaries[self.network.exits()[exit].boundaries[cut]];
-        if given.len() != expected.len() {
-            return Err(format!("{} tensors came, where {} cross", given.len(), expected.len()));
-        }
-        let expected = expected.iter().map(|tensor| (&self.manifest.tensors[*tensor].name, &self.tensors[*tensor]));
-        match given.iter().zip(expected).find(|(given, (_, fact))| given.fact() != **fact) {
-            Some((given, (name, fact))) => Err(format!("'{name}' must be {fact}, not {}", given.fact())),
-            None => Ok(()),
-        }
+    /// What crosses a cut of an exit's path; behind the path's last segment, what the exit gives.
+    pub fn crossing(&self, exit: usize, cut: usize) -> Vec<&Fact> {
+        let boundary = &self.manifest.boundaries[self.network.exits()[exit].boundaries[cut]];
+        boundary.tensors.iter().map(|tensor| &self.tensors[*tensor]).collect()
     }
 
     fn zeros(&self, tensor: usize) -> Result<Tensor, TensorError> {
@@ -235,7 +238,7 @@ impl Deployment {
 impl Wiring {
     /// Of a segment whose manifest has been checked.
     fn new(manifest: &Manifest, segment: &edgent_bundle::Segment) -> Self {
-        let (from, to) = (&manifest.boundaries[segment.from], &manifest.boundaries[segment.to]);
+        let (from, to) = (&manifest.boundaries[segment.from].tensors, &manifest.boundaries[segment.to].tensors);
         let place = |tensors: &[usize], tensor: &usize| tensors.iter().position(|other| other == tensor);
         let source = |tensor: &usize| {
             let given = place(&segment.gives, tensor).map(Source::Given);
@@ -289,12 +292,15 @@ fn pretend(time: Duration, stop: &Stop) {
 }
 
 fn network(manifest: &Manifest, facts: &[Fact]) -> Result<Network, NetworkError> {
-    let boundary = |crossing: &Vec<usize>| {
-        let crossing: Vec<&Fact> = crossing.iter().map(|tensor| &facts[*tensor]).collect();
-        // What cannot be coded goes as it is.
-        let coded = |fact: &&Fact| u8_bytes(fact).unwrap_or(fact.bytes() as u64);
-        let u8_bytes = crossing.iter().any(|fact| u8_bytes(fact).is_some()).then(|| crossing.iter().map(coded).sum());
-        Boundary { raw_bytes: crossing.iter().map(|fact| fact.bytes() as u64).sum(), u8_bytes }
+    let boundary = |told: &edgent_bundle::Boundary| {
+        let crossing: Vec<&Fact> = told.tensors.iter().map(|tensor| &facts[*tensor]).collect();
+        // As many bytes as nearly every activation takes: a plan is to be kept.
+        let measured = |name| told.coded.iter().find(|coded| coded.codec == name).map(|coded| coded.p90_bytes);
+        let fixed = |codec| codec::fixed_bytes(&crossing, codec::to_wire(codec));
+        let bytes = |codec: Codec| fixed(codec).or_else(|| measured(codec.name()));
+        let known = Codec::ALL.into_iter().filter_map(|codec| Some((codec, bytes(codec)?)));
+        let raw_bytes = crossing.iter().map(|fact| fact.bytes() as u64).sum();
+        known.fold(Boundary::new(raw_bytes), |boundary, (codec, bytes)| boundary.with(codec, bytes))
     };
     let boundaries = manifest.boundaries.iter().map(boundary).collect();
     let exits = manifest
@@ -303,11 +309,12 @@ fn network(manifest: &Manifest, facts: &[Fact]) -> Result<Network, NetworkError>
         .map(|exit| {
             let behind = exit.path.iter().map(|segment| manifest.segments[*segment].to);
             let along: Vec<usize> = std::iter::once(0).chain(behind).collect();
-            let coded = |cut| exit.coded.iter().find(|coded| coded.cut == cut && coded.codec == Codec::U8);
+            let coded = |cut, codec: Codec| exit.coded.iter().find(|c| c.cut == cut && c.codec == codec.name());
+            let at_cut = |cut| PerCodec::from_fn(|codec| coded(cut, codec).map(|coded| coded.accuracy));
             Exit {
                 accuracy: exit.accuracy,
                 path: exit.path.clone(),
-                u8_accuracy: (0..along.len()).map(|cut| coded(cut).map(|coded| coded.accuracy)).collect(),
+                coded_accuracy: (0..along.len()).map(at_cut).collect(),
                 boundaries: along,
             }
         })

@@ -4,13 +4,14 @@
 //! clock: at the last moment at which a local exit still fits, it starts that exit, and the first
 //! good answer wins. A lost edge is the same case, only sooner.
 
+use crate::codec::{to_wire, wire_bytes};
 use crate::edge::{fault, us};
 use crate::{Deployment, Workers, codec, confidence};
 use edgent_link::{
-    Answer, AskRequest, Client, Codec, Description, Digest, Direction, Fault, FaultKind, Hello, InferReply,
-    InferRequest, Limits, Link, LinkError, ModelProfile, Placement, Plan, Reply, Service, Stats,
+    Activation, Answer, AskRequest, Client, Codec, CodecTime, Description, Digest, Direction, Fault, FaultKind, Hello,
+    InferReply, InferRequest, Limits, Link, LinkError, ModelProfile, Placement, Plan, Reply, Service, Stats,
 };
-use edgent_nn::{Stop, Tensor};
+use edgent_nn::{Fact, Stop, Tensor};
 use edgent_planner::{self as planner, Action, Controller, Event, Exchange, Installed, Planned, Timings};
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -59,7 +60,7 @@ pub struct Device {
     deployment: Arc<Deployment>,
     controller: Mutex<Controller>,
     actions: mpsc::Sender<Action>,
-    edge: Mutex<Option<Client>>,
+    edge: Mutex<Option<Joined>>,
     edges_configured: bool,
     /// How long segments lately waited for a worker: a device that is asked for more than it can do must
     /// take faster exits, or what waits grows without end.
@@ -100,6 +101,14 @@ enum Part {
     Sure(Outcome),
     /// The activation behind them, and how long other exits were looked in at on the way.
     Activation(Vec<Tensor>, f64),
+}
+
+/// An edge that told its profile.
+#[derive(Clone, Debug)]
+struct Joined {
+    client: Client,
+    /// What is sent there is written in one of these.
+    codecs: Vec<CodecTime>,
 }
 
 /// One request on its way through the device.
@@ -175,11 +184,7 @@ impl Device {
         if !request.model.is_empty() && request.model != *name {
             return Err(fault(FaultKind::UnknownModel, format!("this device runs '{name}', not '{}'", request.model)));
         }
-        let input = codec::decode(&request.input).map_err(|e| bad(e.to_string()))?;
-        let expected = self.deployment.input();
-        if input.fact() != *expected {
-            return Err(bad(format!("the input must be {expected}, not {}", input.fact())));
-        }
+        let input = codec::decode(&request.input, self.deployment.input()).map_err(|e| bad(e.to_string()))?;
         let deadline_us = if request.deadline_us == 0 { self.deadline_us } else { request.deadline_us as f64 };
         let asked = Asked { arrived, deadline_us };
         let (planned, in_time, takes_fastest) = {
@@ -284,13 +289,18 @@ impl Device {
     }
 
     /// As the plan says: one part here, one on the edge.
-    async fn together(self: &Arc<Self>, edge: &Client, trip: Trip, input: Vec<Tensor>) -> Result<Outcome, Fault> {
+    async fn together(self: &Arc<Self>, edge: &Joined, trip: Trip, input: Vec<Tensor>) -> Result<Outcome, Fault> {
         let Installed { plan, epoch } = trip.planned.installed;
         let end = self.deployment.network().exits()[plan.exit].path.len();
         let (there, here_last, up, down) = match plan.direction {
-            planner::Direction::DeviceFirst => (plan.cut..end, end..end, wire(plan.codec), Codec::Raw),
-            planner::Direction::EdgeFirst => (0..plan.cut, plan.cut..end, Codec::Raw, wire(plan.codec)),
+            planner::Direction::DeviceFirst => (plan.cut..end, end..end, to_wire(plan.codec), Codec::Raw),
+            planner::Direction::EdgeFirst => (0..plan.cut, plan.cut..end, Codec::Raw, to_wire(plan.codec)),
         };
+        // The plan may be of the edge before this one.
+        if !edge.codecs.iter().any(|time| time.codec == to_wire(plan.codec)) {
+            let message = format!("the edge takes no {}", plan.codec.name());
+            return Err(fault(FaultKind::Unsupported, message));
+        }
         let (activation, looked_in_us) = match self.first_segments(trip, input).await? {
             Part::Sure(outcome) => return Ok(outcome),
             Part::Activation(activation, looked_in_us) => (activation, looked_in_us),
@@ -298,8 +308,7 @@ impl Device {
         // Who waits however long it takes must not have the edge give up.
         let falls_back = self.lock().strategy().falls_back();
         let budget_us = if falls_back { trip.asked.remaining_us().max(0.0) } else { WAIT_MAX.as_secs_f64() * 1e6 };
-        let (activation, beside) =
-            codec::encode_all(&activation, up).ok_or_else(|| fault(FaultKind::Internal, "nothing crosses the cut"))?;
+        let (activation, beside) = self.encode(activation, up).await?;
         let request = InferRequest {
             id: self.counts.next_id.fetch_add(1, Ordering::Relaxed),
             model: self.model(),
@@ -311,11 +320,8 @@ impl Device {
             activation,
             beside,
         };
-        let reply = self.exchange(edge, trip, there, request).await?;
-        let output = codec::decode_all(&reply.activation, &reply.beside);
-        let output = output.map_err(|e| fault(FaultKind::BadRequest, e.to_string()))?;
-        let checked = self.deployment.check(plan.exit, if here_last.is_empty() { end } else { plan.cut }, &output);
-        checked.map_err(|why| fault(FaultKind::BadRequest, format!("the edge's answer: {why}")))?;
+        let reply = self.exchange(&edge.client, trip, there, request).await?;
+        let output = self.decode(reply, plan.exit, if here_last.is_empty() { end } else { plan.cut }).await?;
         let output = self.segments(plan.exit, here_last, output).await?;
         Ok(Outcome { output, plan, epoch, degraded: None, looked_in_us: Some(looked_in_us) })
     }
@@ -449,7 +455,48 @@ impl Device {
         if range.is_empty() {
             return Ok(input);
         }
-        let (done, ran) = oneshot::channel();
+        let ran = self.on_worker(move |deployment, stop| deployment.run(exit, range, input, stop)).await?;
+        let ran = ran.map_err(|e| fault(FaultKind::SegmentFailed, e.to_string()))?;
+        for (segment, us) in ran.segments_us {
+            self.tell(Event::DeviceRan { segment, us });
+        }
+        Ok(ran.output)
+    }
+
+    /// Writes what crosses to the edge.
+    async fn encode(&self, crossing: Vec<Tensor>, codec: Codec) -> Result<(Activation, Vec<Activation>), Fault> {
+        let nothing = || fault(FaultKind::Internal, "nothing crosses the cut");
+        if codec == Codec::Raw {
+            return codec::encode_all(&crossing, codec).ok_or_else(nothing);
+        }
+        let coding = move |deployment: &Deployment, stop: &Stop| {
+            let facts: Vec<Fact> = crossing.iter().map(Tensor::fact).collect();
+            let us = coding_us(&facts.iter().collect::<Vec<_>>(), codec, |time| time.encode_us_per_mib);
+            deployment.pretend_slow(us, stop);
+            codec::encode_all(&crossing, codec)
+        };
+        self.on_worker(coding).await?.ok_or_else(nothing)
+    }
+
+    /// Reads the edge's answer, which must be what is at that cut.
+    async fn decode(&self, reply: InferReply, exit: usize, cut: usize) -> Result<Vec<Tensor>, Fault> {
+        let decoding = move |deployment: &Deployment, stop: &Stop| {
+            let (expected, codec) = (deployment.crossing(exit, cut), reply.activation.codec);
+            if codec != Codec::Raw {
+                deployment.pretend_slow(coding_us(&expected, codec, |time| time.decode_us_per_mib), stop);
+            }
+            let read = codec::decode_all(&reply.activation, &reply.beside, &expected);
+            read.map_err(|e| fault(FaultKind::BadRequest, format!("the edge's answer: {e}")))
+        };
+        self.on_worker(decoding).await?
+    }
+
+    /// Has a worker do something.
+    async fn on_worker<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Deployment, &Stop) -> T + Send + 'static,
+    ) -> Result<T, Fault> {
+        let (done, result) = oneshot::channel();
         let deployment = Arc::clone(&self.deployment);
         let stop = Stop::never();
         // A request that was answered otherwise meanwhile must not hold up those behind it.
@@ -457,17 +504,13 @@ impl Device {
         let submitted = Instant::now();
         let job = move || {
             let queued = submitted.elapsed();
-            drop(done.send(deployment.run(exit, range, input, &stop).map(|ran| (ran, queued))));
+            drop(done.send((work(&deployment, &stop), queued)));
         };
         self.workers.submit(job).map_err(|busy| fault(FaultKind::Busy, busy.to_string()))?;
-        let ran = ran.await.map_err(|_| fault(FaultKind::Internal, "the segments' worker died"))?;
-        let (ran, queued) = ran.map_err(|e| fault(FaultKind::SegmentFailed, e.to_string()))?;
+        let (result, queued) = result.await.map_err(|_| fault(FaultKind::Internal, "the device's worker died"))?;
         let before = self.queue_us.load(Ordering::Relaxed);
         self.queue_us.store((before * 3 + us(queued)) / 4, Ordering::Relaxed);
-        for (segment, us) in ran.segments_us {
-            self.tell(Event::DeviceRan { segment, us });
-        }
-        Ok(ran.output)
+        Ok(result)
     }
 
     fn to_answer(
@@ -496,7 +539,7 @@ impl Device {
                 planner::Direction::DeviceFirst => Direction::DeviceFirst,
                 planner::Direction::EdgeFirst => Direction::EdgeFirst,
             },
-            codec: wire(plan.codec),
+            codec: to_wire(plan.codec),
             placement: match plan.placement(network) {
                 planner::Placement::DeviceOnly => Placement::DeviceOnly,
                 planner::Placement::Split => Placement::Split,
@@ -552,12 +595,13 @@ impl Device {
                 *us = time.p50_us;
             }
         }
-        *self.edge.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
-        self.tell(Event::EdgeConnected {
-            segments_us,
-            codec_us_per_byte: (profile.codec_us_per_mib + codec::us_per_mib()) / f64::from(1 << 20),
-            queue_us: profile.queue_us,
-        });
+        // An older edge names none.
+        let older = || codec::times_of_u8(profile.codec_us_per_mib);
+        let codecs = if profile.codecs.is_empty() { older() } else { profile.codecs };
+        let coding = codec::coding(&codec::slowed(codec::times(), self.deployment.slowdown()), &codecs);
+        let joined = Joined { client: client.clone(), codecs };
+        *self.edge.lock().unwrap_or_else(PoisonError::into_inner) = Some(joined);
+        self.tell(Event::EdgeConnected { segments_us, coding, queue_us: profile.queue_us });
         Ok(client)
     }
 
@@ -656,7 +700,7 @@ impl Device {
                 planner::Direction::DeviceFirst => Direction::DeviceFirst,
                 planner::Direction::EdgeFirst => Direction::EdgeFirst,
             },
-            codec: wire(installed.plan.codec),
+            codec: to_wire(installed.plan.codec),
         }
     }
 }
@@ -775,16 +819,11 @@ fn first_epoch() -> u64 {
     (RandomState::new().build_hasher().finish() >> 40) << 24
 }
 
-fn wire(codec: planner::Codec) -> Codec {
-    match codec {
-        planner::Codec::Raw => Codec::Raw,
-        planner::Codec::U8 => Codec::U8,
-    }
-}
-
-fn wire_bytes(first: &edgent_link::Activation, beside: &[edgent_link::Activation]) -> u64 {
-    let bytes = |activation: &edgent_link::Activation| activation.bytes.len() + activation.scales.len() * 8;
-    std::iter::once(first).chain(beside).map(bytes).sum::<usize>() as u64
+/// What coding tensors takes this machine.
+fn coding_us(facts: &[&Fact], codec: Codec, us_per_mib: impl Fn(&CodecTime) -> f64) -> f64 {
+    let time = codec::times().iter().find(|time| time.codec == codec);
+    let bytes = facts.iter().map(|fact| fact.bytes()).sum::<usize>();
+    time.map_or(0.0, us_per_mib) * bytes as f64 / f64::from(1 << 20)
 }
 
 /// What an exit gives.

@@ -143,10 +143,9 @@ impl Model {
         let before = self.queue_us.load(Ordering::Relaxed);
         self.queue_us.store((before * 7 + queue_us) / 8, Ordering::Relaxed);
         let coding = Instant::now();
-        let input = codec::decode_all(&request.activation, &request.beside);
+        let expected = self.deployment.crossing(exit, range.start);
+        let input = codec::decode_all(&request.activation, &request.beside, &expected);
         let input = input.map_err(|e| fault(FaultKind::BadRequest, e.to_string()))?;
-        let checked = self.deployment.check(exit, range.start, &input);
-        checked.map_err(|why| fault(FaultKind::BadRequest, format!("the activation: {why}")))?;
         let decode_us = us(coding.elapsed());
         let ran = self.deployment.run(exit, range, input, stop).map_err(|e| {
             let kind = if stop.reached() { FaultKind::TimeUp } else { FaultKind::SegmentFailed };
@@ -201,7 +200,8 @@ impl Service for Edge {
                 model,
                 segments: segments.collect(),
                 queue_us: known.queue_us.load(Ordering::Relaxed) as f64,
-                codec_us_per_mib: codec::us_per_mib(),
+                codec_us_per_mib: codec::u8_us_per_mib(),
+                codecs: codec::times().to_vec(),
             }
         }));
     }

@@ -68,6 +68,8 @@ impl Host {
             let prepared = models.iter().map(|dir| prepare(dir.clone(), &engine, slowdown, memory_max_bytes));
             prepared.collect::<Result<Vec<_>, _>>()
         };
+        // Measured now, while nobody waits.
+        codec::times();
         let mut models =
             tokio::task::spawn_blocking(prepare).await.map_err(|e| HostError::Preparing(e.to_string()))??;
         let threads = match settings.workers {

@@ -5,7 +5,7 @@
 
 use crate::output::{Output, quantile};
 use anyhow::{Result, ensure};
-use edgent_planner::{Boundary, Constraints, Exit, Link, Margin, Network, Profile, choose};
+use edgent_planner::{Boundary, Codec, Coding, Constraints, Exit, Link, Margin, Network, PerCodec, Profile, choose};
 use serde::Serialize;
 use std::hint::black_box;
 use std::time::Instant;
@@ -87,20 +87,22 @@ fn brute_force(network: &Network, profile: &Profile, constraints: &Constraints) 
     let Some(link) = constraints.link else { return best };
     for exit in network.exits() {
         let segments = exit.path.len();
-        let bytes = |at: usize| network.boundaries()[exit.boundaries[at]].raw_bytes as f64;
+        let bytes = |at: usize| network.boundaries()[exit.boundaries[at]].raw_bytes() as f64;
         for cut in 0..=segments {
             for edge_first in [false, true] {
-                for coded in [false, true] {
+                for codec in Codec::ALL {
                     let on_edge = |at: usize| (at < cut) == edge_first;
                     let all_here = (0..segments).all(|at| !on_edge(at));
                     let input_leaves = !all_here && on_edge(0);
                     let crossing = &network.boundaries()[exit.boundaries[cut]];
-                    let lossy = exit.u8_accuracy[cut].is_none_or(|a| a < exit.accuracy - constraints.codec_loss_max);
+                    let coded = codec != Codec::Raw;
+                    let accuracy = exit.coded_accuracy[cut][codec];
+                    let lossy = accuracy.is_none_or(|a| a < exit.accuracy - constraints.codec_loss_max);
                     // Edge-only is one plan, not two: written as device first, with the input crossing.
                     let twice = edge_first && cut == segments;
                     if twice
                         || (input_leaves && !constraints.input_may_leave)
-                        || (coded && (lossy || crossing.u8_bytes.is_none()))
+                        || (coded && (lossy || crossing.bytes(codec).is_none()))
                     {
                         continue;
                     }
@@ -108,11 +110,11 @@ fn brute_force(network: &Network, profile: &Profile, constraints: &Constraints) 
                         |at: usize| if on_edge(at) { &profile.edge_us } else { &profile.device_us }[exit.path[at]];
                     let mut us: f64 = (0..segments).map(time).sum();
                     if !all_here {
-                        let coded_bytes = crossing.u8_bytes.unwrap_or(0) as f64;
-                        let crossing = if coded { coded_bytes } else { bytes(cut) };
+                        let Coding { up_us_per_byte, down_us_per_byte } = profile.coding[codec];
+                        let coding = bytes(cut) * if edge_first { down_us_per_byte } else { up_us_per_byte };
+                        let crossing = crossing.bytes(codec).unwrap_or(0) as f64;
                         let other = bytes(if edge_first { 0 } else { segments });
                         let on_link = (crossing + other + link.message_bytes as f64) * 8e6 / link.rate_bps;
-                        let coding = if coded { coded_bytes * profile.codec_us_per_byte } else { 0.0 };
                         us += on_link + link.rtt_us + profile.edge_queue_us + coding;
                     }
                     let margin = if all_here { constraints.margin.alone } else { constraints.margin.together };
@@ -137,7 +139,10 @@ fn network(layers: usize, exits: usize, random: &mut Random) -> Result<(Network,
     let mut boundaries = Vec::new();
     let mut boundary = |random: &mut Random| {
         let raw_bytes = random.within(40.0, 60_000.0) as u64;
-        boundaries.push(Boundary { raw_bytes, u8_bytes: Some(raw_bytes / 4) });
+        let pushed = Codec::ALL.into_iter().fold(Boundary::new(raw_bytes), |boundary, codec| {
+            boundary.with(codec, (random.within(0.1, 1.1) * raw_bytes as f64) as u64)
+        });
+        boundaries.push(pushed);
         boundaries.len() - 1
     };
     let trunk: Vec<usize> = (0..=layers).map(|_| boundary(random)).collect();
@@ -151,15 +156,19 @@ fn network(layers: usize, exits: usize, random: &mut Random) -> Result<(Network,
         let path = (0..shared).chain(segments..segments + branch).collect();
         segments += branch;
         let accuracy = random.within(0.5, 0.95);
-        let u8_accuracy = along.iter().map(|_| Some(accuracy - random.within(0.0, 0.01))).collect();
-        Exit { accuracy, path, boundaries: along, u8_accuracy }
+        let mut measured = |_| Some(accuracy - random.within(0.0, 0.01));
+        let coded_accuracy = along.iter().map(|_| PerCodec::from_fn(&mut measured)).collect();
+        Exit { accuracy, path, boundaries: along, coded_accuracy }
     });
     let exits: Vec<Exit> = exits.collect();
     let profile = Profile {
         device_us: (0..segments).map(|_| random.within(10.0, 2e6 / layers as f64 / 10.0)).collect(),
         edge_us: (0..segments).map(|_| random.within(1.0, 2e5 / layers as f64 / 10.0)).collect(),
         edge_queue_us: 200.0,
-        codec_us_per_byte: 0.002,
+        coding: PerCodec::from_fn(|_| Coding {
+            up_us_per_byte: random.within(0.0, 0.02),
+            down_us_per_byte: random.within(0.0, 0.02),
+        }),
     };
     Ok((Network::new(boundaries, exits, segments)?, profile))
 }

@@ -97,7 +97,7 @@ impl Record {
             self.deadline_ms, self.slowdown
         ));
         output.line(
-            "   time  link rate   estimate  exit   cut  where                 wire  latency         right so far",
+            "   time  link rate   estimate  exit   cut  where                  wire  latency         right so far",
         );
     }
 
@@ -107,13 +107,13 @@ impl Record {
         let latency_ms = request.latency.as_secs_f64() * 1e3;
         match &request.answer {
             Ok(answer) => output.line(format_args!(
-                "{at:>6.1}s {:>10} {:>10}  {:<6} {:>3}  {:<20} {:>5} {latency_ms:>7.1} ms {:<5} {:>6.1} %{}",
+                "{at:>6.1}s {:>10} {:>10}  {:<6} {:>3}  {:<20} {:>6} {latency_ms:>7.1} ms {:<5} {:>6.1} %{}",
                 rate(rate_bps as f64),
                 rate(answer.rate_bps as f64),
                 self.exit_name(answer),
                 answer.cut,
                 place(answer),
-                format!("{:?}", answer.codec).to_lowercase(),
+                answer.codec.name(),
                 if answer.deadline_met { "ok" } else { "LATE" },
                 self.accuracy() * 100.0,
                 answer.degraded.as_ref().map_or_else(String::new, |why| format!("  degraded: {why}")),

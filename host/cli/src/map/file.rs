@@ -82,7 +82,9 @@ macro_rules! named {
 }
 
 named!(DirectionName of Direction { DeviceFirst = "device-first", EdgeFirst = "edge-first" });
-named!(CodecName of Codec { Raw = "raw", U8 = "u8" });
+named!(CodecName of Codec {
+    Raw = "raw", F16 = "f16", U8 = "u8", U8Lz4 = "u8-lz4", Png = "png", Jpeg = "jpeg"
+});
 named!(PlacementName of Placement { DeviceOnly = "device-only", Split = "split", EdgeOnly = "edge-only" });
 
 impl MapFile {

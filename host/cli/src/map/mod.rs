@@ -169,7 +169,7 @@ fn print(map: &MapFile, output: &Output) -> Result<()> {
         }
     ));
     output.line(format_args!(
-        "{:>10}  {:<10} {:>3}  {:<12} {:<12} {:<5} {:>9} {:>8} {:>8}",
+        "{:>10}  {:<10} {:>3}  {:<12} {:<12} {:<6} {:>9} {:>8} {:>8}",
         "kbit/s", "exit", "cut", "placement", "direction", "codec", "latency", "accuracy", "reward"
     ));
     for state in &map.states {

@@ -4,7 +4,9 @@ use super::features::{FeatureSet, LayerType};
 use crate::output::BadInput;
 use anyhow::Result;
 use edgent_bundle::{Layer, Manifest, Segment, standard_guest};
+use edgent_link::{Codec, CodecTime};
 use edgent_planner::Regression;
+use edgent_runtime::codec;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,6 +18,7 @@ pub(crate) const FORMAT: u32 = 1;
 const FILE_BYTES_MAX: usize = 4 << 20;
 
 const TEXT_BYTES_MAX: usize = 200;
+const CODECS_MAX: usize = 64;
 
 /// What is known of one host's speed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,8 +31,11 @@ pub(crate) struct Profile {
     /// A call through a component that computes nothing. Part of each layer's time as measured, and so of
     /// each regression; a segment has it once.
     pub(crate) call_us: f64,
-    /// Coding and decoding an activation as u8, for each mebibyte on the wire, on this host.
+    /// Coding or decoding an activation as u8, for each mebibyte on the wire, on this host.
     pub(crate) codec_us_per_mib: f64,
+    /// What each codec takes, by its name. Profiles of older programs know of `u8` alone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) codecs: BTreeMap<String, CodecTimes>,
     /// For each type of layer, from the features of the paper and from those of the work.
     pub(crate) layers: BTreeMap<LayerType, BTreeMap<FeatureSet, Fitted>>,
     /// Reading, optimising and instantiating a segment; by set of features too.
@@ -37,6 +43,14 @@ pub(crate) struct Profile {
     /// What the segments of one bundle did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) bundle: Option<Measured>,
+}
+
+/// What a codec takes, for each mebibyte that an activation has as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CodecTimes {
+    pub(crate) encode_us_per_mib: f64,
+    pub(crate) decode_us_per_mib: f64,
 }
 
 /// A regression and how good it is on samples that it was not fitted to.
@@ -100,6 +114,20 @@ impl Profile {
         Ok(profile)
     }
 
+    /// What each codec takes on the profile's host.
+    pub(crate) fn codecs(&self) -> Vec<CodecTime> {
+        if self.codecs.is_empty() {
+            return codec::times_of_u8(self.codec_us_per_mib);
+        }
+        let known = self.codecs.iter().filter_map(|(name, times)| Some((Codec::from_name(name)?, times)));
+        let time = |(codec, times): (Codec, &CodecTimes)| CodecTime {
+            codec,
+            encode_us_per_mib: times.encode_us_per_mib,
+            decode_us_per_mib: times.decode_us_per_mib,
+        };
+        known.map(time).collect()
+    }
+
     /// Time of each segment of a bundle on the profile's host: as measured, if it is the bundle that was
     /// measured, and predicted from its layers otherwise. Infinite where nothing can be told.
     pub(crate) fn segments_us(&self, manifest: &Manifest, digest: &str) -> Result<Vec<f64>> {
@@ -146,6 +174,13 @@ impl Profile {
         let numbers = [("call_us", self.call_us), ("codec_us_per_mib", self.codec_us_per_mib)];
         for (name, us) in numbers {
             ensure_time(name, us)?;
+        }
+        if self.codecs.len() > CODECS_MAX {
+            return Err(BadInput::error(format!("{} codecs; at most {CODECS_MAX} are read", self.codecs.len())));
+        }
+        for (codec, times) in &self.codecs {
+            ensure_time(codec, times.encode_us_per_mib)?;
+            ensure_time(codec, times.decode_us_per_mib)?;
         }
         let digest = self.bundle.iter().map(|bundle| &bundle.digest);
         if [&self.host_build].into_iter().chain(digest).any(|text| text.len() > TEXT_BYTES_MAX) {
@@ -201,7 +236,7 @@ fn ensure_time(name: &str, us: f64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use edgent_bundle::{Blob, Digest, Evidence, Exit, LayerKind, Tensor, Tier};
+    use edgent_bundle::{Blob, Boundary, Digest, Evidence, Exit, LayerKind, Tensor, Tier};
 
     /// A profile of format 1, as it was written; to be read for good.
     const SAMPLE: &str = include_str!("sample-format-1.json");
@@ -232,7 +267,7 @@ mod tests {
             name: "m".into(),
             classes: (0..10).map(|class| class.to_string()).collect(),
             tensors: (0..=count).map(tensor).collect(),
-            boundaries: (0..=count).map(|index| vec![index]).collect(),
+            boundaries: (0..=count).map(|index| Boundary { tensors: vec![index], coded: vec![] }).collect(),
             segments: segments.into_iter().enumerate().map(segment).collect(),
             exits: vec![Exit {
                 name: "e".into(),

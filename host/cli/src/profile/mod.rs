@@ -13,12 +13,13 @@ pub(crate) use file::Profile as ProfileFile;
 use crate::output::{BadInput, Output, quantile};
 use anyhow::{Context, Result};
 use edgent_bundle::{Bundle, split};
+use edgent_link::CodecTime;
 use edgent_nn::{Graph, GraphFormat, Stop, Tensor};
 use edgent_planner::{Quality, Regression, Sample};
 use edgent_runtime::{Deployment, build_name, codec};
 use edgent_sandbox::{Engine, Limits, Segment};
 use features::{FeatureSet, LayerType};
-use file::{FORMAT, Fitted, Measured, Profile, Times};
+use file::{CodecTimes, FORMAT, Fitted, Measured, Profile, Times};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -205,8 +206,13 @@ fn fit(sweep: Sweep, chain: Option<Chain>) -> Result<(Profile, Option<Whole>)> {
         }
         None => (None, None),
     };
-    let (host_build, codec_us_per_mib) = (build_name(), codec::us_per_mib());
-    Ok((Profile { format: FORMAT, host_build, call_us, codec_us_per_mib, layers, load, bundle }, whole))
+    let (host_build, codec_us_per_mib) = (build_name(), codec::u8_us_per_mib());
+    let codecs = codec::times().iter().map(|time| {
+        let CodecTime { codec, encode_us_per_mib, decode_us_per_mib } = *time;
+        (codec.name().to_owned(), CodecTimes { encode_us_per_mib, decode_us_per_mib })
+    });
+    let codecs = codecs.collect();
+    Ok((Profile { format: FORMAT, host_build, call_us, codec_us_per_mib, codecs, layers, load, bundle }, whole))
 }
 
 fn fitted(samples: &[Sample], features: &[&str]) -> Result<Fitted> {
@@ -276,9 +282,13 @@ fn print(Report { profile, comparison }: &Report, output: &Output) {
     }
     profile.load.iter().for_each(|(set, fitted)| row("model load", set.name(), fitted));
     output.line(format_args!(
-        "dropout costs nothing: exporters leave it out; a call through a component {:.1} us; coding {:.0} us/MiB",
-        profile.call_us, profile.codec_us_per_mib
+        "dropout costs nothing: exporters leave it out; a call through a component {:.1} us",
+        profile.call_us
     ));
+    output.line("codec      writing      reading  (us for each MiB that an activation has as it is)");
+    for (codec, CodecTimes { encode_us_per_mib, decode_us_per_mib }) in &profile.codecs {
+        output.line(format_args!("{codec:<6} {encode_us_per_mib:>11.0} {decode_us_per_mib:>12.0}"));
+    }
     let Some(comparison) = comparison else { return };
     output.line(format_args!(
         "{:<40} {:>9} {:>9} {:>5} {:>10} {:>8} {:>10} {:>8}",

@@ -26,7 +26,15 @@ pub fn network(seeded: &mut Seeded) -> (Network, Profile) {
     let mut boundaries = vec![];
     let mut boundary = |seeded: &mut Seeded| {
         let bytes = 10 + seeded.below(60_000) as u64;
-        boundaries.push(Boundary { raw_bytes: bytes, u8_bytes: (seeded.next() < 0.7).then_some(bytes / 4) });
+        let mut boundary = Boundary::new(bytes);
+        for codec in Codec::ALL {
+            // Most are smaller than the activation as it is, and some are not.
+            let coded_bytes = bytes / 8 + seeded.below(bytes as usize) as u64;
+            if seeded.next() < 0.5 {
+                boundary = boundary.with(codec, coded_bytes);
+            }
+        }
+        boundaries.push(boundary);
         boundaries.len() - 1
     };
     let trunk_boundaries: Vec<usize> = (0..=trunk).map(|_| boundary(seeded)).collect();
@@ -40,18 +48,19 @@ pub fn network(seeded: &mut Seeded) -> (Network, Profile) {
             let mut along = trunk_boundaries[..=shared].to_vec();
             along.extend((0..branch).map(|_| boundary(seeded)));
             let accuracy = seeded.next();
-            let u8_accuracy = along
-                .iter()
-                .map(|_| (seeded.next() < 0.8).then(|| (accuracy - seeded.next() * 0.02).max(0.0)))
-                .collect();
-            Exit { accuracy, path, boundaries: along, u8_accuracy }
+            let mut measured = |_| (seeded.next() < 0.8).then(|| (accuracy - seeded.next() * 0.02).max(0.0));
+            let coded_accuracy = along.iter().map(|_| PerCodec::from_fn(&mut measured)).collect();
+            Exit { accuracy, path, boundaries: along, coded_accuracy }
         })
         .collect();
     let profile = Profile {
         device_us: (0..segments).map(|_| seeded.next() * 20_000.0).collect(),
         edge_us: (0..segments).map(|_| seeded.next() * 1_000.0).collect(),
         edge_queue_us: seeded.next() * 500.0,
-        codec_us_per_byte: seeded.next() * 0.01,
+        coding: PerCodec::from_fn(|_| {
+            let mut us_per_byte = || if seeded.next() < 0.9 { seeded.next() * 0.01 } else { f64::INFINITY };
+            Coding { up_us_per_byte: us_per_byte(), down_us_per_byte: us_per_byte() }
+        }),
     };
     (Network::new(boundaries, exits, segments).unwrap(), profile)
 }
