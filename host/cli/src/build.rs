@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
 }
 
 /// Enough to see half a point of accuracy, few enough to take seconds.
-pub(crate) const CODEC_SAMPLES: usize = 200;
+pub(crate) const CODEC_SAMPLES: usize = 500;
 
 #[derive(Serialize)]
 struct Report {

@@ -474,14 +474,17 @@ impl Device {
         self.on_worker(coding).await
     }
 
-    /// Reads the edge's answer, which must be what is at that cut.
+    /// Reads the edge's reply, which must be what is at that cut. An answer is raw and is read here: the workers
+    /// may be busy with the local exit that would have replaced it.
     async fn decode(&self, activation: Activation, exit: usize, cut: usize) -> Result<Tensor, Fault> {
+        let bad = |e: codec::CodecError| fault(FaultKind::BadRequest, e.to_string());
+        if activation.codec == Codec::Raw {
+            return codec::decode(&activation, self.deployment.at_cut(exit, cut)).map_err(bad);
+        }
         let decoding = move |deployment: &Deployment, stop: &Stop| {
             let expected = deployment.at_cut(exit, cut);
-            if activation.codec != Codec::Raw {
-                deployment.pretend_slow(coding_us(expected, activation.codec, |time| time.decode_us_per_mib), stop);
-            }
-            codec::decode(&activation, expected).map_err(|e| fault(FaultKind::BadRequest, e.to_string()))
+            deployment.pretend_slow(coding_us(expected, activation.codec, |time| time.decode_us_per_mib), stop);
+            codec::decode(&activation, expected).map_err(bad)
         };
         self.on_worker(decoding).await?
     }
