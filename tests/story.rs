@@ -207,6 +207,22 @@ fn a_plan_is_explained_and_keeps_to_what_it_must() {
     assert_eq!(plan(&["--rate-bps", "1e9", "--rtt-ms", "0"])["plan"]["placement"], "edge-only");
     assert_ne!(plan(&["--rate-bps", "1e9", "--rtt-ms", "0", "--keep-input"])["plan"]["placement"], "edge-only");
     assert_eq!(plan(&["--deadline-ms", "0.01"])["fits"], false);
+    // The input may cross as a picture, unless it must stay.
+    let codecs = |more: &[&str], cut: u64| -> Vec<String> {
+        let report = plan(more);
+        let candidates = report["candidates"].as_array().unwrap();
+        let here = candidates.iter().filter(|row| row["cut"] == cut && row["direction"] == "device-first");
+        let allowed = here.filter(|row| row["verdict"] != "the input must stay");
+        let mut codecs: Vec<String> = allowed.map(|row| row["codec"].as_str().unwrap().to_owned()).collect();
+        codecs.sort();
+        codecs.dedup();
+        codecs
+    };
+    assert_eq!(codecs(&[], 0), ["jpeg", "png", "raw"]);
+    assert_eq!(codecs(&[], 3), ["f16", "raw", "u8", "u8-lz4"]);
+    assert_eq!(codecs(&["--keep-input"], 0), Vec::<String>::new());
+    let jpeg = plan(&["--strategy", "edge-only-jpeg", "--rate-bps", "5e4"]);
+    assert_eq!((&jpeg["plan"]["codec"], &jpeg["plan"]["placement"]), (&"jpeg".into(), &"edge-only".into()));
 }
 
 #[test]
@@ -223,10 +239,12 @@ fn strategies_are_compared_on_real_hosts() {
         "edgent",
         "--strategy",
         "paper",
+        "--strategy",
+        "edge-only-png",
     ];
     let report = edgent(&quick);
     let rows = report["rows"].as_array().unwrap();
-    for strategy in ["edgent", "paper"] {
+    for strategy in ["edgent", "paper", "edge-only-png"] {
         for experiment in ["rate", "trace", "deadline"] {
             let of = |row: &&Value| row["strategy"] == strategy && row["experiment"] == experiment;
             assert!(rows.iter().filter(of).all(|row| row["requests"].as_u64().unwrap() > 0));
@@ -254,6 +272,13 @@ fn a_bundle_does_what_the_network_does() {
     let report = edgent(&["verify", bundle().to_str().unwrap()]);
     assert!(report["cuts_checked"].as_u64().unwrap() > 100);
     assert_eq!(report["cuts_bit_exact"], report["cuts_checked"]);
+    // Raw at every cut, and the input as PNG as well.
+    assert!(report["lossless_checked"].as_u64() > report["cuts_checked"].as_u64());
+    assert_eq!(report["lossless_exact"], report["lossless_checked"]);
+    let of_input = report["input_codecs"].as_array().unwrap();
+    let codecs: Vec<&str> = of_input.iter().map(|row| row["codec"].as_str().unwrap()).collect();
+    assert_eq!(codecs, ["png", "jpeg"]);
+    assert_eq!(of_input[0]["lost_here"], 0.0);
     assert!(report["max_abs_diff"].as_f64().unwrap() <= 1e-4);
     let accuracies: Vec<f64> =
         report["accuracy_per_exit"].as_array().unwrap().iter().map(|a| a.as_f64().unwrap()).collect();

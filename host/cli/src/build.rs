@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
 }
 
 /// Enough to see half a point of accuracy, few enough to take seconds.
-pub(crate) const CODEC_SAMPLES: usize = 200;
+pub(crate) const CODEC_SAMPLES: usize = 500;
 
 #[derive(Serialize)]
 struct Report {
@@ -81,7 +81,11 @@ pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Out
         name: described.name.clone(),
         classes: described.classes.clone(),
         tensors: cut.tensors.iter().map(tensor).collect(),
-        boundaries: cut.boundaries.iter().map(boundary).collect(),
+        boundaries: cut
+            .boundaries
+            .iter()
+            .map(|tensors| Boundary { tensors: tensors.clone(), coded: Vec::new() })
+            .collect(),
         segments: segments(&cut, &mut draft)?,
         exits: exits(&cut, &described)?,
         evidence: Evidence { source: Some(draft.add(source)), ..Evidence::default() },
@@ -113,10 +117,6 @@ pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Out
 
 fn tensor(Port { name, fact }: &Port) -> Described {
     Described { name: name.clone(), element_type: fact.element_type.name().to_owned(), dims: fact.dims.clone() }
-}
-
-fn boundary(tensors: &Vec<usize>) -> Boundary {
-    Boundary { tensors: tensors.clone(), coded: Vec::new() }
 }
 
 fn segments(cut: &Cut, draft: &mut Draft) -> Result<Vec<Segment>> {

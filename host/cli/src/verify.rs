@@ -163,7 +163,9 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     if report.lossless_exact != report.lossless_checked {
         bail!("{} activations changed in a lossless codec", report.lossless_checked - report.lossless_exact);
     }
-    if let Some(row) = report.input_codecs.iter().find(|row| row.lost_here > row.lost_manifest + CODED_TOLERANCE) {
+    if let Some(row) =
+        report.input_codecs.iter().find(|row| row.lost_here > row.lost_manifest.max(0.0) + CODED_TOLERANCE)
+    {
         bail!(
             "the input as {} costs {:.4} of accuracy, {:.4} by the manifest",
             row.codec,

@@ -38,7 +38,7 @@ pub fn least_bytes(network: &Network, segments_bytes: &[u64]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Boundary, Exit};
+    use crate::{Boundary, Exit, PerCodec};
 
     /// Segments 0, 1, 2 lead to a good exit; 0, 3 to a poor one.
     fn network() -> Network {
@@ -46,10 +46,10 @@ mod tests {
             accuracy,
             path: path.to_vec(),
             boundaries: boundaries.to_vec(),
-            u8_accuracy: vec![None; boundaries.len()],
+            coded_accuracy: boundaries.iter().map(|_| PerCodec::default()).collect(),
         };
         let exits = vec![exit(0.6, &[0, 3], &[0, 1, 4]), exit(0.9, &[0, 1, 2], &[0, 1, 2, 3])];
-        Network::new(vec![Boundary { raw_bytes: 1, u8_bytes: None }; 5], exits, 4).unwrap()
+        Network::new(vec![Boundary::new(1); 5], exits, 4).unwrap()
     }
 
     #[test]

@@ -382,6 +382,7 @@ fn a_codec_that_costs_too_much_accuracy_is_not_used() {
 /// The fastest way over a slow link is the smallest form of the input that the two hosts share.
 #[test]
 fn a_codec_that_a_host_does_not_take_or_that_costs_too_much_time_is_not_used() {
+    use Codec::{Jpeg, Png, Raw};
     let (network, profile) = pictured();
     let chosen = |codec_loss_max, taken: &[Codec], png_us_per_byte| {
         let link = Some(Link { rate_bps: 1e6, rtt_us: 2_000.0, message_bytes: 0 });
@@ -403,7 +404,6 @@ fn a_codec_that_a_host_does_not_take_or_that_costs_too_much_time_is_not_used() {
         assert!(choice == fastest || !edge_only(choice));
         fastest.codec
     };
-    use Codec::{Jpeg, Png, Raw};
     let cases = [
         (0.06, &[Raw, Png, Jpeg][..], 0.0, Jpeg),
         (0.005, &[Raw, Png, Jpeg], 0.0, Png),

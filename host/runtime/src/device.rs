@@ -463,7 +463,7 @@ impl Device {
         Ok(ran.output)
     }
 
-    /// Writes what crosses to the edge.
+    /// Writes what crosses to the edge. As a worker's job: a picture takes a while, more so on a slow device.
     async fn encode(&self, crossing: Vec<Tensor>, codec: Codec) -> Result<(Activation, Vec<Activation>), Fault> {
         let nothing = || fault(FaultKind::Internal, "nothing crosses the cut");
         if codec == Codec::Raw {
@@ -478,15 +478,21 @@ impl Device {
         self.on_worker(coding).await?.ok_or_else(nothing)
     }
 
-    /// Reads the edge's answer, which must be what is at that cut.
+    /// Reads the edge's reply, which must be what is at that cut. An answer is raw and is read here: the workers
+    /// may be busy with the local exit that would have replaced it.
     async fn decode(&self, reply: InferReply, exit: usize, cut: usize) -> Result<Vec<Tensor>, Fault> {
-        let decoding = move |deployment: &Deployment, stop: &Stop| {
-            let (expected, codec) = (deployment.crossing(exit, cut), reply.activation.codec);
-            if codec != Codec::Raw {
-                deployment.pretend_slow(coding_us(&expected, codec, |time| time.decode_us_per_mib), stop);
-            }
-            let read = codec::decode_all(&reply.activation, &reply.beside, &expected);
+        let codec = reply.activation.codec;
+        let read = move |expected: &[&Fact]| {
+            let read = codec::decode_all(&reply.activation, &reply.beside, expected);
             read.map_err(|e| fault(FaultKind::BadRequest, format!("the edge's answer: {e}")))
+        };
+        if codec == Codec::Raw {
+            return read(&self.deployment.crossing(exit, cut));
+        }
+        let decoding = move |deployment: &Deployment, stop: &Stop| {
+            let expected = deployment.crossing(exit, cut);
+            deployment.pretend_slow(coding_us(&expected, codec, |time| time.decode_us_per_mib), stop);
+            read(&expected)
         };
         self.on_worker(decoding).await?
     }
