@@ -80,7 +80,7 @@ impl Host {
         let link = Link::start().map_err(HostError::Threads)?;
         let hello = Hello { protocol: PROTOCOL_VERSION, role: settings.role, build: build_name() };
         let service: Arc<dyn Service> = match models.pop() {
-            Some((deployment, timings)) if is_device => {
+            Some((bundle, deployment, timings)) if is_device => {
                 let device_settings = DeviceSettings {
                     edges: settings.edges,
                     plan: settings.plan,
@@ -88,9 +88,19 @@ impl Host {
                     limits: settings.limits,
                     hello: hello.clone(),
                 };
-                Arc::new(DeviceService(Device::start(deployment, timings, workers, link.clone(), device_settings)))
+                Arc::new(DeviceService(Device::start(
+                    bundle,
+                    deployment,
+                    timings,
+                    workers,
+                    link.clone(),
+                    device_settings,
+                )))
             }
-            last => Arc::new(Edge::new(models.into_iter().chain(last).collect(), workers)),
+            last => {
+                let models = models.into_iter().chain(last).map(|(_, deployment, timings)| (deployment, timings));
+                Arc::new(Edge::new(models.collect(), workers))
+            }
         };
         let server = link.serve(&settings.listen, hello, settings.limits, service).await?;
         Ok(Self { server })
@@ -117,8 +127,9 @@ fn prepare(
     engine: &Engine,
     slowdown: f64,
     memory_max_bytes: u64,
-) -> Result<(Deployment, Timings), HostError> {
-    let deployment = Deployment::prepare_within(&Bundle::open(&dir)?, engine, slowdown, memory_max_bytes)
+) -> Result<(Bundle, Deployment, Timings), HostError> {
+    let bundle = Bundle::open(&dir)?;
+    let deployment = Deployment::prepare_within(&bundle, engine, slowdown, memory_max_bytes)
         .map_err(|source| HostError::Prepare { dir: dir.clone(), source })?;
     let measured =
         deployment.measure(PROFILE_RUNS).map_err(|source| HostError::Prepare { dir: dir.clone(), source })?;
@@ -131,7 +142,7 @@ fn prepare(
     }
     let name = &deployment.manifest().name;
     tracing::info!(model = %name, digest = %deployment.digest().short(), "prepared {} of {segments} segments", deployment.held());
-    Ok((deployment, timings))
+    Ok((bundle, deployment, timings))
 }
 
 pub(crate) fn describe(deployment: &Deployment) -> ModelDescription {

@@ -1,0 +1,323 @@
+//! The device: has the data and the deadline, and answers.
+//!
+//! A request follows the plan in force. While its activation is on the way, the device watches the
+//! clock: at the last moment at which a local exit still fits, it starts that exit, and the first
+//! good answer wins. A lost edge is the same case, only sooner.
+//!
+//! In force is one version of a model, [`Serving`]; each request stays with the version that it began with.
+
+mod connection;
+mod serving;
+
+use crate::codec::to_wire;
+use crate::edge::{fault, us};
+use crate::{Deployment, Workers, codec, confidence};
+use edgent_bundle::Bundle;
+use edgent_link::{
+    Answer, AskRequest, Client, CodecTime, Description, Digest, Direction, Fault, FaultKind, Hello, Limits, Link,
+    ModelProfile, Placement, Reply, Service, Stats,
+};
+use edgent_planner::{self as planner, Action, Controller, Planned, Timings};
+use serving::{Asked, Outcome, Serving, logits};
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+/// How often the controller is told that time passed.
+const TICK: Duration = Duration::from_millis(100);
+const RECONNECT_AFTER: Duration = Duration::from_millis(100);
+const RECONNECT_AFTER_MAX: Duration = Duration::from_secs(3);
+/// A call to the edge that takes longer than this is given up.
+const CALL_TIME_MAX: Duration = Duration::from_secs(5);
+/// Strategies without a fallback wait this long for the edge before the device answers all the same.
+const WAIT_MAX: Duration = CALL_TIME_MAX;
+/// Kept in hand when the last moment for a local exit is computed.
+const LOCAL_MARGIN_US: f64 = 3_000.0;
+const ACTIONS_WAITING_MAX: usize = 64;
+const SMALL_PROBES: usize = 3;
+
+/// Why an answer is the device's own although an edge was asked.
+pub const LATE: &str = "the edge's answer was not there in time";
+
+/// What a device is told at its start.
+#[derive(Clone, Debug)]
+pub struct DeviceSettings {
+    /// Addresses of edges; the first that answers is used.
+    pub edges: Vec<String>,
+    /// Deadline, codec and privacy bounds.
+    pub plan: planner::Settings,
+    /// Stay at an exit on the way that is sure of its answer.
+    pub leave_when_sure: bool,
+    /// Limits of the link to the edge.
+    pub limits: Limits,
+    /// Who we say we are.
+    pub hello: Hello,
+}
+
+/// Answers requests, alone or with an edge.
+#[derive(Debug)]
+pub struct Device {
+    /// The version in force.
+    current: RwLock<Arc<Serving>>,
+    shared: Arc<Shared>,
+    runtime: Handle,
+    counts: Counts,
+}
+
+/// What all versions of the model share.
+#[derive(Debug)]
+struct Shared {
+    actions: mpsc::Sender<(Arc<Serving>, Action)>,
+    edge: Mutex<Option<Joined>>,
+    edges_configured: bool,
+    /// How long segments lately waited for a worker: a device that is asked for more than it can do must
+    /// take faster exits, or what waits grows without end.
+    queue_us: AtomicU64,
+    /// Activations that were sent and not answered yet, and when the device stops waiting for each.
+    in_flight: Mutex<HashMap<u64, Instant>>,
+    next_id: AtomicU64,
+    workers: Workers,
+    plan: planner::Settings,
+    leave_when_sure: bool,
+    started: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    requests: AtomicU64,
+    answered: AtomicU64,
+    errors: AtomicU64,
+    deadline_met: AtomicU64,
+    degraded: AtomicU64,
+}
+
+/// An edge that told its profile.
+#[derive(Clone, Debug)]
+struct Joined {
+    client: Client,
+    /// What is sent there is written in one of these.
+    codecs: Vec<CodecTime>,
+}
+
+impl Device {
+    /// Starts answering, alone at first, and looks for an edge in the background.
+    pub fn start(
+        bundle: Bundle,
+        deployment: Deployment,
+        timings: Timings,
+        workers: Workers,
+        link: Link,
+        settings: DeviceSettings,
+    ) -> Arc<Self> {
+        let (actions, waiting) = mpsc::channel(ACTIONS_WAITING_MAX);
+        let shared = Arc::new(Shared {
+            actions,
+            edge: Mutex::default(),
+            edges_configured: !settings.edges.is_empty(),
+            queue_us: AtomicU64::new(0),
+            in_flight: Mutex::default(),
+            next_id: AtomicU64::new(0),
+            workers,
+            plan: settings.plan,
+            leave_when_sure: settings.leave_when_sure,
+            started: Instant::now(),
+        });
+        let first = Serving::new(Arc::clone(&shared), bundle, deployment, timings);
+        let device = Arc::new(Self {
+            current: RwLock::new(Arc::new(first)),
+            shared,
+            runtime: Handle::current(),
+            counts: Counts::default(),
+        });
+        tokio::spawn(Arc::clone(&device).keep_connected(link, settings, waiting));
+        device
+    }
+
+    /// The version in force.
+    fn serving(&self) -> Arc<Serving> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Does something while a version is in force and stays so; says whether it is.
+    fn when_current(&self, serving: &Arc<Serving>, then: impl FnOnce()) -> bool {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        let is_current = Arc::ptr_eq(&current, serving);
+        if is_current {
+            then();
+        }
+        is_current
+    }
+
+    async fn answer(self: Arc<Self>, request: AskRequest) -> Result<Answer, Fault> {
+        let arrived = Instant::now();
+        let bad = |message: String| fault(FaultKind::BadRequest, message);
+        // The version that the request stays with.
+        let serving = self.serving();
+        let name = &serving.deployment.manifest().name;
+        if !request.model.is_empty() && request.model != *name {
+            return Err(fault(FaultKind::UnknownModel, format!("this device runs '{name}', not '{}'", request.model)));
+        }
+        let input = codec::decode(&request.input, serving.deployment.input()).map_err(|e| bad(e.to_string()))?;
+        let deadline_us =
+            if request.deadline_us == 0 { self.shared.plan.deadline_us } else { request.deadline_us as f64 };
+        let asked = Asked { arrived, deadline_us };
+        let (planned, in_time, takes_fastest) = {
+            let controller = serving.lock();
+            let planned = controller.for_request(deadline_us - self.shared.queued_us());
+            (planned, controller.in_time(&planned, deadline_us), controller.strategy().falls_back())
+        };
+        let mut outcome = serving.run(vec![input], asked, planned).await?;
+        let is_late = planned.predicted_us.is_none_or(|us| us > deadline_us);
+        if outcome.degraded.is_none() && takes_fastest && is_late {
+            outcome.degraded = Some("no plan is likely to be in time; this is the fastest".to_owned());
+        }
+        serving.to_answer(&request, outcome, asked, planned, in_time)
+    }
+}
+
+impl Shared {
+    fn edge(&self) -> Option<Joined> {
+        self.edge.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_edge(&self, edge: Option<Joined>) {
+        *self.edge.lock().unwrap_or_else(PoisonError::into_inner) = edge;
+    }
+
+    fn edge_is_lost(&self) -> bool {
+        self.edge.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    fn queued_us(&self) -> f64 {
+        self.queue_us.load(Ordering::Relaxed) as f64
+    }
+
+    /// Whether something that the device no longer waits for is still on its way: what is sent now
+    /// would have to wait behind it.
+    fn link_is_clogged(&self) -> bool {
+        let in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        in_flight.values().any(|last_moment| *last_moment <= Instant::now())
+    }
+}
+
+impl Serving {
+    fn new(shared: Arc<Shared>, bundle: Bundle, deployment: Deployment, timings: Timings) -> Self {
+        let network = deployment.network().clone();
+        let controller = Mutex::new(Controller::new(network, shared.plan, timings, first_epoch()));
+        Self { shared, deployment: Arc::new(deployment), bundle, controller }
+    }
+
+    fn to_answer(
+        &self,
+        request: &AskRequest,
+        outcome: Outcome,
+        asked: Asked,
+        planned: Planned,
+        in_time: f64,
+    ) -> Result<Answer, Fault> {
+        let Outcome { output, plan, epoch, degraded, looked_in_us } = outcome;
+        let scores = confidence::softmax(
+            logits(&output).ok_or_else(|| fault(FaultKind::Internal, "the exit's output is not f32"))?,
+        );
+        let best = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(index, _)| index);
+        let latency_us = us(asked.arrived.elapsed());
+        let controller = self.lock();
+        let network = controller.network();
+        Ok(Answer {
+            id: request.id,
+            label: u32::try_from(best).unwrap_or(u32::MAX),
+            scores,
+            exit: position(plan.exit),
+            cut: position(plan.cut),
+            direction: match plan.direction {
+                planner::Direction::DeviceFirst => Direction::DeviceFirst,
+                planner::Direction::EdgeFirst => Direction::EdgeFirst,
+            },
+            codec: to_wire(plan.codec),
+            placement: match plan.placement(network) {
+                planner::Placement::DeviceOnly => Placement::DeviceOnly,
+                planner::Placement::Split => Placement::Split,
+                planner::Placement::EdgeOnly => Placement::EdgeOnly,
+            },
+            latency_us,
+            deadline_us: asked.deadline_us as u64,
+            deadline_met: latency_us as f64 <= asked.deadline_us,
+            degraded,
+            epoch,
+            rate_bps: controller.link().rate_bps().unwrap_or(0.0) as u64,
+            predicted_us: looked_in_us.map_or(0.0, |us| planned.predicted_us.unwrap_or(0.0) + us) as u64,
+            in_time: in_time as f32,
+        })
+    }
+}
+
+/// What the link serves: a share of the device, since a request outlives the call that brought it.
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceService(pub(crate) Arc<Device>);
+
+impl Service for DeviceService {
+    fn describe(&self, reply: Reply<Description>) {
+        reply.send(Ok(Description { models: vec![crate::host::describe(&self.0.serving().deployment)] }));
+    }
+
+    fn ask(&self, request: AskRequest, reply: Reply<Answer>) {
+        self.0.counts.requests.fetch_add(1, Ordering::Relaxed);
+        let device = Arc::clone(&self.0);
+        self.0.runtime.spawn(async move {
+            let answer = Arc::clone(&device).answer(request).await;
+            device.counts.count(&answer);
+            reply.send(answer);
+        });
+    }
+
+    fn profile(&self, model: Digest, reply: Reply<ModelProfile>) {
+        let _ = model;
+        reply.send(Err(fault(FaultKind::Unsupported, "devices keep their profile to themselves; ask the edge")));
+    }
+
+    fn stats(&self, reply: Reply<Stats>) {
+        let serving = self.0.serving();
+        let controller = serving.lock();
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        reply.send(Ok(Stats {
+            uptime_ms: us(self.0.shared.started.elapsed()) / 1_000,
+            requests: count(&self.0.counts.requests),
+            answered: count(&self.0.counts.answered),
+            errors: count(&self.0.counts.errors),
+            deadline_met: count(&self.0.counts.deadline_met),
+            degraded: count(&self.0.counts.degraded),
+            plan_changes: controller.plan_changes(),
+            rate_bps: controller.link().rate_bps().unwrap_or(0.0) as u64,
+            rtt_us: controller.link().rtt_us() as u64,
+            tensor_bytes_copied: edgent_nn::bytes_copied(),
+            ..Stats::default()
+        }));
+    }
+}
+
+impl Counts {
+    fn count(&self, answer: &Result<Answer, Fault>) {
+        let add = |counter: &AtomicU64, condition: bool| counter.fetch_add(u64::from(condition), Ordering::Relaxed);
+        add(&self.answered, answer.is_ok());
+        add(&self.errors, answer.is_err());
+        if let Ok(answer) = answer {
+            add(&self.deadline_met, answer.deadline_met);
+            add(&self.degraded, answer.degraded.is_some());
+        }
+    }
+}
+
+/// Epochs of different devices, and of one device before and after a restart, must not be the same: an
+/// edge knows plans by them. Below 2^53, so that they survive JSON.
+fn first_epoch() -> u64 {
+    (RandomState::new().build_hasher().finish() >> 40) << 24
+}
+
+fn position(index: usize) -> u16 {
+    u16::try_from(index).unwrap_or(u16::MAX)
+}

@@ -1,0 +1,495 @@
+//! One version of a model in service, and a request's way through it.
+//!
+//! A request stays with the version that it began with, whatever is in force when it ends: it holds the version,
+//! and what it learns goes to the version's own controller.
+
+use super::{CALL_TIME_MAX, Joined, LATE, LOCAL_MARGIN_US, Shared, WAIT_MAX, position};
+use crate::codec::{to_wire, wire_bytes};
+use crate::edge::{fault, us};
+use crate::{Deployment, codec, confidence};
+use edgent_bundle::Bundle;
+use edgent_link::{
+    Activation, Client, Codec, CodecTime, Digest, Fault, FaultKind, InferReply, InferRequest, LinkError,
+};
+use edgent_nn::{Fact, Stop, Tensor};
+use edgent_planner::{self as planner, Controller, Event, Exchange, Installed, Planned};
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// A version of a model in service.
+#[derive(Debug)]
+pub(super) struct Serving {
+    pub(super) shared: Arc<Shared>,
+    pub(super) deployment: Arc<Deployment>,
+    /// Where it lies; an edge that has it not is given it from there.
+    pub(super) bundle: Bundle,
+    pub(super) controller: Mutex<Controller>,
+}
+
+/// An exit's output, and how it came about.
+pub(super) struct Outcome {
+    pub(super) output: Vec<Tensor>,
+    pub(super) plan: planner::Plan,
+    pub(super) epoch: u64,
+    pub(super) degraded: Option<String>,
+    /// If it is as planned: how much of its time went into looking in at other exits, which is not predicted.
+    pub(super) looked_in_us: Option<f64>,
+}
+
+/// What the device's first segments led to.
+enum Part {
+    /// An exit on the way is sure.
+    Sure(Outcome),
+    /// The activation behind them, and how long other exits were looked in at on the way.
+    Activation(Vec<Tensor>, f64),
+}
+
+/// One request on its way through the device.
+#[derive(Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) arrived: Instant,
+    pub(super) deadline_us: f64,
+}
+
+impl Asked {
+    fn elapsed_us(&self) -> f64 {
+        self.arrived.elapsed().as_secs_f64() * 1e6
+    }
+
+    fn remaining_us(&self) -> f64 {
+        self.deadline_us - self.elapsed_us()
+    }
+}
+
+/// A request with its plan.
+#[derive(Clone, Copy)]
+struct Trip {
+    asked: Asked,
+    planned: Planned,
+    /// Until then the plan's answer is waited for.
+    last_moment: Instant,
+}
+
+impl Trip {
+    fn is_late(&self) -> bool {
+        Instant::now() > self.last_moment
+    }
+}
+
+impl Serving {
+    pub(super) async fn run(
+        self: &Arc<Self>,
+        input: Vec<Tensor>,
+        asked: Asked,
+        planned: Planned,
+    ) -> Result<Outcome, Fault> {
+        let Installed { plan, epoch } = planned.installed;
+        let network = self.deployment.network();
+        if plan.placement(network) == planner::Placement::DeviceOnly {
+            let degraded =
+                (self.shared.edges_configured && self.shared.edge_is_lost()).then(|| "no edge is connected".to_owned());
+            let trip = Trip { asked, planned, last_moment: asked.arrived };
+            return Ok(match self.first_segments(trip, input).await? {
+                Part::Sure(outcome) => Outcome { degraded, ..outcome },
+                Part::Activation(output, looked_in_us) => {
+                    self.answered(trip, looked_in_us);
+                    Outcome { output, plan, epoch, degraded, looked_in_us: Some(looked_in_us) }
+                }
+            });
+        }
+        let edge = self.shared.edge();
+        let Some(edge) = edge else {
+            return self.alone(input, asked, "no edge is connected").await;
+        };
+        let falls_back = self.lock().strategy().falls_back();
+        if falls_back && self.shared.link_is_clogged() {
+            return self.alone(input, asked, "an earlier activation is still on the link").await;
+        }
+        let last_moment = if falls_back { self.last_moment(asked) } else { asked.arrived + WAIT_MAX };
+        // First good answer wins: the plan's, or from the last moment on, the device's own.
+        let trip = Trip { asked, planned, last_moment };
+        let together = self.together(&edge, trip, input.clone());
+        tokio::pin!(together);
+        tokio::select! {
+            outcome = &mut together => match outcome {
+                Ok(outcome) => {
+                    if let Some(looked_in_us) = outcome.looked_in_us {
+                        self.answered(trip, looked_in_us);
+                    }
+                    return Ok(outcome);
+                }
+                Err(fault) => return self.alone(input, asked, &fault.message).await,
+            },
+            () = tokio::time::sleep_until(last_moment.into()) => {}
+        };
+        let local = self.alone(input, asked, LATE);
+        tokio::pin!(local);
+        tokio::select! {
+            outcome = &mut together => match outcome {
+                Ok(outcome) => Ok(outcome),
+                Err(_) => local.await,
+            },
+            outcome = &mut local => match outcome {
+                Ok(outcome) => Ok(outcome),
+                Err(_) => together.await,
+            },
+        }
+    }
+
+    /// When a local exit must start to be in time. Where none fits, the edge is the only chance until the
+    /// deadline has passed.
+    fn last_moment(&self, asked: Asked) -> Instant {
+        let local = self.lock().local(asked.deadline_us);
+        let local_us = if local.fits { local.candidate.cost.total_us() + LOCAL_MARGIN_US } else { 0.0 };
+        asked.arrived + Duration::from_secs_f64((asked.deadline_us - local_us).max(0.0) / 1e6)
+    }
+
+    /// The best exit that the device can still reach alone; if none is in time, the fastest.
+    async fn alone(self: &Arc<Self>, input: Vec<Tensor>, asked: Asked, why: &str) -> Result<Outcome, Fault> {
+        let (local, epoch) = {
+            let controller = self.lock();
+            (controller.local(asked.remaining_us() - self.shared.queued_us()), controller.installed().epoch)
+        };
+        let plan = local.candidate.plan;
+        let output = self.segments(plan.exit, 0..plan.cut, input).await?;
+        let late = if local.fits { "" } else { "; no exit fits the time that is left, this is the fastest" };
+        Ok(Outcome { output, plan, epoch, degraded: Some(format!("{why}{late}")), looked_in_us: None })
+    }
+
+    /// Tells the controller how long a plan took, but for what looking in at other exits took.
+    fn answered(self: &Arc<Self>, trip: Trip, looked_in_us: f64) {
+        if let Some(predicted_us) = trip.planned.predicted_us {
+            let plan = trip.planned.installed.plan;
+            self.tell(Event::Answered { plan, predicted_us, actual_us: trip.asked.elapsed_us() - looked_in_us });
+        }
+    }
+
+    /// A plan was late, or given up: it took at least as long as it was waited for.
+    fn missed(self: &Arc<Self>, trip: Trip) {
+        if trip.planned.predicted_us.is_some_and(|us| us < trip.asked.elapsed_us()) {
+            self.answered(trip, 0.0);
+        }
+    }
+
+    /// As the plan says: one part here, one on the edge.
+    async fn together(self: &Arc<Self>, edge: &Joined, trip: Trip, input: Vec<Tensor>) -> Result<Outcome, Fault> {
+        let Installed { plan, epoch } = trip.planned.installed;
+        let end = self.deployment.network().exits()[plan.exit].path.len();
+        let (there, here_last, up, down) = match plan.direction {
+            planner::Direction::DeviceFirst => (plan.cut..end, end..end, to_wire(plan.codec), Codec::Raw),
+            planner::Direction::EdgeFirst => (0..plan.cut, plan.cut..end, Codec::Raw, to_wire(plan.codec)),
+        };
+        // The plan may be of the edge before this one.
+        if !edge.codecs.iter().any(|time| time.codec == to_wire(plan.codec)) {
+            let message = format!("the edge takes no {}", plan.codec.name());
+            return Err(fault(FaultKind::Unsupported, message));
+        }
+        let (activation, looked_in_us) = match self.first_segments(trip, input).await? {
+            Part::Sure(outcome) => return Ok(outcome),
+            Part::Activation(activation, looked_in_us) => (activation, looked_in_us),
+        };
+        // Who waits however long it takes must not have the edge give up.
+        let falls_back = self.lock().strategy().falls_back();
+        let budget_us = if falls_back { trip.asked.remaining_us().max(0.0) } else { WAIT_MAX.as_secs_f64() * 1e6 };
+        let (activation, beside) = self.encode(activation, up).await?;
+        let request = InferRequest {
+            id: self.shared.next_id.fetch_add(1, Ordering::Relaxed),
+            model: self.model(),
+            epoch,
+            from_segment: position(there.start),
+            to_segment: position(there.end),
+            reply_codec: down,
+            remaining_budget_us: budget_us as u64,
+            activation,
+            beside,
+        };
+        let reply = self.exchange(&edge.client, trip, there, request).await?;
+        let output = self.decode(reply, plan.exit, if here_last.is_empty() { end } else { plan.cut }).await?;
+        let output = self.segments(plan.exit, here_last, output).await?;
+        Ok(Outcome { output, plan, epoch, degraded: None, looked_in_us: Some(looked_in_us) })
+    }
+
+    /// Those of the plan's segments that run here before anything is sent. Exits that branch off on the way
+    /// are looked in at as long as the plan's exit stays in time all the same.
+    async fn first_segments(self: &Arc<Self>, trip: Trip, input: Vec<Tensor>) -> Result<Part, Fault> {
+        let Installed { plan, epoch } = trip.planned.installed;
+        let cut = if plan.direction == planner::Direction::DeviceFirst { plan.cut } else { 0 };
+        let (mut at, mut activation, mut looked_in_us) = (0, input, 0.0);
+        if self.shared.leave_when_sure {
+            let manifest = self.deployment.manifest();
+            // Looking in must not make the plan's exit late, not even where that takes its time.
+            let slow_us = trip.planned.predicted_us.map(|us| us * trip.planned.margin);
+            // Where an edge is waited for, only until a local exit must start.
+            let crosses = plan.placement(self.deployment.network()) != planner::Placement::DeviceOnly;
+            let waiting_us = trip.last_moment.saturating_duration_since(Instant::now()).as_secs_f64() * 1e6;
+            let left_us = if crosses { waiting_us } else { trip.asked.remaining_us() };
+            let mut spare_us = slow_us.map_or(0.0, |us| left_us - us);
+            for passed in confidence::passed(manifest, plan.exit, cut) {
+                let branch = &manifest.exits[passed.exit].path[passed.after..];
+                let branch_us = self.lock().device_us(branch);
+                if branch_us > spare_us {
+                    continue;
+                }
+                activation = self.segments(plan.exit, at..passed.after, activation).await?;
+                at = passed.after;
+                let end = at + branch.len();
+                let since = Instant::now();
+                let output = self.segments(passed.exit, at..end, activation.clone()).await;
+                let took_us = since.elapsed().as_secs_f64() * 1e6;
+                (spare_us, looked_in_us) = (spare_us - took_us, looked_in_us + took_us);
+                // Looking in is a favour: if it fails, the way goes on.
+                let Ok(output) = output else { continue };
+                let is_sure =
+                    logits(&output).is_some_and(|logits| f64::from(confidence::confidence(logits)) >= passed.sure_at);
+                if is_sure {
+                    let plan = planner::Plan::device_only(self.deployment.network(), passed.exit);
+                    return Ok(Part::Sure(Outcome { output, plan, epoch, degraded: None, looked_in_us: None }));
+                }
+            }
+        }
+        Ok(Part::Activation(self.segments(plan.exit, at..cut, activation).await?, looked_in_us))
+    }
+
+    /// Sends an activation and gets one back. A caller that no longer waits does not end the exchange:
+    /// nothing tells more of the link than how long it took after all.
+    async fn exchange(
+        self: &Arc<Self>,
+        edge: &Client,
+        trip: Trip,
+        there: Range<usize>,
+        request: InferRequest,
+    ) -> Result<InferReply, Fault> {
+        let waiting = Waiting {
+            serving: self,
+            bytes: wire_bytes(&request.activation, &request.beside) + codec::CALL_BYTES,
+            since: Instant::now(),
+            finished: false,
+        };
+        let in_flight = InFlight::new(Arc::clone(self), request.id, trip.last_moment);
+        let edge = edge.clone();
+        let exchanged =
+            tokio::spawn(async move { in_flight.serving.exchange_and_learn(&edge, trip, there, request).await });
+        let reply = exchanged.await;
+        waiting.finish();
+        reply.map_err(|_| fault(FaultKind::Internal, "the exchange with the edge died"))?
+    }
+
+    async fn exchange_and_learn(
+        self: &Arc<Self>,
+        edge: &Client,
+        trip: Trip,
+        there: Range<usize>,
+        request: InferRequest,
+    ) -> Result<InferReply, Fault> {
+        let up_bytes = wire_bytes(&request.activation, &request.beside) + codec::CALL_BYTES;
+        let budget_us = request.remaining_budget_us as f64;
+        let since = Instant::now();
+        let reply = tokio::time::timeout(CALL_TIME_MAX, edge.infer(request)).await;
+        let elapsed_us = since.elapsed().as_secs_f64() * 1e6;
+        let learn = |bytes: u64, busy_us: f64| {
+            if trip.is_late() {
+                // The link was no faster than this; no second exchange need confirm it.
+                self.tell(Event::Waiting { bytes, waited_us: elapsed_us, busy_us: Some(busy_us) });
+            }
+            self.tell(Event::Exchanged(Exchange { bytes, elapsed_us, busy_us }));
+        };
+        match reply {
+            Err(_) => {
+                self.tell(Event::Waiting { bytes: up_bytes, waited_us: elapsed_us, busy_us: None });
+                self.missed(trip);
+                Err(fault(FaultKind::TimeUp, "the edge did not answer"))
+            }
+            Ok(Err(LinkError::Fault(fault))) => {
+                match fault.kind {
+                    FaultKind::TimeUp => {
+                        // The edge had the activation for all of the time that was left when it was sent.
+                        self.tell(Event::EdgeQueued { us: budget_us });
+                        learn(up_bytes, budget_us);
+                        self.missed(trip);
+                    }
+                    kind => {
+                        learn(up_bytes, 0.0);
+                        if kind == FaultKind::UnknownEpoch {
+                            self.tell(Event::Forgotten);
+                        }
+                    }
+                }
+                Err(fault)
+            }
+            Ok(Err(other)) => Err(fault(FaultKind::Internal, other.to_string())),
+            Ok(Ok(reply)) => {
+                let path = &self.deployment.network().exits()[trip.planned.installed.plan.exit].path[there];
+                for (segment, us) in path.iter().zip(&reply.segment_us) {
+                    self.tell(Event::EdgeRan { segment: *segment, us: f64::from(*us) });
+                }
+                self.tell(Event::EdgeQueued { us: reply.queue_us as f64 });
+                let worked_us: f64 = reply.segment_us.iter().map(|us| f64::from(*us)).sum();
+                let busy_us = worked_us + reply.queue_us as f64 + reply.codec_us as f64;
+                learn(up_bytes + wire_bytes(&reply.activation, &reply.beside) + codec::RETURN_BYTES, busy_us);
+                if trip.is_late() {
+                    self.missed(trip);
+                }
+                Ok(reply)
+            }
+        }
+    }
+
+    async fn segments(
+        self: &Arc<Self>,
+        exit: usize,
+        range: Range<usize>,
+        input: Vec<Tensor>,
+    ) -> Result<Vec<Tensor>, Fault> {
+        if range.is_empty() {
+            return Ok(input);
+        }
+        let ran = self.on_worker(move |deployment, stop| deployment.run(exit, range, input, stop)).await?;
+        let ran = ran.map_err(|e| fault(FaultKind::SegmentFailed, e.to_string()))?;
+        for (segment, us) in ran.segments_us {
+            self.tell(Event::DeviceRan { segment, us });
+        }
+        Ok(ran.output)
+    }
+
+    /// Writes what crosses to the edge. As a worker's job: a picture takes a while, more so on a slow device.
+    async fn encode(&self, crossing: Vec<Tensor>, codec: Codec) -> Result<(Activation, Vec<Activation>), Fault> {
+        let nothing = || fault(FaultKind::Internal, "nothing crosses the cut");
+        if codec == Codec::Raw {
+            return codec::encode_all(&crossing, codec).ok_or_else(nothing);
+        }
+        let coding = move |deployment: &Deployment, stop: &Stop| {
+            let facts: Vec<Fact> = crossing.iter().map(Tensor::fact).collect();
+            let us = coding_us(&facts.iter().collect::<Vec<_>>(), codec, |time| time.encode_us_per_mib);
+            deployment.pretend_slow(us, stop);
+            codec::encode_all(&crossing, codec)
+        };
+        self.on_worker(coding).await?.ok_or_else(nothing)
+    }
+
+    /// Reads the edge's reply, which must be what is at that cut. An answer is raw and is read here: the workers
+    /// may be busy with the local exit that would have replaced it.
+    async fn decode(&self, reply: InferReply, exit: usize, cut: usize) -> Result<Vec<Tensor>, Fault> {
+        let codec = reply.activation.codec;
+        let read = move |expected: &[&Fact]| {
+            let read = codec::decode_all(&reply.activation, &reply.beside, expected);
+            read.map_err(|e| fault(FaultKind::BadRequest, format!("the edge's answer: {e}")))
+        };
+        if codec == Codec::Raw {
+            return read(&self.deployment.crossing(exit, cut));
+        }
+        let decoding = move |deployment: &Deployment, stop: &Stop| {
+            let expected = deployment.crossing(exit, cut);
+            deployment.pretend_slow(coding_us(&expected, codec, |time| time.decode_us_per_mib), stop);
+            read(&expected)
+        };
+        self.on_worker(decoding).await?
+    }
+
+    /// Has a worker do something.
+    async fn on_worker<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Deployment, &Stop) -> T + Send + 'static,
+    ) -> Result<T, Fault> {
+        let (done, result) = oneshot::channel();
+        let deployment = Arc::clone(&self.deployment);
+        let stop = Stop::never();
+        // A request that was answered otherwise meanwhile must not hold up those behind it.
+        let _unwanted = CancelOnDrop(stop.clone());
+        let submitted = Instant::now();
+        let job = move || {
+            let queued = submitted.elapsed();
+            drop(done.send((work(&deployment, &stop), queued)));
+        };
+        self.shared.workers.submit(job).map_err(|busy| fault(FaultKind::Busy, busy.to_string()))?;
+        let (result, queued) = result.await.map_err(|_| fault(FaultKind::Internal, "the device's worker died"))?;
+        let before = self.shared.queue_us.load(Ordering::Relaxed);
+        self.shared.queue_us.store((before * 3 + us(queued)) / 4, Ordering::Relaxed);
+        Ok(result)
+    }
+
+    /// Has the controller know, and what it wants be done.
+    pub(super) fn tell(self: &Arc<Self>, event: Event) {
+        let now = self.shared.started.elapsed();
+        for action in self.lock().handle(event, now) {
+            if self.shared.actions.try_send((Arc::clone(self), action)).is_err() {
+                tracing::warn!(?action, "too many actions are waiting; the controller will ask again");
+            }
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Controller> {
+        self.controller.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn model(&self) -> Digest {
+        Digest(self.deployment.digest().0)
+    }
+}
+
+/// Ends the work of a caller that no longer waits for it.
+struct CancelOnDrop(Stop);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// An activation on its way, or its answer; known to the device until this is dropped.
+struct InFlight {
+    serving: Arc<Serving>,
+    id: u64,
+}
+
+impl InFlight {
+    fn new(serving: Arc<Serving>, id: u64, last_moment: Instant) -> Self {
+        serving.shared.in_flight.lock().unwrap_or_else(PoisonError::into_inner).insert(id, last_moment);
+        Self { serving, id }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.serving.shared.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+/// Something that was sent and has not been answered. If it is given up before the answer comes, the
+/// controller still learns how long nothing came.
+pub(super) struct Waiting<'a> {
+    pub(super) serving: &'a Arc<Serving>,
+    pub(super) bytes: u64,
+    pub(super) since: Instant,
+    pub(super) finished: bool,
+}
+
+impl Waiting<'_> {
+    pub(super) fn finish(mut self) -> f64 {
+        self.finished = true;
+        self.since.elapsed().as_secs_f64() * 1e6
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            let waited_us = self.since.elapsed().as_secs_f64() * 1e6;
+            self.serving.tell(Event::Waiting { bytes: self.bytes, waited_us, busy_us: None });
+        }
+    }
+}
+
+/// What coding tensors takes this machine.
+fn coding_us(facts: &[&Fact], codec: Codec, us_per_mib: impl Fn(&CodecTime) -> f64) -> f64 {
+    let time = codec::times().iter().find(|time| time.codec == codec);
+    let bytes = facts.iter().map(|fact| fact.bytes()).sum::<usize>();
+    time.map_or(0.0, us_per_mib) * bytes as f64 / f64::from(1 << 20)
+}
+
+/// What an exit gives.
+pub(super) fn logits(output: &[Tensor]) -> Option<&[f32]> {
+    output.first()?.as_f32()
+}
