@@ -60,6 +60,43 @@ pub fn split(component: &[u8]) -> Result<(Vec<u8>, &[u8]), ComponentError> {
     Ok((code, graph))
 }
 
+/// What a component asks of its host, and what it offers.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Interfaces {
+    pub imports: Vec<String>,
+    pub exports: Vec<String>,
+}
+
+/// Reads the names of a component's imports and exports.
+pub(crate) fn interfaces(component: &[u8]) -> Result<Interfaces, ComponentError> {
+    let malformed = |e: wasmparser::BinaryReaderError| ComponentError::Malformed(e.to_string());
+    let mut found = Interfaces::default();
+    let mut depth = 0_usize;
+    for payload in Parser::new(0).parse_all(component) {
+        match payload.map_err(malformed)? {
+            Payload::Version { encoding, .. } => {
+                if depth == 0 && encoding != wasmparser::Encoding::Component {
+                    return Err(ComponentError::NotAComponent);
+                }
+                depth += 1;
+            }
+            Payload::End(_) => depth = depth.saturating_sub(1),
+            Payload::ComponentImportSection(imports) if depth == 1 => {
+                for import in imports {
+                    found.imports.push(import.map_err(malformed)?.name.name.to_owned());
+                }
+            }
+            Payload::ComponentExportSection(exports) if depth == 1 => {
+                for export in exports {
+                    found.exports.push(export.map_err(malformed)?.name.name.to_owned());
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
 /// Why a component is no segment.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ComponentError {
@@ -89,6 +126,14 @@ mod tests {
             assert_eq!(code, standard_guest());
             assert_eq!(found, graph);
         }
+    }
+
+    #[test]
+    fn the_standard_guest_asks_for_wasi_nn_alone() {
+        let found = interfaces(standard_guest()).unwrap();
+        assert!(found.imports.iter().all(|name| name.starts_with("wasi:nn/")), "{found:?}");
+        assert!(!found.imports.is_empty() && !found.exports.is_empty(), "{found:?}");
+        assert_eq!(interfaces(b"\0asm\x01\0\0\0"), Err(ComponentError::NotAComponent));
     }
 
     #[test]

@@ -1,175 +1,319 @@
-//! Reading and writing a bundle's folder.
+//! Many bundles in one folder, by name and version.
 
-use crate::{Blob, Digest, Manifest, ManifestError};
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use crate::component::interfaces;
+use crate::disk::{Disk, Lock, RealDisk};
+use crate::layout::Layout;
+use crate::oci::{Descriptor, Documents};
+use crate::reference::check_name;
+use crate::refs::{Refs, is_ours};
+use crate::{Blob, Bundle, BundleError, Digest, Reference, SealedManifest};
+use std::io::ErrorKind;
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::Arc;
 
-/// The largest manifest that is read.
-pub const MANIFEST_BYTES_MAX: u64 = 4 << 20;
-
-/// The largest blob that is read.
-pub const BLOB_BYTES_MAX: u64 = 1 << 30;
-
-const MANIFEST: &str = "manifest.json";
-const BLOBS: &str = "blobs/sha256";
-
-/// A bundle on disk whose manifest has been read and checked.
+/// A folder of bundles. It is an OCI image layout, which `skopeo` and `oras` copy.
+///
+/// Anyone may read at any time. To write, [`lock`](Self::lock) it. A new version arrives in three steps, and only
+/// the last one changes what is in force:
+///
+/// ```no_run
+/// # use edgent_bundle::*;
+/// # fn from_peer(_: &Blob) -> Vec<u8> { vec![] }
+/// # fn install(manifest: SealedManifest) -> Result<(), BundleError> {
+/// let store = Store::at("/var/lib/edgent".as_ref()).lock()?;
+/// for blob in store.missing(&manifest) {
+///     store.put_blob(&blob, &from_peer(&blob))?;
+/// }
+/// let version = store.publish("model", None, &manifest)?;
+/// store.set_current("model", version)?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A crash or a power cut between any two file operations leaves the version that was current before, or the new
+/// one, complete; and an error too.
 #[derive(Clone, Debug)]
-pub struct Bundle {
-    dir: PathBuf,
-    manifest: Manifest,
-    digest: Digest,
+pub struct Store {
+    layout: Layout,
 }
 
-impl Bundle {
-    /// Reads and checks the manifest. Blobs are read, and checked, when asked for.
-    pub fn open(dir: &Path) -> Result<Self, BundleError> {
-        let path = dir.join(MANIFEST);
-        let bytes = read_limited(&path, MANIFEST_BYTES_MAX)?;
-        let manifest: Manifest = serde_json::from_slice(&bytes)
-            .map_err(|e| BundleError::Manifest { path: path.clone(), why: e.to_string() })?;
-        manifest.check().map_err(|ManifestError(why)| BundleError::Manifest { path, why })?;
-        Ok(Self { dir: dir.to_owned(), manifest, digest: Digest::of(&bytes) })
-    }
-
-    /// The checked manifest.
-    pub fn manifest(&self) -> &Manifest {
-        &self.manifest
-    }
-
-    /// The SHA-256 of the manifest: the bundle's name.
-    pub fn digest(&self) -> Digest {
-        self.digest
-    }
-
-    /// Where it lies.
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// Reads a blob and makes sure that it is the one that is meant.
-    pub fn blob(&self, blob: &Blob) -> Result<Vec<u8>, BundleError> {
-        let path = self.dir.join(BLOBS).join(blob.digest.hex());
-        let bytes = read_limited(&path, BLOB_BYTES_MAX.min(blob.bytes))?;
-        let found = Digest::of(&bytes);
-        if found != blob.digest || bytes.len() as u64 != blob.bytes {
-            return Err(BundleError::Rotten { path, expected: blob.digest, found });
-        }
-        Ok(bytes)
-    }
+/// A version in a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installed {
+    /// The model's name.
+    pub name: String,
+    /// Its version: 1, 2, and so on.
+    pub version: u64,
+    /// The bundle's digest; none if its documents are damaged.
+    pub digest: Option<Digest>,
+    /// Whether it is the one in force.
+    pub is_current: bool,
+    /// Whether it is the one that a rollback goes to.
+    pub is_previous: bool,
 }
 
-/// A bundle in the making.
-#[derive(Default, Debug)]
-pub struct Draft {
-    blobs: BTreeMap<Digest, Vec<u8>>,
+/// What was garbage.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Names and versions that are gone.
+    pub versions: Vec<(String, u64)>,
+    /// How many files were removed.
+    pub blobs: usize,
 }
 
-impl Draft {
-    /// Adds a blob; the same bytes twice are one blob.
-    pub fn add(&mut self, bytes: Vec<u8>) -> Blob {
-        let blob = Blob { digest: Digest::of(&bytes), bytes: bytes.len() as u64 };
-        self.blobs.insert(blob.digest, bytes);
-        blob
+impl Store {
+    /// The store in a folder, which need not exist before something is installed.
+    pub fn at(dir: &Path) -> Self {
+        Self::on(dir, Arc::new(RealDisk))
     }
 
-    /// Writes everything beside `dir`, then moves it there in one step: nobody sees half a bundle.
-    /// An earlier bundle at `dir` is replaced; anything else there is left alone and is an error.
-    pub fn write(self, dir: &Path, manifest: &Manifest) -> Result<Bundle, BundleError> {
-        manifest.check().map_err(|ManifestError(why)| BundleError::Manifest { path: dir.join(MANIFEST), why })?;
-        let occupied = dir.exists() && !dir.join(MANIFEST).exists();
-        if occupied && fs::read_dir(dir).map_err(at(dir))?.next().is_some() {
-            return Err(BundleError::Occupied(dir.to_owned()));
-        }
-        let mut name = dir.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".new-{}", std::process::id()));
-        let draft = dir.with_file_name(name);
-        let written = self.write_to(&draft, manifest).and_then(|()| {
-            if dir.exists() {
-                fs::remove_dir_all(dir).map_err(at(dir))?;
+    pub(crate) fn on(dir: &Path, disk: Arc<dyn Disk>) -> Self {
+        Self { layout: Layout::new(dir, disk) }
+    }
+
+    /// Every version of every name.
+    pub fn list(&self) -> Result<Vec<Installed>, BundleError> {
+        let refs = self.refs()?;
+        let installed = |(name, version, entry): (String, u64, &Descriptor)| {
+            Ok(Installed {
+                digest: self.digest_of(entry)?,
+                is_current: refs.current_version(&name) == Some(version),
+                is_previous: refs.previous(&name) == Some(version),
+                name,
+                version,
+            })
+        };
+        let mut list = refs.versions().map(installed).collect::<Result<Vec<_>, BundleError>>()?;
+        list.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
+        Ok(list)
+    }
+
+    /// The version that is in force; none before one was made so.
+    pub fn current(&self, name: &str) -> Result<Option<u64>, BundleError> {
+        Ok(self.refs()?.current_version(name))
+    }
+
+    /// Opens a bundle. Its blobs are checked when they are read, or by [`Bundle::check_blobs`].
+    pub fn open(&self, reference: &Reference) -> Result<Bundle, BundleError> {
+        let refs = Refs::new(self.layout.index()?);
+        let entry = match reference {
+            Reference::Current(name) => refs.current(name),
+            Reference::Version(name, version) => refs.version(name, *version),
+            Reference::Digest(digest) => self.find(digest, refs.bundles())?,
+        };
+        let entry = entry.ok_or_else(|| self.unknown(reference.clone(), &refs))?;
+        let sealed = self.layout.manifest(entry)?;
+        Ok(Bundle::new(self.layout.clone(), reference, sealed))
+    }
+
+    /// The blobs of a bundle that are not here, or are damaged. Reads all that are.
+    pub fn missing(&self, sealed: &SealedManifest) -> Vec<Blob> {
+        sealed.blobs().into_iter().filter(|blob| self.layout.blob(blob).is_err()).collect()
+    }
+
+    /// Takes the right to write, and makes the folder if need be.
+    ///
+    /// # Errors
+    /// [`BundleError::Locked`] at once if somebody else has that right; [`BundleError::Occupied`] if the folder is
+    /// something else.
+    pub fn lock(&self) -> Result<Writer, BundleError> {
+        let lock = self.layout.lock()?;
+        Ok(Writer { store: self.clone(), _lock: lock })
+    }
+
+    fn refs(&self) -> Result<Refs, BundleError> {
+        Ok(Refs::new(self.layout.index_or_empty()?))
+    }
+
+    /// The digest of the bundle that an entry refers to; none if that cannot be told for damage.
+    fn digest_of(&self, entry: &Descriptor) -> Result<Option<Digest>, BundleError> {
+        match self.layout.manifest(entry) {
+            Ok(sealed) => Ok(Some(sealed.digest())),
+            // A disk that fails now may not fail the next time: to take that for damage would be to forget a version.
+            Err(BundleError::Io { source, doing, path }) if source.kind() != ErrorKind::NotFound => {
+                Err(BundleError::Io { source, doing, path })
             }
-            fs::rename(&draft, dir).map_err(at(dir))
-        });
-        if written.is_err() {
-            let _ = fs::remove_dir_all(&draft);
+            Err(_) => Ok(None),
         }
-        written?;
-        Bundle::open(dir)
     }
 
-    fn write_to(&self, dir: &Path, manifest: &Manifest) -> Result<(), BundleError> {
-        let blobs = dir.join(BLOBS);
-        fs::create_dir_all(&blobs).map_err(at(&blobs))?;
-        for (digest, bytes) in &self.blobs {
-            write_synced(&blobs.join(digest.hex()), bytes)?;
+    fn find<'a>(
+        &self,
+        digest: &Digest,
+        entries: impl Iterator<Item = &'a Descriptor>,
+    ) -> Result<Option<&'a Descriptor>, BundleError> {
+        for entry in entries {
+            if self.digest_of(entry)? == Some(*digest) {
+                return Ok(Some(entry));
+            }
         }
-        let text = serde_json::to_vec_pretty(manifest)
-            .map_err(|e| BundleError::Manifest { path: dir.join(MANIFEST), why: e.to_string() })?;
-        write_synced(&dir.join(MANIFEST), &text)
+        Ok(None)
+    }
+
+    fn unknown(&self, reference: Reference, refs: &Refs) -> BundleError {
+        BundleError::Unknown { dir: self.layout.dir().to_owned(), reference, known: refs.known() }
     }
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), BundleError> {
-    let mut file = File::create(path).map_err(at(path))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(at(path))
+/// The right to write to a store. Nobody else has it while this lives.
+#[derive(Debug)]
+pub struct Writer {
+    store: Store,
+    _lock: Box<dyn Lock>,
 }
 
-fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, BundleError> {
-    let file = File::open(path).map_err(at(path))?;
-    let mut bytes = Vec::new();
-    // One byte more than the limit tells a file that is too large from one that just fits.
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(at(path))?;
-    if bytes.len() as u64 > limit {
-        return Err(BundleError::TooLarge { path: path.to_owned(), limit });
+impl Deref for Writer {
+    type Target = Store;
+
+    fn deref(&self) -> &Store {
+        &self.store
     }
-    Ok(bytes)
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> BundleError {
-    let path = path.to_owned();
-    move |source| BundleError::Io { path, source }
-}
+impl Writer {
+    /// Copies a bundle from elsewhere, as far as it is not here, and publishes it. Returns its version.
+    pub fn install(&self, name: &str, version: Option<u64>, bundle: &Bundle) -> Result<u64, BundleError> {
+        for blob in self.missing(bundle.sealed()) {
+            self.put_blob(&blob, &bundle.blob(&blob)?)?;
+        }
+        self.publish(name, version, bundle.sealed())
+    }
 
-/// Why a bundle cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum BundleError {
-    /// The file system said no.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// Where.
-        path: PathBuf,
-        /// What it said.
-        source: io::Error,
-    },
-    /// The manifest is not one.
-    #[error("{}: {why}", path.display())]
-    Manifest {
-        /// The manifest.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// A file is larger than it may be.
-    #[error("{} is larger than the {limit} bytes it may have", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// What it may have.
-        limit: u64,
-    },
-    /// A blob is not what its name says.
-    #[error("{} holds {found}, not {expected}: it was damaged or changed; build or copy the bundle again", path.display())]
-    Rotten {
-        /// The blob.
-        path: PathBuf,
-        /// What it should hash to.
-        expected: Digest,
-        /// What it hashes to.
-        found: Digest,
-    },
-    /// A folder that is not ours to replace.
-    #[error("{} exists and is not a bundle; give another --out", .0.display())]
-    Occupied(PathBuf),
+    /// Adds a blob. Until a bundle with it is published, it is garbage.
+    ///
+    /// # Errors
+    /// [`BundleError::OtherBlob`] if the bytes are not that blob.
+    pub fn put_blob(&self, expected: &Blob, bytes: &[u8]) -> Result<(), BundleError> {
+        self.layout.put(expected, bytes)
+    }
+
+    /// Makes blobs that were put a version of `name`, and returns its number: the one given, or the next one. The
+    /// version that is current stays so. A bundle that is a version already stays that version.
+    ///
+    /// # Errors
+    /// [`BundleError::Io`] or [`BundleError::Rotten`] for a blob that is not here; [`BundleError::Version`] if the
+    /// version given is not above all others.
+    pub fn publish(&self, name: &str, version: Option<u64>, sealed: &SealedManifest) -> Result<u64, BundleError> {
+        check_name(name)?;
+        let mut refs = self.refs()?;
+        let found = self.version_of(name, sealed, &refs)?;
+        let newest = refs.newest(name);
+        let refused = |version, why| {
+            let (dir, name) = (self.layout.dir().to_owned(), name.to_owned());
+            Err(BundleError::Version { dir, name, version, why })
+        };
+        let version = match (version, found) {
+            (Some(given), Some(found)) if given != found => {
+                return refused(given, format!("the bundle is version {found} already"));
+            }
+            (Some(given), None) if given <= newest => {
+                return refused(given, format!("versions increase, and {newest} is the newest"));
+            }
+            (None, None) if newest == u64::MAX => return refused(newest, "there is none above it".to_owned()),
+            (given, found) => found.or(given).unwrap_or(newest + 1),
+        };
+        let bundle = self.put_documents(sealed)?;
+        if found.is_none() {
+            refs.add(name, version, bundle);
+        }
+        self.layout.commit(refs.index())?;
+        Ok(version)
+    }
+
+    /// Puts a version in force, in one step. The one that was so stays, to roll back to.
+    ///
+    /// # Errors
+    /// [`BundleError::Unknown`]; or, with nothing changed, what is wrong with one of its blobs.
+    pub fn set_current(&self, name: &str, version: u64) -> Result<(), BundleError> {
+        let reference = Reference::Version(name.to_owned(), version);
+        let mut refs = self.refs()?;
+        if refs.version(name, version).is_none() {
+            return Err(self.unknown(reference, &refs));
+        }
+        self.open(&reference)?.check_blobs()?;
+        if refs.current_version(name) != Some(version) {
+            refs.point(name, version);
+        }
+        self.layout.commit(refs.index())
+    }
+
+    /// Puts the version in force that was so before, and returns it. Rolling back again undoes that.
+    ///
+    /// # Errors
+    /// [`BundleError::NoPrevious`], and those of [`set_current`](Self::set_current).
+    pub fn rollback(&self, name: &str) -> Result<u64, BundleError> {
+        let previous = self
+            .refs()?
+            .previous(name)
+            .ok_or_else(|| BundleError::NoPrevious { dir: self.layout.dir().to_owned(), name: name.to_owned() })?;
+        self.set_current(name, previous)?;
+        Ok(previous)
+    }
+
+    /// Removes what nobody needs: of each name, every version but the current one and the one before it (the newest
+    /// one, as long as none is current), unless its digest is in `keep`; then every blob that cannot be reached.
+    ///
+    /// What others put into the layout stays, and so does a version that a tool copied there.
+    /// Whoever uses a bundle that is neither must have it kept: blobs are read when they are asked for. Blobs that
+    /// were put for a bundle not yet published go, too.
+    pub fn collect(&self, keep: &[Digest]) -> Result<Collected, BundleError> {
+        let mut refs = self.refs()?;
+        let mut versions = Vec::new();
+        for (name, version, entry) in refs.versions() {
+            let in_force = [refs.current_version(&name).or(Some(refs.newest(&name))), refs.previous(&name)];
+            let is_kept = in_force.contains(&Some(version)) || !is_ours(entry);
+            if !is_kept && !self.digest_of(entry)?.is_some_and(|digest| keep.contains(&digest)) {
+                versions.push((name, version));
+            }
+        }
+        versions.iter().for_each(|(name, version)| refs.remove(name, *version));
+        let reachable = self.layout.reachable(refs.index())?;
+        if !versions.is_empty() {
+            self.layout.commit(refs.index())?;
+        }
+        Ok(Collected { versions, blobs: self.layout.sweep(&reachable)? })
+    }
+
+    /// Makes a bundle whose blobs were put the only one, without a version.
+    pub(crate) fn replace(&self, name: &str, sealed: &SealedManifest) -> Result<(), BundleError> {
+        check_name(name)?;
+        if !self.refs()?.is_one_bundle() {
+            return Err(BundleError::Occupied(self.layout.dir().to_owned()));
+        }
+        let mut refs = Refs::default();
+        refs.add_current(name, self.put_documents(sealed)?);
+        let reachable = self.layout.reachable(refs.index())?;
+        self.layout.commit(refs.index())?;
+        self.layout.sweep(&reachable).map(drop)
+    }
+
+    /// Makes sure that every blob is here and sound, and writes what makes them a bundle.
+    fn put_documents(&self, sealed: &SealedManifest) -> Result<Descriptor, BundleError> {
+        let components = sealed.components();
+        let mut found = Vec::with_capacity(components.len());
+        for blob in sealed.blobs() {
+            let bytes = self.layout.blob(&blob)?;
+            if components.contains(&blob) {
+                let component = |source| BundleError::Component { path: self.layout.path_of(&blob.digest), source };
+                found.push(interfaces(&bytes).map_err(component)?);
+            }
+        }
+        let (documents, bundle) = Documents::of(sealed, &found);
+        for (blob, bytes) in &documents.blobs {
+            if self.layout.blob(blob).is_err() {
+                self.layout.put(blob, bytes)?;
+            }
+        }
+        Ok(bundle)
+    }
+
+    fn version_of(&self, name: &str, sealed: &SealedManifest, refs: &Refs) -> Result<Option<u64>, BundleError> {
+        for (of, version, entry) in refs.versions() {
+            if of == name && self.digest_of(entry)? == Some(sealed.digest()) {
+                return Ok(Some(version));
+            }
+        }
+        Ok(None)
+    }
 }

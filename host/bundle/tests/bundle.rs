@@ -47,9 +47,9 @@ fn manifest(draft: &mut Draft) -> Manifest {
         // The second segment lets a tensor pass it by.
         boundaries: vec![boundary(&[0]), boundary(&[1, 2]), boundary(&[3, 2]), boundary(&[4])],
         segments: vec![
-            segment("a", 0, 1, &[0], &[1, 2], draft.add(b"component a".to_vec())),
-            segment("b", 1, 2, &[1], &[3], draft.add(b"component b".to_vec())),
-            segment("c", 2, 3, &[2, 3], &[4], draft.add(b"component c".to_vec())),
+            segment("a", 0, 1, &[0], &[1, 2], draft.add(component(b"a"))),
+            segment("b", 1, 2, &[1], &[3], draft.add(component(b"b"))),
+            segment("c", 2, 3, &[2, 3], &[4], draft.add(component(b"c"))),
         ],
         exits: vec![Exit {
             name: "out".into(),
@@ -60,6 +60,10 @@ fn manifest(draft: &mut Draft) -> Manifest {
         }],
         evidence: Evidence::default(),
     }
+}
+
+fn component(graph: &[u8]) -> Vec<u8> {
+    compose(standard_guest(), graph).unwrap()
 }
 
 fn write(dir: &Path) -> Bundle {
@@ -75,7 +79,7 @@ fn a_bundle_is_read_as_it_was_written() {
     let opened = Bundle::open(written.dir()).unwrap();
     assert_eq!(opened.digest(), written.digest());
     assert_eq!(opened.manifest(), written.manifest());
-    assert_eq!(opened.blob(&opened.manifest().segments[1].component).unwrap(), b"component b");
+    assert_eq!(opened.blob(&opened.manifest().segments[1].component).unwrap(), component(b"b"));
     // Writing again replaces it and leaves nothing beside it.
     assert_eq!(write(written.dir()).digest(), written.digest());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -148,10 +152,38 @@ fn a_manifest_that_does_not_hang_together_is_refused() {
 fn unknown_fields_and_huge_manifests_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let bundle = write(&dir.path().join("m"));
-    let path = bundle.dir().join("manifest.json");
-    let text = fs::read_to_string(&path).unwrap();
-    fs::write(&path, text.replacen('{', "{\"surprise\": 1,", 1)).unwrap();
-    assert!(Bundle::open(bundle.dir()).unwrap_err().to_string().contains("surprise"));
-    fs::write(&path, vec![b' '; usize::try_from(MANIFEST_BYTES_MAX).unwrap() + 1]).unwrap();
+    let text = String::from_utf8(bundle.sealed().bytes().to_vec()).unwrap();
+    let surprising = text.replacen('{', "{\"surprise\": 1,", 1).into_bytes();
+    assert!(SealedManifest::read(surprising).unwrap_err().to_string().contains("surprise"));
+    let huge = vec![b' '; usize::try_from(MANIFEST_BYTES_MAX).unwrap() + 1];
+    assert!(SealedManifest::read(huge.clone()).is_err());
+    fs::write(bundle.dir().join("index.json"), huge).unwrap();
     assert!(matches!(Bundle::open(bundle.dir()), Err(BundleError::TooLarge { .. })));
+}
+
+#[test]
+fn what_an_index_says_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = write(&dir.path().join("m"));
+    let path = bundle.dir().join("index.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let size = text.split("\"size\":").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    let cases = [
+        (text.replace(&size, "1"), "larger than"),
+        (text.replace(&size, "999999999999"), "larger than"),
+        (text.replace("sha256:", "sha512:"), "not a digest"),
+        (text.replace("sha256:", "sha256:../../"), "not a digest"),
+        (text.replace("\"schemaVersion\":2", "\"schemaVersion\":3"), "schemaVersion 3"),
+        (text.replace("image.index.v1+json\",\"digest", "image.manifest.v1+json\",\"digest"), "no bundle"),
+        (format!("{{\"schemaVersion\":2,\"manifests\":[{}]}}", vec!["{}"; 20_000].join(",")), "missing field"),
+        (format!("{{\"theirs\":{}", "[".repeat(100_000)), "recursion"),
+        (String::new(), "EOF"),
+    ];
+    for (text, expected) in cases {
+        fs::write(&path, text).unwrap();
+        let error = Bundle::open(bundle.dir()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error} does not say {expected:?}");
+    }
+    fs::write(bundle.dir().join("oci-layout"), r#"{"imageLayoutVersion":"2.0.0"}"#).unwrap();
+    assert!(Bundle::open(bundle.dir()).unwrap_err().to_string().contains("version 1.0.0"));
 }

@@ -30,7 +30,7 @@ impl Rig {
     /// Starts both hosts from this very program, each with one worker, and waits until they are ready.
     pub(crate) async fn start(bundle: &Bundle, shape: Shape, device: &[&str], logs: bool) -> Result<Self> {
         let program = std::env::current_exe()?;
-        let model = bundle.dir().to_str().context("the bundle's folder has a name that is not UTF-8")?;
+        let model = bundle.path().to_str().context("the bundle's path is not UTF-8")?;
         let common = ["--listen", "127.0.0.1:0", "--workers", "1", "--model", model];
         let edge = HostProcess::start(&program, &[&["--role", "edge"], &common[..]].concat(), logs).await?;
         let relay = Relay::start("127.0.0.1:0", edge.address(), shape).await?;
