@@ -53,6 +53,33 @@ interface Host {
   # The caller of the `infer` or `ask` with this number no longer waits. Numbers are the caller's own,
   # unique in a connection. An explicit method, because the `Finish` of an unanswered call makes
   # capnp-rpc 0.27 forget to answer it, and keep its table entry for ever.
+
+  # Versions of models. A digest is the SHA-256 of a manifest or of one of the blobs that it names.
+
+  offer @8 (manifest :Data) -> (outcome :Outcome(Wanted));
+  # A bundle's manifest is shown; the host says which of its blobs it has not.
+
+  putBlob @9 (digest :Data, offset :UInt64, bytes :Data) -> (outcome :Outcome(Done));
+  # A piece of a blob that an offer found missing. Pieces come in order; the blob is complete when it
+  # has its size.
+
+  install @10 (manifest :Data) -> (outcome :Outcome(Version));
+  # All blobs are there: keep the bundle, prepare it, check it and serve it. Answered when it is in
+  # force, or with why it is not.
+
+  rollback @11 (model :Text) -> (outcome :Outcome(Version));
+  # To the version before. Empty: the only model.
+
+  versions @12 () -> (outcome :Outcome(Versions));
+  manifest @13 (digest :Data) -> (outcome :Outcome(Piece));
+
+  blob @14 (digest :Data, offset :UInt64, maxBytes :UInt32) -> (outcome :Outcome(Piece));
+  # At most so many bytes of a blob that the host has; none behind its end.
+
+  retire @15 (model :Data) -> (outcome :Outcome(Done));
+  # The caller asks for this bundle no more.
+
+  # The Data of offer, putBlob and install are the last pointers of their kind, as Activation.bytes is.
 }
 
 struct Outcome(T) {
@@ -79,6 +106,8 @@ enum FaultKind {
   segmentFailed @8;
   unsupported @9;
   shuttingDown @10;
+  refused @11;            # a version that was not taken: the message says what is wrong with it
+  notFound @12;
 }
 
 struct Done {}
@@ -185,6 +214,7 @@ struct Answer {
   predictedUs @14 :UInt64;  # what the plan was predicted to take; 0: unknown, or not as planned
   inTime @15 :Float32;    # how likely the plan was to be in time, from 0 to 1
   codecName @16 :Text;    # null: as `codec` says. A name, for who asks may not know the enumerant
+  model @17 :Data;        # SHA-256 of the manifest of the bundle that answered; null: not told
 }
 
 struct Description {
@@ -244,4 +274,29 @@ struct Stats {
   rateBps @13 :UInt64;
   rttUs @14 :UInt64;
   tensorBytesCopied @15 :UInt64;
+}
+
+struct Wanted {
+  blobs @0 :List(BlobName);
+}
+
+struct BlobName {
+  digest @0 :Data;        # SHA-256 of the blob
+  bytes @1 :UInt64;
+}
+
+struct Version {
+  model @0 :Text;
+  version @1 :UInt64;
+  digest @2 :Data;        # SHA-256 of the bundle's manifest
+  current @3 :Bool;       # new requests run on it
+  previous @4 :Bool;      # a rollback leads to it
+}
+
+struct Versions {
+  versions @0 :List(Version);
+}
+
+struct Piece {
+  bytes @0 :Data;         # the last of its kind: host/link/src/splice.rs relies on it
 }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -14,14 +15,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::convert::{Malformed, Message, Padding, read_fault, read_hello, read_outcome, write_hello};
+use crate::convert::{Malformed, Message, Padding, bounded, read_fault, read_hello, read_outcome, write_hello};
 use crate::edgent_capnp::{gate, hello_reply, host};
 use crate::error::{Fault, LinkError};
 use crate::limits::Limits;
 use crate::link::Link;
 use crate::meter::{Meter, Traffic, TrafficCounter};
+use crate::splice;
 use crate::types::{
-    Activation, Answer, AskRequest, Description, Digest, Hello, InferReply, InferRequest, ModelProfile, Plan, Stats,
+    Activation, Answer, AskRequest, BlobName, Description, Digest, Hello, InferReply, InferRequest, ModelProfile, Plan,
+    Stats, Version,
 };
 use crate::wire::{ENVELOPE_BYTES, Session, Side, Wire};
 
@@ -147,6 +150,112 @@ impl Client {
     pub async fn stats(&self) -> Result<Stats, LinkError> {
         self.call(async |host, _| {
             let response = host.stats_request().send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// Shows a bundle's manifest; gives those of its blobs that the host has not.
+    pub async fn offer(&self, manifest: Bytes) -> Result<Vec<BlobName>, LinkError> {
+        self.fits(manifest.weight_bytes())?;
+        self.call(async move |host, _| {
+            let mut request = host.offer_request();
+            splice::write(&manifest, |bytes| request.get().init_manifest(bytes));
+            drop(manifest);
+            let response = request.send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// Sends a piece of a blob that an offer found missing: in order, and best of
+    /// [`PIECE_BYTES`](crate::PIECE_BYTES).
+    pub async fn put_blob(&self, digest: Digest, offset: u64, bytes: Bytes) -> Result<(), LinkError> {
+        self.fits(bytes.weight_bytes())?;
+        self.call(async move |host, _| {
+            let mut request = host.put_blob_request();
+            // First, as an activation's.
+            splice::write(&bytes, |bytes| request.get().init_bytes(bytes));
+            drop(bytes);
+            request.get().set_digest(&digest.0);
+            request.get().set_offset(offset);
+            let response = request.send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// Has the host serve a bundle whose blobs are all there; gives what is in force then. Dropped, the
+    /// work goes on there.
+    pub async fn install(&self, manifest: Bytes) -> Result<Version, LinkError> {
+        self.fits(manifest.weight_bytes())?;
+        self.call(async move |host, _| {
+            let mut request = host.install_request();
+            splice::write(&manifest, |bytes| request.get().init_manifest(bytes));
+            drop(manifest);
+            let response = request.send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// Has the host go back to the model's version before; no name: its only model.
+    pub async fn rollback(&self, model: &str) -> Result<Version, LinkError> {
+        self.fits(model.len())?;
+        let model = model.to_owned();
+        self.call(async move |host, _| {
+            let mut request = host.rollback_request();
+            request.get().set_model(&model);
+            let response = request.send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// The versions that the host has.
+    pub async fn versions(&self) -> Result<Vec<Version>, LinkError> {
+        self.call(async |host, _| {
+            let response = host.versions_request().send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// The manifest of a bundle that the host has.
+    pub async fn manifest(&self, digest: Digest) -> Result<Bytes, LinkError> {
+        self.call(async move |host, _| {
+            let mut request = host.manifest_request();
+            request.get().set_digest(&digest.0);
+            let response = request.send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// At most so many bytes of a blob that the host has, best [`PIECE_BYTES`](crate::PIECE_BYTES); none
+    /// behind its end.
+    pub async fn blob(&self, digest: Digest, offset: u64, max_bytes: u32) -> Result<Bytes, LinkError> {
+        self.call(async move |host, _| {
+            let mut request = host.blob_request();
+            request.get().set_digest(&digest.0);
+            request.get().set_offset(offset);
+            request.get().set_max_bytes(max_bytes);
+            let response = request.send().promise.await?;
+            let outcome: Result<Bytes, Fault> = read_outcome(response.get()?.get_outcome()?)?;
+            if let Ok(piece) = &outcome {
+                bounded("bytes", piece.len() as u32, max_bytes)?;
+            }
+            Ok(outcome)
+        })
+        .await
+    }
+
+    /// Tells the host that this side asks for a bundle no more.
+    pub async fn retire(&self, model: Digest) -> Result<(), LinkError> {
+        self.call(async move |host, _| {
+            let mut request = host.retire_request();
+            request.get().set_model(&model.0);
+            let response = request.send().promise.await?;
             read_outcome(response.get()?.get_outcome()?)
         })
         .await

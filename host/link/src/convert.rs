@@ -3,6 +3,7 @@
 //! Reading trusts nothing: every list's length is checked before memory is taken for it, every
 //! activation is checked as a whole, and what this version does not know is an error.
 
+use bytes::Bytes;
 use capnp::traits::Owned;
 
 use crate::edgent_capnp as wire;
@@ -41,6 +42,10 @@ impl From<Malformed> for LinkError {
         match malformed {
             // Not what came, but that nothing will come any more.
             Malformed::Encoding(error) if error.kind == capnp::ErrorKind::Disconnected => LinkError::Lost(error.extra),
+            // An older version, to which the method was not appended yet.
+            Malformed::Encoding(error) if error.kind == capnp::ErrorKind::Unimplemented => {
+                LinkError::Fault(Fault::new(FaultKind::Unsupported, "the host is older than this call"))
+            }
             malformed => LinkError::Protocol(malformed.to_string()),
         }
     }
@@ -111,7 +116,7 @@ pub(crate) fn read_digest(bytes: &[u8]) -> Result<Digest, Malformed> {
     bytes.try_into().map(Digest).map_err(|_| Malformed::Digest(bytes.len()))
 }
 
-fn bounded(what: &'static str, count: u32, max: u32) -> Result<usize, Malformed> {
+pub(crate) fn bounded(what: &'static str, count: u32, max: u32) -> Result<usize, Malformed> {
     if count > max { Err(Malformed::TooMany { what, count, max }) } else { Ok(count as usize) }
 }
 
@@ -153,7 +158,7 @@ same_enum! {
     Placement = Placement { DeviceOnly, Split, EdgeOnly }
     FaultKind = FaultKind {
         UnknownModel, UnknownEpoch, BadRequest, TooLarge, TimeUp, Busy, Version, SegmentFailed, Unsupported,
-        ShuttingDown, Internal,
+        ShuttingDown, Refused, NotFound, Internal,
     }
 }
 
@@ -391,6 +396,9 @@ impl Message for Answer {
         to.set_rate_bps(self.rate_bps);
         to.set_predicted_us(self.predicted_us);
         to.set_in_time(self.in_time);
+        if let Some(model) = &self.model {
+            to.set_model(&model.0);
+        }
         write_numbers(to.init_scores(self.scores.len() as u32), &self.scores);
     }
 
@@ -420,6 +428,10 @@ impl Message for Answer {
             rate_bps: from.get_rate_bps(),
             predicted_us: from.get_predicted_us(),
             in_time: from.get_in_time(),
+            model: match from.get_model()? {
+                [] => None,
+                model => Some(read_digest(model)?),
+            },
         })
     }
 
@@ -512,6 +524,96 @@ impl Message for ExitDescription {
 
     fn weight_bytes(&self) -> usize {
         STRUCT_BYTES + self.name.len() + weight_of_texts(&self.segments)
+    }
+}
+
+/// Bytes of a manifest or of a blob.
+impl Message for Bytes {
+    type Wire = wire::piece::Owned;
+
+    fn write(&self, to: wire::piece::Builder<'_>) {
+        splice::write(self, |bytes| to.init_bytes(bytes));
+    }
+
+    fn read(from: wire::piece::Reader<'_>) -> Result<Self, Malformed> {
+        Ok(share(from.get_bytes()?))
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+impl Message for Vec<BlobName> {
+    type Wire = wire::wanted::Owned;
+
+    fn write(&self, to: wire::wanted::Builder<'_>) {
+        let mut blobs = to.init_blobs(self.len() as u32);
+        for (index, blob) in (0..).zip(self) {
+            let mut to = blobs.reborrow().get(index);
+            to.set_digest(&blob.digest.0);
+            to.set_bytes(blob.bytes);
+        }
+    }
+
+    fn read(from: wire::wanted::Reader<'_>) -> Result<Self, Malformed> {
+        let blobs = from.get_blobs()?;
+        bounded("blobs", blobs.len(), BLOBS_MAX as u32)?;
+        let blob = |from: wire::blob_name::Reader<'_>| {
+            Ok(BlobName { digest: read_digest(from.get_digest()?)?, bytes: from.get_bytes() })
+        };
+        blobs.iter().map(blob).collect()
+    }
+
+    fn weight_bytes(&self) -> usize {
+        STRUCT_BYTES * self.len()
+    }
+}
+
+impl Message for Version {
+    type Wire = wire::version::Owned;
+
+    fn write(&self, mut to: wire::version::Builder<'_>) {
+        to.set_model(&self.model);
+        to.set_version(self.version);
+        to.set_digest(&self.digest.0);
+        to.set_current(self.current);
+        to.set_previous(self.previous);
+    }
+
+    fn read(from: wire::version::Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Version {
+            model: from.get_model()?.to_str()?.to_owned(),
+            version: from.get_version(),
+            digest: read_digest(from.get_digest()?)?,
+            current: from.get_current(),
+            previous: from.get_previous(),
+        })
+    }
+
+    fn weight_bytes(&self) -> usize {
+        STRUCT_BYTES + self.model.len() + TEXT_BYTES
+    }
+}
+
+impl Message for Vec<Version> {
+    type Wire = wire::versions::Owned;
+
+    fn write(&self, to: wire::versions::Builder<'_>) {
+        let mut versions = to.init_versions(self.len() as u32);
+        for (index, version) in (0..).zip(self) {
+            version.write(versions.reborrow().get(index));
+        }
+    }
+
+    fn read(from: wire::versions::Reader<'_>) -> Result<Self, Malformed> {
+        let versions = from.get_versions()?;
+        bounded("versions", versions.len(), VERSIONS_MAX as u32)?;
+        versions.iter().map(Version::read).collect()
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.iter().map(Message::weight_bytes).sum()
     }
 }
 
@@ -613,7 +715,6 @@ stats! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
     use capnp::message::Builder;
 
     /// What `value` becomes on the wire, spoiled, and read.
@@ -664,6 +765,7 @@ mod tests {
             rate_bps: 1,
             predicted_us: 1,
             in_time: 1.0,
+            model: Some(model),
         };
         for codec in Codec::ALL {
             let told = as_read(&answer(codec), |to| {
@@ -673,6 +775,15 @@ mod tests {
             assert_eq!(told, answer(codec));
         }
         assert_eq!(as_read(&answer(Codec::Jpeg), |mut to| to.set_codec_name("webp")).codec, Codec::Raw);
+        // Older versions do not tell which bundle answered.
+        let older = Answer { model: None, ..answer(Codec::Raw) };
+        assert_eq!(as_read(&older, |to| assert!(!to.has_model())), older);
+    }
+
+    #[test]
+    fn an_older_host_does_not_break_the_protocol() {
+        let error = LinkError::from(Malformed::from(capnp::Error::unimplemented("no such method".to_owned())));
+        assert_eq!(error.to_string(), "the peer answered: unsupported: the host is older than this call");
     }
 
     #[test]
@@ -702,6 +813,14 @@ mod tests {
         check(&profile, |mut to| to.set_model(&[0; 31]), "a digest of 31 bytes");
         check(&profile, |to| _ = to.init_segments(SEGMENTS_MAX + 1), "4097 segments, where at most 4096 are allowed");
         check(&profile, |to| _ = to.init_codecs(CODECS_MAX + 1), "65 codecs, where at most 64 are allowed");
+        let version =
+            Version { model: String::new(), version: 1, digest: Digest([0; 32]), current: true, previous: false };
+        check(&version, |_| {}, "");
+        check(&version, |mut to| to.set_digest(&[0; 33]), "a digest of 33 bytes");
+        check(&vec![version], |to| _ = to.init_versions(1025), "1025 versions, where at most 1024 are allowed");
+        let blobs = vec![BlobName { digest: Digest([0; 32]), bytes: 1 }];
+        check(&blobs, |to| _ = to.init_blobs(8193), "8193 blobs, where at most 8192 are allowed");
+        check(&blobs, |to| to.get_blobs().unwrap().get(0).set_digest(&[]), "a digest of 0 bytes");
         let description = Description::default();
         check(&description, |to| _ = to.init_models(MODELS_MAX + 1), "257 models, where at most 256 are allowed");
         check(

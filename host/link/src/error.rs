@@ -54,6 +54,12 @@ pub enum FaultKind {
     /// The host is going away; other hosts may be there.
     #[error("shutting down")]
     ShuttingDown,
+    /// A version that was not taken: the message says what is wrong with it.
+    #[error("refused")]
+    Refused,
+    /// The host has nothing of this name.
+    #[error("not found")]
+    NotFound,
     /// An error of the answering host itself.
     #[error("internal error")]
     Internal,

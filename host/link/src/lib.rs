@@ -40,7 +40,7 @@ pub use meter::Traffic;
 pub use server::Server;
 pub use service::{Reply, Service};
 pub use types::{
-    Activation, Answer, AskRequest, BESIDE_MAX, Codec, CodecTime, Description, Digest, Direction, ElementType,
-    ExitDescription, Hello, InferReply, InferRequest, ModelDescription, ModelProfile, PROTOCOL_VERSION, Placement,
-    Plan, RANK_MAX, Role, SegmentTime, Stats,
+    Activation, Answer, AskRequest, BESIDE_MAX, BLOBS_MAX, BlobName, Codec, CodecTime, Description, Digest, Direction,
+    ElementType, ExitDescription, Hello, InferReply, InferRequest, ModelDescription, ModelProfile, PIECE_BYTES,
+    PROTOCOL_VERSION, Placement, Plan, RANK_MAX, Role, SegmentTime, Stats, VERSIONS_MAX, Version,
 };

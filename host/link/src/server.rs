@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use crate::convert::{Malformed, Message, Padding, read_digest, read_hello, write_fault, write_hello, write_outcome};
 use crate::edgent_capnp::{gate, host};
 use crate::error::{Fault, FaultKind};
+use crate::frame::share;
 use crate::limits::Limits;
 use crate::link::Link;
 use crate::meter::{Meter, Traffic, TrafficCounter};
@@ -380,6 +381,118 @@ impl host::Server for Host {
     async fn stats(self: Rc<Self>, _: host::StatsParams, mut results: host::StatsResults) -> Result<(), capnp::Error> {
         let outcome = self.0.call("stats", None, |service, reply| service.stats(reply)).await;
         write_outcome(results.get().init_outcome(), &outcome.map(|stats| self.0.fill_in(stats)));
+        Ok(())
+    }
+
+    async fn offer(
+        self: Rc<Self>,
+        params: host::OfferParams,
+        mut results: host::OfferResults,
+    ) -> Result<(), capnp::Error> {
+        let manifest = share(params.get()?.get_manifest()?);
+        drop(params);
+        let outcome = self.0.call("offer", None, |service, reply| service.offer(manifest, reply)).await;
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
+    async fn put_blob(
+        self: Rc<Self>,
+        params: host::PutBlobParams,
+        mut results: host::PutBlobResults,
+    ) -> Result<(), capnp::Error> {
+        let (digest, offset, bytes) = {
+            let params = params.get()?;
+            (read_digest(params.get_digest()?), params.get_offset(), share(params.get_bytes()?))
+        };
+        drop(params);
+        let outcome = match digest {
+            Ok(digest) => {
+                self.0.call("put_blob", None, |service, reply| service.put_blob(digest, offset, bytes, reply)).await
+            }
+            Err(malformed) => Err(bad_request(malformed)),
+        };
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
+    async fn install(
+        self: Rc<Self>,
+        params: host::InstallParams,
+        mut results: host::InstallResults,
+    ) -> Result<(), capnp::Error> {
+        let manifest = share(params.get()?.get_manifest()?);
+        drop(params);
+        let outcome = self.0.call("install", None, |service, reply| service.install(manifest, reply)).await;
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
+    async fn rollback(
+        self: Rc<Self>,
+        params: host::RollbackParams,
+        mut results: host::RollbackResults,
+    ) -> Result<(), capnp::Error> {
+        let outcome = match params.get()?.get_model()?.to_str() {
+            Ok(model) => {
+                self.0.call("rollback", None, |service, reply| service.rollback(model.to_owned(), reply)).await
+            }
+            Err(malformed) => Err(bad_request(malformed)),
+        };
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
+    async fn versions(
+        self: Rc<Self>,
+        _: host::VersionsParams,
+        mut results: host::VersionsResults,
+    ) -> Result<(), capnp::Error> {
+        let outcome = self.0.call("versions", None, |service, reply| service.versions(reply)).await;
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
+    async fn manifest(
+        self: Rc<Self>,
+        params: host::ManifestParams,
+        mut results: host::ManifestResults,
+    ) -> Result<(), capnp::Error> {
+        let outcome = match read_digest(params.get()?.get_digest()?) {
+            Ok(digest) => self.0.call("manifest", None, |service, reply| service.manifest(digest, reply)).await,
+            Err(malformed) => Err(bad_request(malformed)),
+        };
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
+    async fn blob(
+        self: Rc<Self>,
+        params: host::BlobParams,
+        mut results: host::BlobResults,
+    ) -> Result<(), capnp::Error> {
+        let params = params.get()?;
+        let (offset, max_bytes) = (params.get_offset(), params.get_max_bytes());
+        let outcome = match read_digest(params.get_digest()?) {
+            Ok(digest) => {
+                self.0.call("blob", None, |service, reply| service.blob(digest, offset, max_bytes, reply)).await
+            }
+            Err(malformed) => Err(bad_request(malformed)),
+        };
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
+    async fn retire(
+        self: Rc<Self>,
+        params: host::RetireParams,
+        mut results: host::RetireResults,
+    ) -> Result<(), capnp::Error> {
+        let outcome = match read_digest(params.get()?.get_model()?) {
+            Ok(model) => self.0.call("retire", None, |service, reply| service.retire(model, reply)).await,
+            Err(malformed) => Err(bad_request(malformed)),
+        };
+        write_outcome(results.get().init_outcome(), &outcome);
         Ok(())
     }
 

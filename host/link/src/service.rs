@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire};
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::error::{Fault, FaultKind};
 use crate::types::{
-    Answer, AskRequest, Description, Digest, InferReply, InferRequest, ModelProfile, Plan, Role, Stats,
+    Answer, AskRequest, BlobName, Description, Digest, InferReply, InferRequest, ModelProfile, Plan, Role, Stats,
+    Version,
 };
 
 /// What a host does for its peers. It may leave out what its role does not do.
@@ -43,6 +45,46 @@ pub trait Service: Send + Sync + 'static {
 
     /// The host's counters; those of the link are filled in afterwards.
     fn stats(&self, reply: Reply<Stats>) {
+        reply.refuse();
+    }
+
+    /// Which of a bundle's blobs the host has not; at most [`BLOBS_MAX`](crate::BLOBS_MAX).
+    fn offer(&self, manifest: Bytes, reply: Reply<Vec<BlobName>>) {
+        reply.refuse();
+    }
+
+    /// Takes a piece of a blob that an offer found missing. They come in order.
+    fn put_blob(&self, digest: Digest, offset: u64, bytes: Bytes, reply: Reply<()>) {
+        reply.refuse();
+    }
+
+    /// Keeps, prepares, checks and serves a bundle whose blobs are all there; answers when it is in force.
+    fn install(&self, manifest: Bytes, reply: Reply<Version>) {
+        reply.refuse();
+    }
+
+    /// Goes back to the model's version before; no name: the only model.
+    fn rollback(&self, model: String, reply: Reply<Version>) {
+        reply.refuse();
+    }
+
+    /// The versions that the host has; at most [`VERSIONS_MAX`](crate::VERSIONS_MAX).
+    fn versions(&self, reply: Reply<Vec<Version>>) {
+        reply.refuse();
+    }
+
+    /// The manifest of a bundle that the host has.
+    fn manifest(&self, digest: Digest, reply: Reply<Bytes>) {
+        reply.refuse();
+    }
+
+    /// At most so many bytes of a blob that the host has; none behind its end.
+    fn blob(&self, digest: Digest, offset: u64, max_bytes: u32, reply: Reply<Bytes>) {
+        reply.refuse();
+    }
+
+    /// The caller asks for this bundle no more.
+    fn retire(&self, model: Digest, reply: Reply<()>) {
         reply.refuse();
     }
 }

@@ -13,6 +13,12 @@ pub const PROTOCOL_VERSION: u16 = 1;
 pub const BESIDE_MAX: usize = 63;
 /// The most axes that an activation may have.
 pub const RANK_MAX: usize = 8;
+/// The pieces in which blobs go: small, so that a request is not stuck behind one for long.
+pub const PIECE_BYTES: usize = 256 << 10;
+/// The most blobs that an offer may find missing.
+pub const BLOBS_MAX: usize = 8192;
+/// The most versions that a host may tell of.
+pub const VERSIONS_MAX: usize = 1024;
 
 /// Who is speaking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,7 +59,7 @@ impl Hello {
     }
 }
 
-/// The SHA-256 of a bundle's manifest: its name everywhere.
+/// The SHA-256 of a bundle's manifest, its name everywhere; or of a blob, named by the manifest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest(
     /// The hash itself.
@@ -336,6 +342,8 @@ pub struct Answer {
     pub predicted_us: u64,
     /// How likely the plan was to be in time, from 0 to 1.
     pub in_time: f32,
+    /// The bundle that answered; an older host does not tell.
+    pub model: Option<Digest>,
 }
 
 /// What a host has.
@@ -371,6 +379,30 @@ pub struct ExitDescription {
     pub accuracy: f64,
     /// The names of its path's segments.
     pub segments: Vec<String>,
+}
+
+/// A blob of a bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BlobName {
+    /// Of its bytes.
+    pub digest: Digest,
+    /// So many of them.
+    pub bytes: u64,
+}
+
+/// A version of a model that a host has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// The model's name.
+    pub model: String,
+    /// As its manifest numbers it.
+    pub version: u64,
+    /// Its bundle.
+    pub digest: Digest,
+    /// New requests run on it.
+    pub current: bool,
+    /// A rollback leads to it.
+    pub previous: bool,
 }
 
 /// How fast a host is with a model.

@@ -70,6 +70,7 @@ fn answer(request: AskRequest) -> Answer {
         rate_bps: 1_000_000_000_000,
         predicted_us: 61_000,
         in_time: 0.9375,
+        model: (request.id == 2).then_some(Digest([6; 32])),
     }
 }
 
@@ -166,6 +167,145 @@ async fn every_method_keeps_its_values() {
     assert!(client.traffic().bytes_in > 200_000 + stats.bytes_out - 10_000);
 }
 
+/// Answers what is asked about versions, if what was said came as it was.
+struct Versions;
+
+fn blobs(count: usize) -> Vec<BlobName> {
+    (0..count).map(|index| BlobName { digest: Digest([index as u8; 32]), bytes: u64::MAX - index as u64 }).collect()
+}
+
+fn version(model: &str, index: usize) -> Version {
+    Version {
+        model: model.to_owned(),
+        version: u64::MAX - index as u64,
+        digest: Digest([index as u8; 32]),
+        current: index.is_multiple_of(2),
+        previous: index.is_multiple_of(3),
+    }
+}
+
+fn versions(count: usize) -> Vec<Version> {
+    (0..count).map(|index| version("alex", index)).collect()
+}
+
+fn bytes(count: usize) -> Bytes {
+    activation(count).bytes
+}
+
+fn told<T>(what: impl std::fmt::Debug) -> Result<T, Fault> {
+    Err(Fault::new(FaultKind::Refused, format!("{what:?}")))
+}
+
+impl Service for Versions {
+    fn offer(&self, manifest: Bytes, reply: Reply<Vec<BlobName>>) {
+        reply.send(if manifest == bytes(manifest.len()) { Ok(blobs(manifest.len())) } else { told(manifest) });
+    }
+
+    fn put_blob(&self, digest: Digest, offset: u64, piece: Bytes, reply: Reply<()>) {
+        let expected = (digest, offset) == (Digest([7; 32]), u64::MAX) && piece == bytes(piece.len());
+        reply.send(if expected { Ok(()) } else { told((digest, offset, piece.len())) });
+    }
+
+    fn install(&self, manifest: Bytes, reply: Reply<Version>) {
+        let all = manifest == bytes(manifest.len());
+        reply.send(if all { Ok(version("alex", manifest.len())) } else { told(manifest) });
+    }
+
+    fn rollback(&self, model: String, reply: Reply<Version>) {
+        reply.send(Ok(version(&model, 3)));
+    }
+
+    fn versions(&self, reply: Reply<Vec<Version>>) {
+        reply.send(Ok(versions(VERSIONS_MAX)));
+    }
+
+    fn manifest(&self, digest: Digest, reply: Reply<Bytes>) {
+        let absent = || Fault::new(FaultKind::NotFound, format!("no bundle {digest}"));
+        reply.send((digest == Digest([8; 32])).then(|| bytes(50_000)).ok_or_else(absent));
+    }
+
+    fn blob(&self, digest: Digest, offset: u64, max_bytes: u32, reply: Reply<Bytes>) {
+        let blob = bytes(if digest == Digest([9; 32]) { 2 * PIECE_BYTES + 5 } else { 0 });
+        let start = blob.len().min(offset as usize);
+        reply.send(Ok(blob.slice(start..blob.len().min(start + max_bytes as usize))));
+    }
+
+    fn retire(&self, model: Digest, reply: Reply<()>) {
+        reply.send(if model == Digest([10; 32]) { Ok(()) } else { told(model) });
+    }
+}
+
+#[tokio::test]
+async fn versions_come_and_go() {
+    let (link, _server, address) = serve(Limits::default(), Versions).await;
+    let client = connect(&link, &address).await;
+    // On both sides of where bytes are no longer copied, and of what the first segment holds.
+    for count in [0, 1, 1000, 1100, BLOBS_MAX] {
+        assert_eq!(client.offer(bytes(count)).await.unwrap(), blobs(count));
+    }
+    for count in [0, 1, 1100, (16 << 10) - 1, 16 << 10, PIECE_BYTES, 3 << 20] {
+        client.put_blob(Digest([7; 32]), u64::MAX, bytes(count)).await.unwrap();
+        assert_eq!(client.install(bytes(count)).await.unwrap(), version("alex", count));
+    }
+    for model in ["", "alex"] {
+        assert_eq!(client.rollback(model).await.unwrap(), version(model, 3));
+    }
+    assert_eq!(client.versions().await.unwrap(), versions(VERSIONS_MAX));
+    assert_eq!(client.manifest(Digest([8; 32])).await.unwrap(), bytes(50_000));
+    let mut blob = Vec::new();
+    while let piece @ [_, ..] = &*client.blob(Digest([9; 32]), blob.len() as u64, PIECE_BYTES as u32).await.unwrap() {
+        blob.extend_from_slice(piece);
+    }
+    assert_eq!(blob, bytes(2 * PIECE_BYTES + 5));
+    client.retire(Digest([10; 32])).await.unwrap();
+
+    let refused = [
+        (client.put_blob(Digest([1; 32]), 2, bytes(3)).await, format!("refused: ({:?}, 2, 3)", Digest([1; 32]))),
+        (client.install(Bytes::from_static(b"no")).await.map(drop), "refused: b\"no\"".to_owned()),
+        (client.manifest(Digest([1; 32])).await.map(drop), format!("not found: no bundle {}", Digest([1; 32]))),
+        (client.retire(Digest([1; 32])).await, format!("refused: {:?}", Digest([1; 32]))),
+    ];
+    for (outcome, expected) in refused {
+        assert_eq!(outcome.unwrap_err().to_string(), format!("the peer answered: {expected}"));
+    }
+    for outcome in [
+        client.offer(bytes(16 << 20)).await.map(drop),
+        client.install(bytes(16 << 20)).await.map(drop),
+        client.put_blob(Digest([7; 32]), 0, bytes(16 << 20)).await,
+    ] {
+        assert!(matches!(outcome, Err(LinkError::TooLarge { .. })), "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn more_than_was_asked_for_is_not_believed() {
+    struct TooMuch;
+    impl Service for TooMuch {
+        fn offer(&self, _: Bytes, reply: Reply<Vec<BlobName>>) {
+            reply.send(Ok(blobs(BLOBS_MAX + 1)));
+        }
+
+        fn versions(&self, reply: Reply<Vec<Version>>) {
+            reply.send(Ok(versions(VERSIONS_MAX + 1)));
+        }
+
+        fn blob(&self, _: Digest, _: u64, max_bytes: u32, reply: Reply<Bytes>) {
+            reply.send(Ok(bytes(max_bytes as usize + 1)));
+        }
+    }
+    let (link, _server, address) = serve(Limits::default(), TooMuch).await;
+    let client = connect(&link, &address).await;
+    let outcomes = [
+        (client.offer(bytes(1)).await.map(drop), "8193 blobs, where at most 8192 are allowed"),
+        (client.versions().await.map(drop), "1025 versions, where at most 1024 are allowed"),
+        (client.blob(Digest([1; 32]), 0, 10).await.map(drop), "11 bytes, where at most 10 are allowed"),
+    ];
+    for (outcome, expected) in outcomes {
+        assert_eq!(outcome.unwrap_err().to_string(), format!("the peer broke the protocol: {expected}"));
+    }
+    assert!(!client.is_closed());
+}
+
 #[tokio::test]
 async fn many_calls_at_once_get_their_own_answers() {
     let (link, _server, address) = serve(Limits::default(), Full).await;
@@ -185,11 +325,25 @@ async fn many_calls_at_once_get_their_own_answers() {
 async fn what_a_role_does_not_do_is_named() {
     let (link, _server, address) = serve(Limits::default(), Echo).await;
     let client = connect(&link, &address).await;
-    match client.describe().await {
-        Err(LinkError::Fault(Fault { kind: FaultKind::Unsupported, message })) => {
-            assert_eq!(message, "a host in the role `edge` does not answer `describe`");
+    let digest = Digest([1; 32]);
+    let outcomes = [
+        ("describe", client.describe().await.map(drop)),
+        ("offer", client.offer(bytes(1)).await.map(drop)),
+        ("put_blob", client.put_blob(digest, 0, bytes(1)).await),
+        ("install", client.install(bytes(1)).await.map(drop)),
+        ("rollback", client.rollback("").await.map(drop)),
+        ("versions", client.versions().await.map(drop)),
+        ("manifest", client.manifest(digest).await.map(drop)),
+        ("blob", client.blob(digest, 0, 1).await.map(drop)),
+        ("retire", client.retire(digest).await),
+    ];
+    for (method, outcome) in outcomes {
+        match outcome {
+            Err(LinkError::Fault(Fault { kind: FaultKind::Unsupported, message })) => {
+                assert_eq!(message, format!("a host in the role `edge` does not answer `{method}`"));
+            }
+            other => panic!("{other:?}"),
         }
-        other => panic!("{other:?}"),
     }
 }
 
