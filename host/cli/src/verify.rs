@@ -17,7 +17,7 @@ const TOLERANCE: f32 = 1e-4;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The bundle's folder.
+    /// The bundle's folder, or FOLDER@NAME:VERSION.
     bundle: PathBuf,
 }
 
