@@ -27,6 +27,17 @@ audit:
 demo:
     cargo run --release -- demo --seconds 10
 
+# Foreign tools copy a bundle, whole, and to the same bytes; the copy does what the network does.
+oci:
+    rm -rf target/oci
+    mkdir -p target/oci
+    cargo run --release -- build models/branchy-alexnet/branchy-alexnet.onnx --out target/oci/built --samples 20
+    skopeo inspect --raw oci:target/oci/built:branchy-alexnet | grep -q application/vnd.edgent.bundle.v1+json
+    skopeo copy --quiet --all --preserve-digests oci:target/oci/built:branchy-alexnet oci:target/oci/copy:model
+    diff -r target/oci/built/blobs target/oci/copy/blobs
+    cargo run --release -- inspect target/oci/copy@model:1
+    cargo run --release -- verify target/oci/copy
+
 # Both sides of each ratio in one run.
 bench:
     cargo run --release -- bench sandbox
@@ -35,4 +46,4 @@ bench:
     cargo run --release -- bench plan
 
 # All of CI's steps.
-ci: test lint fresh audit demo bench
+ci: test lint fresh audit demo oci bench

@@ -347,7 +347,15 @@ fn building_twice_gives_the_same_bundle() {
         "--samples",
         "50",
     ]);
-    assert_eq!(built["digest"], edgent(&["inspect", bundle().to_str().unwrap()])["digest"]);
+    let dir = bundle().to_str().unwrap();
+    let digest = built["digest"].as_str().unwrap();
+    for path in
+        [dir, &format!("{dir}@branchy-alexnet"), &format!("{dir}@branchy-alexnet:1"), &format!("{dir}@{digest}")]
+    {
+        assert_eq!(edgent(&["inspect", path])["digest"], digest, "{path}");
+    }
+    let (code, _, stderr) = run(&["inspect", &format!("{dir}@branchy-alexnet:2")]);
+    assert!(code == 2 && stderr.contains("it has branchy-alexnet"), "{stderr}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::layout::Layout;
 use crate::refs::Refs;
 use crate::{Blob, BundleError, Digest, Manifest, ManifestError, Reference, SealedManifest, Store};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,9 +29,12 @@ impl Bundle {
     /// `path` is a folder that is an OCI image layout, of which the only bundle is taken, or the current version
     /// of the only name; or that folder, `@` and a [`Reference`], as in `DIR@model:2` or `DIR@sha256:…`.
     pub fn open(path: &Path) -> Result<Self, BundleError> {
-        match split(path) {
-            Some((dir, reference)) => Store::at(&dir).open(&reference.parse()?),
-            None => Self::open_only(Layout::new(path, Arc::new(RealDisk))),
+        let opened = Self::open_only(Layout::new(path, Arc::new(RealDisk)));
+        match (&opened, split(path)) {
+            (Err(BundleError::Io { source, .. }), Some((dir, reference))) if source.kind() == ErrorKind::NotFound => {
+                Store::at(dir).open(&reference.parse()?)
+            }
+            _ => opened,
         }
     }
 
@@ -91,13 +95,10 @@ impl Bundle {
     }
 }
 
-/// `DIR@REFERENCE`, unless there is a folder of that whole name.
-fn split(path: &Path) -> Option<(PathBuf, String)> {
-    if path.is_dir() {
-        return None;
-    }
+/// `DIR@REFERENCE`.
+fn split(path: &Path) -> Option<(&Path, &str)> {
     let (dir, reference) = path.to_str()?.rsplit_once('@')?;
-    (!dir.is_empty()).then(|| (dir.into(), reference.to_owned()))
+    (!dir.is_empty()).then_some((Path::new(dir), reference))
 }
 
 /// A bundle in the making.
@@ -119,13 +120,17 @@ impl Draft {
     pub fn write(self, dir: &Path, manifest: &Manifest) -> Result<Bundle, BundleError> {
         let sealed = SealedManifest::seal(manifest)
             .map_err(|ManifestError(why)| BundleError::Manifest { path: dir.to_owned(), why })?;
-        let store = Store::at(dir).lock()?;
-        for blob in store.missing(&sealed) {
+        self.write_to(&Store::at(dir), &sealed)?;
+        Bundle::open(dir)
+    }
+
+    pub(crate) fn write_to(self, store: &Store, sealed: &SealedManifest) -> Result<(), BundleError> {
+        let store = store.lock()?;
+        for blob in store.missing(sealed) {
             if let Some(bytes) = self.blobs.get(&blob.digest) {
                 store.put_blob(&blob, bytes)?;
             }
         }
-        store.replace(&manifest.name, &sealed)?;
-        Bundle::open(dir)
+        store.replace(&sealed.manifest().name, sealed)
     }
 }

@@ -1,6 +1,8 @@
 //! The power goes, the process is killed, the disk fails, bits rot: at every operation of every step.
 
+use crate::disk::Disk;
 use crate::fake_disk::{Bytes, FakeDisk, Fault, Names, Op};
+use crate::layout::Layout;
 use crate::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -155,6 +157,31 @@ fn a_power_cut_leaves_the_old_or_the_new_version() {
 }
 
 #[test]
+fn a_power_cut_while_building_anew_leaves_the_old_or_the_new_bundle() {
+    let disk = FakeDisk::default();
+    let build = |number| {
+        let (sealed, bytes) = bundle(number);
+        let mut draft = Draft::default();
+        for bytes in bytes {
+            draft.add(bytes);
+        }
+        draft.write_to(&store(&disk), &sealed).unwrap();
+        (sealed.digest(), disk.log().len())
+    };
+    let ((old, start), (new, end)) = (build(1), build(2));
+    let log = disk.log();
+    for cut in start..=end {
+        for (disk, how) in power_cuts(&log[..cut]) {
+            let layout = Layout::new(Path::new(DIR), Arc::new(disk));
+            let opened = Bundle::open_only(layout).unwrap();
+            opened.check_blobs().unwrap();
+            let found = opened.digest();
+            assert!(found == new || found == old && cut < end, "cut before {:?} ({how})", log.get(cut));
+        }
+    }
+}
+
+#[test]
 fn a_power_cut_after_a_killed_process_leaves_the_old_or_the_new_version() {
     let mut states = 0;
     let disk = FakeDisk::default();
@@ -246,6 +273,32 @@ fn a_failing_disk_is_named_and_the_old_version_goes_on() {
 }
 
 #[test]
+fn nothing_is_removed_while_the_index_that_lets_go_of_it_is_not_synced() {
+    let disk = FakeDisk::default();
+    let steps = life();
+    let (collect, life) = steps.split_last().unwrap();
+    life.iter().for_each(|(_, run, _)| run(&store(&disk)).unwrap());
+    let before = &life.last().unwrap().2;
+    // Whoever holds the lock tries again after a failure, without taking the lock anew.
+    for turn in 0.. {
+        let failing = disk.copy(Some(Fault { after: turn, lasts: false, errno: 5 }));
+        let Ok(writer) = store(&failing).lock() else { continue };
+        let _ = writer.collect(&[]);
+        if failing.failed().is_empty() {
+            break;
+        }
+        writer.collect(&[]).unwrap();
+        let log = failing.log();
+        for end in disk.log().len()..=log.len() {
+            for (lost, how) in power_cuts(&log[..end]) {
+                let when = format!("{:?} failed, cut before {:?} ({how})", failing.failed(), log.get(end));
+                check(&store(&lost), [before, &collect.2], &when);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_full_disk_gets_its_space_back() {
     let disk = FakeDisk::default();
     install(&store(&disk), 1).unwrap();
@@ -308,4 +361,10 @@ fn a_bit_that_flips_is_found_when_the_bundle_is_opened() {
     assert!(store(&disk).lock().unwrap().set_current(MODEL, 2).unwrap_err().to_string().contains(&blob));
     assert_eq!(install(&store(&disk), 2).unwrap(), 2);
     assert_eq!(seen(&store(&disk)), (vec![1, 2], Some(2)));
+    // And for good, also where it was gone altogether.
+    disk.remove(&path).unwrap();
+    disk.sync_dir(path.parent().unwrap()).unwrap();
+    assert_eq!(install(&store(&disk), 2).unwrap(), 2);
+    let lost = FakeDisk::after_power_cut(&disk.log(), Bytes::None, Names::First(0));
+    assert_eq!(seen(&store(&lost)), (vec![1, 2], Some(2)));
 }

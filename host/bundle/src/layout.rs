@@ -107,11 +107,11 @@ impl Layout {
         Ok(walked.into_iter().map(|(digest, _)| digest).collect())
     }
 
-    fn reach<'a>(
+    fn reach(
         &self,
         descriptor: &Descriptor,
         depth: usize,
-        walked: &mut BTreeSet<(Digest, &'a str)>,
+        walked: &mut BTreeSet<(Digest, &str)>,
     ) -> Result<(), BundleError> {
         let malformed = || wrong(&self.path_of(&descriptor.digest));
         if depth > DEPTH_MAX {

@@ -26,7 +26,7 @@ struct Arguments {
     /// Address of an edge (device only; may be given several times, the first that answers is used).
     #[arg(long, value_name = "ADDR")]
     edge: Vec<String>,
-    /// Bundle to serve (an edge may have several).
+    /// Bundle to serve: its folder, or FOLDER@NAME:VERSION (an edge may have several).
     #[arg(long, value_name = "BUNDLE", required = true)]
     model: Vec<PathBuf>,
     /// Time from a request to its answer, unless the request says otherwise.

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The bundle's folder.
+    /// The bundle's folder, or FOLDER@NAME:VERSION.
     bundle: PathBuf,
 }
 

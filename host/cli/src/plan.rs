@@ -21,7 +21,7 @@ const PROFILE_RUNS: usize = 20;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The bundle's folder.
+    /// The bundle's folder, or FOLDER@NAME:VERSION.
     bundle: PathBuf,
     /// Time from a request to its answer.
     #[arg(long, allow_negative_numbers = true, default_value_t = 100.0)]

@@ -23,7 +23,7 @@ const CODED_TOLERANCE: f64 = 0.02;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The bundle's folder.
+    /// The bundle's folder, or FOLDER@NAME:VERSION.
     bundle: PathBuf,
 }
 

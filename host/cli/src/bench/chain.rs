@@ -89,9 +89,9 @@ fn chain(deployment: &Deployment, input: &Tensor, stop: &Stop) -> Result<()> {
 }
 
 fn open(model: &Path, scratch: &Path, output: &Output) -> Result<Bundle> {
-    if model.is_dir() {
-        Ok(Bundle::open(model)?)
-    } else {
+    if model.is_file() {
         build(model, &scratch.join("bundle"), CODEC_SAMPLES.min(1), output)
+    } else {
+        Ok(Bundle::open(model)?)
     }
 }

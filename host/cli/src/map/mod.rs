@@ -34,7 +34,7 @@ pub(crate) enum Command {
 
 #[derive(clap::Args)]
 pub(crate) struct BuildArguments {
-    /// The bundle's folder.
+    /// The bundle's folder, or FOLDER@NAME:VERSION.
     bundle: PathBuf,
     /// The file to write the map to.
     #[arg(long, value_name = "MAP.json")]
