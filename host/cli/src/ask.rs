@@ -43,6 +43,7 @@ struct Row {
     deadline_met: bool,
     degraded: Option<String>,
     epoch: u64,
+    model: Option<String>,
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
@@ -72,6 +73,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
                 deadline_met: answer.deadline_met,
                 degraded: answer.degraded,
                 epoch: answer.epoch,
+                model: answer.model.map(|digest| edgent_bundle::Digest(digest.0).to_string()),
             };
             output.line(format_args!(
                 "{:<40} {:<12} {:>5.1} %  {} {} cut {}  {:.1} ms{}{}",

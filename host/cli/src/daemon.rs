@@ -27,8 +27,12 @@ struct Arguments {
     #[arg(long, value_name = "ADDR")]
     edge: Vec<String>,
     /// Bundle to serve: its folder, or FOLDER@NAME:VERSION (an edge may have several).
-    #[arg(long, value_name = "BUNDLE", required = true)]
+    #[arg(long, value_name = "BUNDLE", required_unless_present = "store")]
     model: Vec<PathBuf>,
+    /// Keep versions here, and take new ones while running (`edgent push`). What is in force here is served at the
+    /// next start, whatever --model says.
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
     /// Time from a request to its answer, unless the request says otherwise.
     #[arg(long, allow_negative_numbers = true, default_value_t = 100.0)]
     deadline_ms: f64,
@@ -95,6 +99,7 @@ pub(crate) fn run() -> Result<()> {
         listen: arguments.listen,
         edges: arguments.edge,
         models: arguments.model,
+        store: arguments.store,
         plan: edgent_planner::Settings {
             deadline_us: arguments.deadline_ms * 1e3,
             codec_loss_max: arguments.codec_loss_max,

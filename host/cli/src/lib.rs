@@ -25,6 +25,7 @@ mod rig;
 mod samples;
 pub mod trace;
 mod verify;
+mod versions;
 
 use clap::{Parser, Subcommand};
 use output::Output;
@@ -61,6 +62,12 @@ enum Command {
     Profile(profile::Arguments),
     /// Ask a running device about images.
     Infer(ask::Arguments),
+    /// Give a running host another version of its model; it changes to it without losing a request.
+    Push(versions::Push),
+    /// Have a running host go back to the version before.
+    Rollback(versions::Rollback),
+    /// Show what a running host does, and the versions that it keeps.
+    Status(versions::Status),
     /// Plans made beforehand for each state of the link.
     #[command(subcommand)]
     Map(map::Command),
@@ -85,6 +92,9 @@ pub fn main() -> ExitCode {
         Command::Plan(arguments) => plan::run(&arguments, &output),
         Command::Profile(arguments) => profile::run(&arguments, &output),
         Command::Infer(arguments) => ask::run(&arguments, &output),
+        Command::Push(arguments) => versions::push_bundle(&arguments, &output),
+        Command::Rollback(arguments) => versions::rollback(&arguments, &output),
+        Command::Status(arguments) => versions::status(&arguments, &output),
         Command::Map(command) => map::run(&command, &output),
         Command::Bench(command) => bench::run(&command, &output),
     })

@@ -1,9 +1,8 @@
-//! Labelled images: single PNG files, sheets of square tiles, and golden outputs.
+//! Labelled images: single PNG files, and sheets of square tiles.
 
 use crate::output::BadInput;
 use anyhow::{Context, Result, bail, ensure};
 use edgent_nn::{ElementType, Tensor};
-use safetensors::SafeTensors;
 use std::io::Cursor;
 use std::path::Path;
 
@@ -14,13 +13,6 @@ const CHANNELS: usize = 3;
 pub(crate) struct Sample {
     pub(crate) image: Tensor,
     pub(crate) label: usize,
-}
-
-/// Inputs and the outputs that another runtime gave for them.
-pub(crate) struct Golden {
-    pub(crate) inputs: Vec<Tensor>,
-    /// For each exit, an output for each input.
-    pub(crate) outputs: Vec<Vec<Vec<f32>>>,
 }
 
 /// Reads one image: `[1, 3, height, width]`, u8.
@@ -60,31 +52,6 @@ pub(crate) fn to_png(image: &Tensor) -> Result<Vec<u8>> {
     writer.write_image_data(&pixels)?;
     writer.finish()?;
     Ok(png)
-}
-
-impl Golden {
-    /// Reads `image` and a tensor for each exit.
-    pub(crate) fn read(bytes: &[u8], exits: &[String]) -> Result<Self> {
-        let file = SafeTensors::deserialize(bytes).context("the golden outputs are not safetensors")?;
-        let images = file.tensor("image").context("the golden outputs have no inputs named 'image'")?;
-        let [count, dims @ ..] = images.shape() else { bail!("the golden inputs are no batch") };
-        let dims = [&[1], dims].concat();
-        let size = images.data().len() / (*count).max(1);
-        let inputs = images.data().chunks(size.max(1)).map(|chunk| Tensor::from_bytes(ElementType::U8, &dims, chunk));
-        let outputs = exits
-            .iter()
-            .map(|exit| {
-                let outputs = file.tensor(exit).with_context(|| format!("no golden outputs for '{exit}'"))?;
-                let size = outputs.data().len() / (*count).max(1);
-                Ok(outputs.data().chunks(size.max(4)).map(floats).collect())
-            })
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Self { inputs: inputs.collect::<Result<_, _>>()?, outputs })
-    }
-}
-
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
 struct Picture {

@@ -2,18 +2,16 @@
 
 use crate::build::answer;
 use crate::output::{BadInput, Output, quantile};
-use crate::samples::{self, Golden, Sample};
+use crate::samples::{self, Sample};
 use anyhow::{Context, Result, bail};
 use edgent_bundle::{Blob, Bundle};
 use edgent_link::Codec;
 use edgent_nn::{ElementType, Fact, Imported, Stop, Tensor, synthetic};
+use edgent_runtime::golden::{Golden, TOLERANCE, difference};
 use edgent_runtime::{Deployment, codec};
 use edgent_sandbox::Engine;
 use serde::Serialize;
 use std::path::PathBuf;
-
-/// The largest difference from another runtime's outputs that is taken for rounding.
-const TOLERANCE: f32 = 1e-4;
 
 /// Inputs for a bundle without golden ones.
 const MADE_UP_INPUTS: u64 = 3;
@@ -60,8 +58,8 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let source = blob(&evidence.source)?;
     let source = source.ok_or_else(|| BadInput::error("the bundle does not hold the network it was cut from"))?;
     let whole = Imported::from_onnx(&source)?.whole()?;
-    let golden = match blob(&evidence.golden)? {
-        Some(golden) => Golden::read(&golden, &exits)?,
+    let golden = match Golden::of(&bundle, deployment.input())? {
+        Some(golden) => golden,
         // Nothing to compare the undivided network with; its parts can be compared with it all the same.
         None => Golden { inputs: made_up(deployment.input())?, outputs: Vec::new() },
     };
@@ -99,7 +97,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
                 report.cuts_bit_exact += usize::from(split.len() == 1 && split[0].bytes() == expected.bytes());
             }
             if let Some(theirs) = golden.outputs.get(exit).and_then(|outputs| outputs.get(index)) {
-                let difference = difference(expected, theirs)?;
+                let difference = difference(expected, theirs).context("a golden output of another size than the exit's")?;
                 // NaN must not pass for small.
                 report.max_abs_diff =
                     if difference.is_nan() { difference } else { report.max_abs_diff.max(difference) };
@@ -227,17 +225,4 @@ fn input_codecs(deployment: &Deployment, samples: &[Sample]) -> Result<Vec<Input
             })
         })
         .collect()
-}
-
-fn difference(ours: &Tensor, theirs: &[f32]) -> Result<f32> {
-    let ours = ours.as_f32().context("an exit's output is not f32")?;
-    if ours.len() != theirs.len() {
-        bail!("an exit gives {} values, the golden output has {}", ours.len(), theirs.len());
-    }
-    // NaN must not pass for small.
-    Ok(ours
-        .iter()
-        .zip(theirs)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, |most, d| if d.is_nan() || d > most { d } else { most }))
 }

@@ -205,6 +205,11 @@ impl Controller {
         controller
     }
 
+    /// Takes over what another version's controller knows of the link.
+    pub fn inherit(&mut self, link: LinkEstimate) {
+        self.link = link;
+    }
+
     /// Takes in an event and says what to do about it.
     pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
         match event {

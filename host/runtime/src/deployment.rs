@@ -1,6 +1,7 @@
 //! A bundle made ready to run.
 
 use crate::codec;
+use crate::golden::GoldenError;
 use edgent_bundle::{Bundle, BundleError, ComponentError, Digest, Manifest, split};
 use edgent_nn::{ElementType, Fact, Graph, GraphError, GraphFormat, Stop, Tensor, TensorError};
 use edgent_planner::{Boundary, Codec, Exit, Network, NetworkError, PerCodec, Timings, least_bytes, resident};
@@ -356,6 +357,8 @@ pub enum PrepareError {
     Segment(#[from] SegmentError),
     #[error(transparent)]
     Run(#[from] RunError),
+    #[error(transparent)]
+    Golden(#[from] GoldenError),
     #[error("{} may be used, but the smallest exit takes {}; allow more", mib(*allowed_bytes), mib(*least_bytes))]
     Memory { allowed_bytes: u64, least_bytes: u64 },
     #[error(transparent)]

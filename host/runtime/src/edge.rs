@@ -1,35 +1,54 @@
 //! The edge: runs parts of networks for devices.
 
 use crate::codec;
+use crate::shelf::{Prepared, Shelf};
 use crate::{Deployment, Workers};
+use bytes::Bytes;
+use edgent_bundle::Bundle;
 use edgent_link::{
-    Description, Digest, Direction, Fault, FaultKind, InferReply, InferRequest, ModelProfile, Plan, Reply, SegmentTime,
-    Service, Stats,
+    BlobName, Description, Digest, Direction, Fault, FaultKind, InferReply, InferRequest, ModelProfile, PIECE_BYTES,
+    Plan, Reply, SegmentTime, Service, Stats, Version,
 };
 use edgent_nn::Stop;
 use edgent_planner::Timings;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 
 /// Plans that are remembered; a request of an older epoch is told to agree on a new one.
 const PLANS_KEPT: usize = 256;
 
+/// A version that a device asks for no more is let go when nobody has asked for it this long.
+const RETIRE_IDLE: Duration = Duration::from_secs(10);
+
 /// Serves every model that it was started with to every device that asks.
 #[derive(Debug)]
 pub struct Edge {
-    models: HashMap<Digest, Arc<Model>>,
+    served: Served,
     workers: Workers,
+    runtime: Handle,
     started: Instant,
     requests: AtomicU64,
     errors: AtomicU64,
 }
 
+/// The bundles that are served: several versions of a model, while one takes the other's place.
+#[derive(Clone, Debug)]
+struct Served {
+    models: Arc<RwLock<HashMap<Digest, Arc<Model>>>>,
+    shelf: Arc<Shelf>,
+    /// Held while a version comes into force.
+    changing: Arc<Mutex<()>>,
+}
+
 #[derive(Debug)]
 struct Model {
     deployment: Deployment,
+    /// When a request last asked for it.
+    asked: Mutex<Instant>,
     plans: Mutex<VecDeque<Plan>>,
     timings: Mutex<Timings>,
     /// Time that requests waited for a worker, smoothed.
@@ -38,35 +57,16 @@ struct Model {
 
 impl Edge {
     /// An edge with these models; what was measured of each is what devices plan with at first.
-    pub fn new(models: Vec<(Deployment, Timings)>, workers: Workers) -> Self {
-        let models = models
-            .into_iter()
-            .map(|(deployment, timings)| {
-                let digest = Digest(deployment.digest().0);
-                let model = Model {
-                    deployment,
-                    plans: Mutex::default(),
-                    timings: Mutex::new(timings),
-                    queue_us: AtomicU64::new(0),
-                };
-                (digest, Arc::new(model))
-            })
-            .collect();
-        Self { models, workers, started: Instant::now(), requests: AtomicU64::new(0), errors: AtomicU64::new(0) }
-    }
-
-    fn model(&self, digest: &Digest) -> Result<&Arc<Model>, Fault> {
-        self.models.get(digest).ok_or_else(|| {
-            let have: Vec<String> = self.models.values().map(|model| model.deployment.digest().short()).collect();
-            fault(
-                FaultKind::UnknownModel,
-                format!("the edge has no model {}; it has {}", short(digest), have.join(", ")),
-            )
-        })
+    pub(crate) fn new(prepared: Vec<Prepared>, shelf: Arc<Shelf>, workers: Workers) -> Self {
+        let models = prepared.into_iter().map(|prepared| (Digest(prepared.bundle.digest().0), Model::new(prepared)));
+        let models = Arc::new(RwLock::new(models.collect()));
+        let served = Served { models, shelf, changing: Arc::default() };
+        let (requests, errors) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { served, workers, runtime: Handle::current(), started: Instant::now(), requests, errors }
     }
 
     fn accept(&self, plan: Plan) -> Result<(), Fault> {
-        let model = self.model(&plan.model)?;
+        let model = self.served.model(&plan.model)?;
         let exits = model.deployment.network().exits();
         let fits = exits.get(usize::from(plan.exit)).is_some_and(|exit| usize::from(plan.cut) <= exit.path.len());
         if !fits {
@@ -82,7 +82,7 @@ impl Edge {
     }
 
     fn start(&self, request: InferRequest, reply: Reply<InferReply>) -> Result<(), (Fault, Reply<InferReply>)> {
-        let checked = self.model(&request.model).and_then(|model| Ok((Arc::clone(model), model.check(&request)?)));
+        let checked = self.served.model(&request.model).and_then(|model| Ok((Arc::clone(&model), model.check(&request)?)));
         let (model, (exit, range)) = match checked {
             Ok(checked) => checked,
             Err(fault) => return Err((fault, reply)),
@@ -107,7 +107,77 @@ impl Edge {
     }
 }
 
+impl Edge {
+    fn change(&self, reply: Reply<Version>, to: impl FnOnce(&Shelf) -> Result<(u64, Bundle), Fault> + Send + 'static) {
+        let served = self.served.clone();
+        self.runtime.spawn_blocking(move || {
+            let _alone = served.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            reply.send(to(&served.shelf).and_then(|to| served.change_to(to)));
+        });
+    }
+}
+
+impl Served {
+    fn models(&self) -> RwLockReadGuard<'_, HashMap<Digest, Arc<Model>>> {
+        self.models.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn model(&self, digest: &Digest) -> Result<Arc<Model>, Fault> {
+        let models = self.models();
+        models.get(digest).cloned().ok_or_else(|| {
+            let have: Vec<String> = models.values().map(|model| model.deployment.digest().short()).collect();
+            let message = format!("the edge has no model {}; it has {}", short(digest), have.join(", "));
+            fault(FaultKind::UnknownModel, message)
+        })
+    }
+
+    /// Prepares a version, serves it beside the others, and puts it in force for the next start.
+    fn change_to(&self, (version, bundle): (u64, Bundle)) -> Result<Version, Fault> {
+        let (name, digest) = (bundle.manifest().name.clone(), Digest(bundle.digest().0));
+        if !self.models().contains_key(&digest) {
+            let prepared = self.shelf.prepare(bundle);
+            let prepared = prepared.map_err(|e| fault(FaultKind::Refused, format!("it cannot be served: {e}")))?;
+            self.models.write().unwrap_or_else(PoisonError::into_inner).insert(digest, Model::new(prepared));
+        }
+        let in_use: Vec<_> = self.models().keys().map(|digest| edgent_bundle::Digest(digest.0)).collect();
+        self.shelf.put_in_force(&name, version, &in_use)?;
+        Ok(Version { model: name, version, digest, current: true, previous: false })
+    }
+
+    /// Lets a version go that one device asks for no more, unless others still do or it is in force.
+    async fn retire(self, digest: Digest) {
+        loop {
+            tokio::time::sleep(RETIRE_IDLE).await;
+            let Ok(model) = self.model(&digest) else { return };
+            let asked = *model.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            if asked.elapsed() < RETIRE_IDLE {
+                continue;
+            }
+            let served = self.clone();
+            let in_force = tokio::task::spawn_blocking(move || served.shelf.versions()).await;
+            let in_force = in_force.is_ok_and(|versions| {
+                versions.is_ok_and(|versions| versions.iter().any(|version| version.current && version.digest == digest))
+            });
+            if !in_force {
+                self.models.write().unwrap_or_else(PoisonError::into_inner).remove(&digest);
+                tracing::info!(digest = %short(&digest), "retired");
+            }
+            return;
+        }
+    }
+}
+
 impl Model {
+    fn new(Prepared { deployment, timings, .. }: Prepared) -> Arc<Self> {
+        Arc::new(Self {
+            deployment,
+            asked: Mutex::new(Instant::now()),
+            plans: Mutex::default(),
+            timings: Mutex::new(timings),
+            queue_us: AtomicU64::new(0),
+        })
+    }
+
     /// The exit and the range of its path that a request means, if its epoch's plan says the same.
     fn check(&self, request: &InferRequest) -> Result<(usize, Range<usize>), Fault> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
@@ -139,6 +209,7 @@ impl Model {
         arrived: Instant,
         stop: &Stop,
     ) -> Result<InferReply, Fault> {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = arrived;
         let queue_us = us(arrived.elapsed());
         let before = self.queue_us.load(Ordering::Relaxed);
         self.queue_us.store((before * 7 + queue_us) / 8, Ordering::Relaxed);
@@ -171,7 +242,7 @@ impl Model {
 
 impl Service for Edge {
     fn describe(&self, reply: Reply<Description>) {
-        let models = self.models.values().map(|model| crate::host::describe(&model.deployment)).collect();
+        let models = self.served.models().values().map(|model| crate::host::describe(&model.deployment)).collect();
         reply.send(Ok(Description { models }));
     }
 
@@ -188,7 +259,7 @@ impl Service for Edge {
     }
 
     fn profile(&self, model: Digest, reply: Reply<ModelProfile>) {
-        reply.send(self.model(&model).map(|known| {
+        reply.send(self.served.model(&model).map(|known| {
             let timings = known.timings.lock().unwrap_or_else(PoisonError::into_inner);
             let segments = timings.medians_us().into_iter().enumerate().map(|(segment, p50_us)| SegmentTime {
                 segment: u16::try_from(segment).unwrap_or(u16::MAX),
@@ -204,6 +275,44 @@ impl Service for Edge {
                 codecs: codec::times().to_vec(),
             }
         }));
+    }
+
+    fn offer(&self, manifest: Bytes, reply: Reply<Vec<BlobName>>) {
+        self.served.shelf.answer(&self.runtime, reply, move |shelf| shelf.offer(&manifest));
+    }
+
+    fn put_blob(&self, digest: Digest, offset: u64, bytes: Bytes, reply: Reply<()>) {
+        let digest = edgent_bundle::Digest(digest.0);
+        self.served.shelf.answer(&self.runtime, reply, move |shelf| shelf.put(digest, offset, &bytes));
+    }
+
+    fn install(&self, manifest: Bytes, reply: Reply<Version>) {
+        self.change(reply, move |shelf| shelf.take(&manifest));
+    }
+
+    fn rollback(&self, model: String, reply: Reply<Version>) {
+        self.change(reply, move |shelf| shelf.previous(&model));
+    }
+
+    fn versions(&self, reply: Reply<Vec<Version>>) {
+        self.served.shelf.answer(&self.runtime, reply, Shelf::versions);
+    }
+
+    fn manifest(&self, digest: Digest, reply: Reply<Bytes>) {
+        let digest = edgent_bundle::Digest(digest.0);
+        self.served.shelf.answer(&self.runtime, reply, move |shelf| shelf.manifest(digest).map(Bytes::from));
+    }
+
+    fn blob(&self, digest: Digest, offset: u64, max_bytes: u32, reply: Reply<Bytes>) {
+        let (digest, bytes_max) = (edgent_bundle::Digest(digest.0), (max_bytes as usize).min(PIECE_BYTES));
+        self.served.shelf.answer(&self.runtime, reply, move |shelf| {
+            shelf.blob(digest, offset, bytes_max).map(Bytes::from)
+        });
+    }
+
+    fn retire(&self, model: Digest, reply: Reply<()>) {
+        self.runtime.spawn(self.served.clone().retire(model));
+        reply.send(Ok(()));
     }
 
     fn stats(&self, reply: Reply<Stats>) {

@@ -1,24 +1,18 @@
 //! Starting a host, and ending it in good order.
 
 use crate::device::{Device, DeviceService, DeviceSettings};
+use crate::shelf::Shelf;
 use crate::{Deployment, Edge, PrepareError, Workers, codec};
-use edgent_bundle::{Bundle, BundleError};
+use edgent_bundle::{Bundle, BundleError, Reference, Store};
 use edgent_link::{
     Digest, ExitDescription, Hello, Limits, Link, LinkError, ModelDescription, PROTOCOL_VERSION, Role, Server, Service,
 };
-use edgent_planner::Timings;
 use edgent_sandbox::{Engine, SandboxError};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
-
-/// Runs of each segment before a host says that it is ready: the profile that planning starts from.
-const PROFILE_RUNS: usize = 9;
-
-/// What is measured then counts as much as so many runs in service.
-const PROFILE_WEIGHT: usize = 3;
 
 /// How long requests in flight may take to finish when a host is told to end.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -34,6 +28,8 @@ pub struct Settings {
     pub edges: Vec<String>,
     /// Bundles to serve; a device has exactly one.
     pub models: Vec<PathBuf>,
+    /// Where versions are kept that come while the host runs; none come without it.
+    pub store: Option<PathBuf>,
     /// Deadline, codec and privacy bounds, for a device.
     pub plan: edgent_planner::Settings,
     /// Stay at an exit on the way that is sure of its answer, for a device.
@@ -57,30 +53,35 @@ pub struct Host {
 impl Host {
     /// Prepares the models, measures them, and listens.
     pub async fn start(settings: Settings) -> Result<Self, HostError> {
-        let is_device = settings.role == Role::Device;
-        if settings.models.is_empty() || is_device && settings.models.len() != 1 {
-            return Err(HostError::Models(settings.role, settings.models.len()));
-        }
-        let engine = Engine::new()?;
-        let (slowdown, memory_max_bytes) = (settings.emulate_slowdown, settings.memory_max_bytes);
-        let models = settings.models.clone();
+        let store = settings.store.as_deref().map(Store::at);
+        let (role, slowdown) = (settings.role, settings.emulate_slowdown);
+        let shelf = Arc::new(Shelf::new(store.clone(), Engine::new()?, slowdown, settings.memory_max_bytes));
+        let (preparing, models) = (Arc::clone(&shelf), settings.models.clone());
         let prepare = move || {
-            let prepared = models.iter().map(|dir| prepare(dir.clone(), &engine, slowdown, memory_max_bytes));
-            prepared.collect::<Result<Vec<_>, _>>()
+            // Measured now, while nobody waits.
+            codec::times();
+            let bundles = in_force(&preparing, store.as_ref(), &models)?;
+            if bundles.is_empty() || role == Role::Device && bundles.len() != 1 {
+                return Err(HostError::Models(role, bundles.len()));
+            }
+            let prepare = |bundle: Bundle| {
+                let dir = bundle.path().to_owned();
+                preparing.prepare(bundle).map_err(|source| HostError::Prepare { dir, source })
+            };
+            bundles.into_iter().map(prepare).collect::<Result<Vec<_>, _>>()
         };
-        // Measured now, while nobody waits.
-        codec::times();
-        let mut models =
-            tokio::task::spawn_blocking(prepare).await.map_err(|e| HostError::Preparing(e.to_string()))??;
+        let prepared = tokio::task::spawn_blocking(prepare).await;
+        let mut prepared = prepared.map_err(|e| HostError::Preparing(e.to_string()))??;
         let threads = match settings.workers {
             0 => thread::available_parallelism().map_or(1, usize::from),
             given => given,
         };
         let workers = Workers::start(threads).map_err(HostError::Threads)?;
         let link = Link::start().map_err(HostError::Threads)?;
-        let hello = Hello { protocol: PROTOCOL_VERSION, role: settings.role, build: build_name() };
-        let service: Arc<dyn Service> = match models.pop() {
-            Some((bundle, deployment, timings)) if is_device => {
+        let hello = Hello { protocol: PROTOCOL_VERSION, role, build: build_name() };
+        let only = prepared.pop();
+        let service: Arc<dyn Service> = match only {
+            Some(only) if role == Role::Device => {
                 let device_settings = DeviceSettings {
                     edges: settings.edges,
                     plan: settings.plan,
@@ -88,19 +89,9 @@ impl Host {
                     limits: settings.limits,
                     hello: hello.clone(),
                 };
-                Arc::new(DeviceService(Device::start(
-                    bundle,
-                    deployment,
-                    timings,
-                    workers,
-                    link.clone(),
-                    device_settings,
-                )))
+                Arc::new(DeviceService(Device::start(only, shelf, workers, link.clone(), device_settings)))
             }
-            last => {
-                let models = models.into_iter().chain(last).map(|(_, deployment, timings)| (deployment, timings));
-                Arc::new(Edge::new(models.collect(), workers))
-            }
+            last => Arc::new(Edge::new(prepared.into_iter().chain(last).collect(), shelf, workers)),
         };
         let server = link.serve(&settings.listen, hello, settings.limits, service).await?;
         Ok(Self { server })
@@ -122,27 +113,24 @@ pub fn build_name() -> String {
     concat!("edgent ", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
-fn prepare(
-    dir: PathBuf,
-    engine: &Engine,
-    slowdown: f64,
-    memory_max_bytes: u64,
-) -> Result<(Bundle, Deployment, Timings), HostError> {
-    let bundle = Bundle::open(&dir)?;
-    let deployment = Deployment::prepare_within(&bundle, engine, slowdown, memory_max_bytes)
-        .map_err(|source| HostError::Prepare { dir: dir.clone(), source })?;
-    let measured =
-        deployment.measure(PROFILE_RUNS).map_err(|source| HostError::Prepare { dir: dir.clone(), source })?;
-    let segments = deployment.network().segments();
-    let (mut alone, mut timings) = (Timings::new(segments), Timings::new(segments));
-    measured.into_iter().for_each(|(segment, us)| alone.record(segment, us));
-    // A segment that is not held never ran: no plan counts on it.
-    for (segment, us) in alone.medians_us().into_iter().enumerate() {
-        (0..PROFILE_WEIGHT).for_each(|_| timings.record(segment, us));
+/// The bundles to start with: those given, unless the store has another version of them in force; and what else is
+/// in force there.
+fn in_force(shelf: &Shelf, store: Option<&Store>, given: &[PathBuf]) -> Result<Vec<Bundle>, HostError> {
+    let given = given.iter().map(|path| Bundle::open(path)).collect::<Result<Vec<_>, _>>()?;
+    let Some(store) = store else { return Ok(given) };
+    for bundle in given {
+        let name = bundle.manifest().name.clone();
+        match store.current(&name)? {
+            Some(version) => tracing::info!(model = %name, version, "in force in the store, whatever --model says"),
+            None => {
+                let (version, bundle) = shelf.take_from(&bundle).map_err(|e| HostError::Store(e.message))?;
+                let in_use = [bundle.digest()];
+                shelf.put_in_force(&name, version, &in_use).map_err(|e| HostError::Store(e.message))?;
+            }
+        }
     }
-    let name = &deployment.manifest().name;
-    tracing::info!(model = %name, digest = %deployment.digest().short(), "prepared {} of {segments} segments", deployment.held());
-    Ok((bundle, deployment, timings))
+    let current = store.list()?.into_iter().filter(|version| version.is_current);
+    Ok(current.map(|version| store.open(&Reference::Current(version.name))).collect::<Result<_, _>>()?)
 }
 
 pub(crate) fn describe(deployment: &Deployment) -> ModelDescription {
@@ -175,6 +163,8 @@ pub enum HostError {
     Bundle(#[from] BundleError),
     #[error("{}", dir.display())]
     Prepare { dir: PathBuf, source: PrepareError },
+    #[error("the store: {0}")]
+    Store(String),
     #[error("preparing the models failed: {0}")]
     Preparing(String),
     #[error(transparent)]

@@ -11,11 +11,15 @@ pub mod confidence;
 mod deployment;
 mod device;
 mod edge;
+pub mod golden;
 mod host;
+mod push;
+mod shelf;
 mod workers;
 
 pub use deployment::{Deployment, PrepareError, Ran, RunError, memory_bytes};
 pub use device::{Device, DeviceSettings, LATE};
 pub use edge::Edge;
+pub use push::{PushError, push};
 pub use host::{Host, HostError, Settings, build_name};
 pub use workers::{Busy, Workers};

@@ -5,11 +5,14 @@ use super::{
     CALL_TIME_MAX, Device, DeviceSettings, Joined, RECONNECT_AFTER, RECONNECT_AFTER_MAX, SMALL_PROBES, TICK, position,
 };
 use crate::codec::{self, to_wire};
-use edgent_link::{Client, Direction, Link, LinkError, Plan};
+use edgent_link::{Client, Digest, Direction, Fault, Link, LinkError, Plan};
 use edgent_planner::{self as planner, Action, Event, Exchange, Installed};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+
+/// How often the edge is asked which version is in force there.
+const LOOK_AT_VERSIONS: Duration = Duration::from_secs(1);
 
 impl Device {
     /// Connects, follows the controller's wishes while connected, and connects again.
@@ -43,7 +46,7 @@ impl Device {
         let client = link.connect(address, settings.hello.clone(), settings.limits).await?;
         loop {
             let serving = self.serving();
-            let (connected, joined) = serving.meet(&client).await?;
+            let (connected, joined) = serving.meet_or_push(&client).await?;
             for _ in 0..SMALL_PROBES {
                 serving.probe(&client, 0).await?;
             }
@@ -57,12 +60,28 @@ impl Device {
 
     /// Does what the controller asks for until the edge is gone; says why it is.
     async fn follow(self: &Arc<Self>, client: &Client, actions: &mut mpsc::Receiver<(Arc<Serving>, Action)>) -> String {
+        // Of the edge when it was met: only what it is told from now on is followed.
+        let mut known = self.in_force_at(client).await;
+        let mut look = tokio::time::interval(LOOK_AT_VERSIONS);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 why = client.closed() => return why.to_string(),
                 _ = tick.tick() => self.serving().tell(Event::Tick),
+                _ = look.tick() => {
+                    let now = self.in_force_at(client).await;
+                    if let Some(digest) = now.filter(|_| now != known && now != Some(self.serving().model())) {
+                        let (device, client) = (Arc::clone(self), client.clone());
+                        tokio::spawn(async move {
+                            if let Err(Fault { message, .. }) = device.follow_edge(&client, digest).await {
+                                tracing::warn!(why = %message, "the edge's new version cannot be served here; both stay");
+                            }
+                        });
+                    }
+                    known = now;
+                }
                 Some((serving, action)) = actions.recv() => {
                     // Beside this loop: a probe over a slow link must not hold up a change of plan.
                     let client = client.clone();
@@ -70,6 +89,15 @@ impl Device {
                 }
             }
         }
+    }
+}
+
+impl Device {
+    /// The version of this device's model that is in force at the edge, if it says so.
+    async fn in_force_at(&self, client: &Client) -> Option<Digest> {
+        let name = &self.serving().deployment.manifest().name.clone();
+        let versions = tokio::time::timeout(CALL_TIME_MAX, client.versions()).await.ok()?.ok()?;
+        versions.into_iter().find(|version| version.current && version.model == *name).map(|version| version.digest)
     }
 }
 
@@ -91,7 +119,7 @@ impl Serving {
         Ok((connected, Joined { client: client.clone(), codecs }))
     }
 
-    async fn act(self: &Arc<Self>, client: &Client, action: Action) {
+    pub(super) async fn act(self: &Arc<Self>, client: &Client, action: Action) {
         match action {
             Action::Install(installed) => {
                 let agreed = tokio::time::timeout(CALL_TIME_MAX, client.install_plan(self.to_wire(installed))).await;

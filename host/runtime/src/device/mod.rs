@@ -8,16 +8,18 @@
 
 mod connection;
 mod serving;
+mod swap;
 
 use crate::codec::to_wire;
 use crate::edge::{fault, us};
-use crate::{Deployment, Workers, codec, confidence};
-use edgent_bundle::Bundle;
+use crate::shelf::{Prepared, Shelf};
+use crate::{Workers, codec, confidence};
+use bytes::Bytes;
 use edgent_link::{
     Answer, AskRequest, Client, CodecTime, Description, Digest, Direction, Fault, FaultKind, Hello, Limits, Link,
-    ModelProfile, Placement, Reply, Service, Stats,
+    BlobName, ModelProfile, Placement, Reply, Service, Stats, Version,
 };
-use edgent_planner::{self as planner, Action, Controller, Planned, Timings};
+use edgent_planner::{self as planner, Action, Controller, Planned};
 use serving::{Asked, Outcome, Serving, logits};
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -64,6 +66,9 @@ pub struct DeviceSettings {
 pub struct Device {
     /// The version in force.
     current: RwLock<Arc<Serving>>,
+    /// Held while another comes into force.
+    changing: tokio::sync::Mutex<()>,
+    shelf: Arc<Shelf>,
     shared: Arc<Shared>,
     runtime: Handle,
     counts: Counts,
@@ -106,10 +111,9 @@ struct Joined {
 
 impl Device {
     /// Starts answering, alone at first, and looks for an edge in the background.
-    pub fn start(
-        bundle: Bundle,
-        deployment: Deployment,
-        timings: Timings,
+    pub(crate) fn start(
+        prepared: Prepared,
+        shelf: Arc<Shelf>,
         workers: Workers,
         link: Link,
         settings: DeviceSettings,
@@ -127,9 +131,11 @@ impl Device {
             leave_when_sure: settings.leave_when_sure,
             started: Instant::now(),
         });
-        let first = Serving::new(Arc::clone(&shared), bundle, deployment, timings);
+        let first = Serving::new(Arc::clone(&shared), prepared);
         let device = Arc::new(Self {
             current: RwLock::new(Arc::new(first)),
+            changing: tokio::sync::Mutex::default(),
+            shelf,
             shared,
             runtime: Handle::current(),
             counts: Counts::default(),
@@ -206,7 +212,7 @@ impl Shared {
 }
 
 impl Serving {
-    fn new(shared: Arc<Shared>, bundle: Bundle, deployment: Deployment, timings: Timings) -> Self {
+    fn new(shared: Arc<Shared>, Prepared { bundle, deployment, timings }: Prepared) -> Self {
         let network = deployment.network().clone();
         let controller = Mutex::new(Controller::new(network, shared.plan, timings, first_epoch()));
         Self { shared, deployment: Arc::new(deployment), bundle, controller }
@@ -252,6 +258,7 @@ impl Serving {
             rate_bps: controller.link().rate_bps().unwrap_or(0.0) as u64,
             predicted_us: looked_in_us.map_or(0.0, |us| planned.predicted_us.unwrap_or(0.0) + us) as u64,
             in_time: in_time as f32,
+            model: Some(self.model()),
         })
     }
 }
@@ -278,6 +285,28 @@ impl Service for DeviceService {
     fn profile(&self, model: Digest, reply: Reply<ModelProfile>) {
         let _ = model;
         reply.send(Err(fault(FaultKind::Unsupported, "devices keep their profile to themselves; ask the edge")));
+    }
+
+    fn offer(&self, manifest: Bytes, reply: Reply<Vec<BlobName>>) {
+        self.0.shelf.answer(&self.0.runtime, reply, move |shelf| shelf.offer(&manifest));
+    }
+
+    fn put_blob(&self, digest: Digest, offset: u64, bytes: Bytes, reply: Reply<()>) {
+        self.0.shelf.answer(&self.0.runtime, reply, move |shelf| shelf.put(edgent_bundle::Digest(digest.0), offset, &bytes));
+    }
+
+    fn install(&self, manifest: Bytes, reply: Reply<Version>) {
+        let device = Arc::clone(&self.0);
+        self.0.runtime.spawn(async move { reply.send(device.install(manifest).await) });
+    }
+
+    fn rollback(&self, model: String, reply: Reply<Version>) {
+        let device = Arc::clone(&self.0);
+        self.0.runtime.spawn(async move { reply.send(device.rollback(model).await) });
+    }
+
+    fn versions(&self, reply: Reply<Vec<Version>>) {
+        self.0.shelf.answer(&self.0.runtime, reply, Shelf::versions);
     }
 
     fn stats(&self, reply: Reply<Stats>) {

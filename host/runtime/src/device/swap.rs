@@ -1,0 +1,208 @@
+//! Another version of the model comes into force, on both hosts or on neither, while requests go on.
+//!
+//! It is prepared here, beside the one in force; then the edge takes it, prepares it, too, and agrees on a plan for
+//! it under an epoch of its own. Only then does one pointer change. Each request holds the version that it began
+//! with, names it to the edge, and the edge runs nothing else for it; so no request sees both. The old version goes
+//! when its last request has been answered.
+
+use super::serving::Serving;
+use super::{Device, Joined};
+use crate::edge::fault;
+use crate::push::push;
+use crate::shelf::Shelf;
+use bytes::Bytes;
+use edgent_bundle::{Bundle, Digest};
+use edgent_link::{Client, Fault, FaultKind, LinkError, PIECE_BYTES, Version};
+use edgent_planner::Event;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often it is looked whether the last request of an old version has been answered.
+const RETIRE_EVERY: Duration = Duration::from_millis(50);
+
+impl Device {
+    /// Takes a version whose blobs are here, and puts it in force.
+    pub(super) async fn install(self: Arc<Self>, manifest: Bytes) -> Result<Version, Fault> {
+        let _alone = self.changing.lock().await;
+        let (version, bundle) = self.on_shelf(move |shelf| shelf.take(&manifest)).await?;
+        self.change_to(version, bundle).await
+    }
+
+    /// Puts the version in force that was so before.
+    pub(super) async fn rollback(self: Arc<Self>, model: String) -> Result<Version, Fault> {
+        let _alone = self.changing.lock().await;
+        let (version, bundle) = self.on_shelf(move |shelf| shelf.previous(&model)).await?;
+        self.change_to(version, bundle).await
+    }
+
+    /// The same with the version that is in force at the edge, if it was told first. If that cannot be served here,
+    /// the edge goes back to the one that is in force here.
+    pub(super) async fn follow_edge(self: Arc<Self>, client: &Client, digest: edgent_link::Digest) -> Result<(), Fault> {
+        let _alone = self.changing.lock().await;
+        let serving = self.serving();
+        if serving.model() == digest {
+            return Ok(());
+        }
+        let followed = async {
+            let manifest = client.manifest(digest).await.map_err(said)?;
+            let offered = manifest.clone();
+            for wanted in self.on_shelf(move |shelf| shelf.offer(&offered)).await? {
+                let mut offset = 0;
+                while offset < wanted.bytes {
+                    let piece = client.blob(wanted.digest, offset, PIECE_BYTES as u32).await.map_err(said)?;
+                    let (at, digest) = (offset, Digest(wanted.digest.0));
+                    offset += piece.len() as u64;
+                    self.on_shelf(move |shelf| shelf.put(digest, at, &piece)).await?;
+                }
+            }
+            let (version, bundle) = self.on_shelf(move |shelf| shelf.take(&manifest)).await?;
+            self.change_to(version, bundle).await.map(drop)
+        };
+        let followed = followed.await;
+        if followed.is_err() {
+            let back = push(client, &serving.bundle).await;
+            if let Err(error) = back {
+                tracing::warn!(%error, "the edge did not go back to the version that is in force here");
+            }
+        }
+        followed
+    }
+
+    async fn change_to(&self, version: u64, bundle: Bundle) -> Result<Version, Fault> {
+        let old = self.serving();
+        let name = bundle.manifest().name.clone();
+        let installed = |current| Version {
+            model: name.clone(),
+            version,
+            digest: edgent_link::Digest(bundle.digest().0),
+            current,
+            previous: false,
+        };
+        if old.deployment.digest() == bundle.digest() {
+            self.put_in_force(&name, version, vec![bundle.digest()]).await?;
+            return Ok(installed(true));
+        }
+        if old.deployment.manifest().name != name {
+            let why = format!("this device serves '{}'; '{name}' is another model", old.deployment.manifest().name);
+            return Err(fault(FaultKind::Refused, why));
+        }
+        let (shelf, prepared) = (Arc::clone(&self.shelf), bundle.clone());
+        let prepared = tokio::task::spawn_blocking(move || shelf.prepare(prepared)).await;
+        let prepared = prepared.map_err(|_| fault(FaultKind::Internal, "preparing the version panicked"))?;
+        let prepared = prepared.map_err(|e| fault(FaultKind::Refused, format!("it cannot be served here: {e}")))?;
+        let next = Arc::new(Serving::new(Arc::clone(&self.shared), prepared));
+        next.lock().inherit(old.lock().link().clone());
+        let met = match self.shared.edge() {
+            Some(Joined { client, .. }) => self.meet_early(&next, &client).await?,
+            None => false,
+        };
+        let kept = self.put_in_force(&name, version, vec![bundle.digest(), old.deployment.digest()]).await;
+        if let (Err(_), Some(Joined { client, .. })) = (&kept, self.shared.edge().filter(|_| met)) {
+            let _ = push(&client, &old.bundle).await;
+        }
+        kept?;
+        let began = Instant::now();
+        {
+            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+            *current = Arc::clone(&next);
+        }
+        let commit_us = began.elapsed().as_micros();
+        tracing::info!(model = %name, version, digest = %bundle.digest().short(), commit_us, "in force");
+        match self.shared.edge() {
+            None => next.tell(Event::EdgeLost),
+            // It came while this version was being prepared.
+            Some(Joined { client, .. }) if !met => {
+                tokio::spawn(async move {
+                    match next.meet_or_push(&client).await {
+                        Ok((connected, _)) => next.tell(connected),
+                        Err(error) => tracing::warn!(%error, "the edge does not serve the version in force"),
+                    }
+                });
+            }
+            Some(_) => {}
+        }
+        self.retire(old);
+        Ok(installed(true))
+    }
+
+    /// Has the edge take a version that is not in force yet, and agree on a plan for it. False if the edge is lost
+    /// meanwhile: then the device goes on alone.
+    async fn meet_early(&self, next: &Arc<Serving>, client: &Client) -> Result<bool, Fault> {
+        let met = async {
+            push(client, &next.bundle).await.map_err(|e| match e {
+                crate::PushError::Link(link) => link,
+                other => LinkError::Protocol(other.to_string()),
+            })?;
+            next.meet(client).await
+        };
+        match met.await {
+            Ok((connected, _)) => {
+                let actions = next.lock().handle(connected, self.shared.started.elapsed());
+                for action in actions {
+                    next.act(client, action).await;
+                }
+                Ok(true)
+            }
+            Err(LinkError::Fault(said)) => {
+                let why = format!("the edge cannot serve it: {}; both stay with the version in force", said.message);
+                Err(fault(FaultKind::Refused, why))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the edge was lost while it took a version");
+                Ok(false)
+            }
+        }
+    }
+
+    async fn put_in_force(&self, name: &str, version: u64, in_use: Vec<Digest>) -> Result<(), Fault> {
+        let name = name.to_owned();
+        self.on_shelf(move |shelf| shelf.put_in_force(&name, version, &in_use)).await
+    }
+
+    /// Waits for an old version's last request, then lets it go, here and at the edge.
+    fn retire(&self, old: Arc<Serving>) {
+        tokio::spawn(async move {
+            while Arc::strong_count(&old) > 1 {
+                tokio::time::sleep(RETIRE_EVERY).await;
+            }
+            let digest = old.model();
+            if let Some(Joined { client, .. }) = old.shared.edge() {
+                let _ = client.retire(digest).await;
+            }
+            tracing::info!(digest = %old.deployment.digest().short(), "retired");
+        });
+    }
+
+    /// Has a thread for such things do something with the store.
+    pub(super) async fn on_shelf<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shelf) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let shelf = Arc::clone(&self.shelf);
+        let done = tokio::task::spawn_blocking(move || work(&shelf)).await;
+        done.unwrap_or_else(|_| Err(fault(FaultKind::Internal, "work on the store panicked")))
+    }
+}
+
+impl Serving {
+    /// Learns what an edge says of this version; if it does not have it, it is given it first.
+    pub(super) async fn meet_or_push(&self, client: &Client) -> Result<(Event, Joined), LinkError> {
+        match self.meet(client).await {
+            Err(LinkError::Fault(Fault { kind: FaultKind::UnknownModel, message })) => {
+                if let Err(error) = push(client, &self.bundle).await {
+                    let message = format!("{message}; it does not take it, either: {error}");
+                    return Err(LinkError::Fault(fault(FaultKind::UnknownModel, message)));
+                }
+                self.meet(client).await
+            }
+            met => met,
+        }
+    }
+}
+
+fn said(error: LinkError) -> Fault {
+    match error {
+        LinkError::Fault(fault) => fault,
+        other => fault(FaultKind::Internal, other.to_string()),
+    }
+}
