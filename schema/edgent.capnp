@@ -291,6 +291,7 @@ struct Version {
   digest @2 :Data;        # SHA-256 of the bundle's manifest
   current @3 :Bool;       # new requests run on it
   previous @4 :Bool;      # a rollback leads to it
+  commitUs @5 :UInt64;    # how long requests could not begin while it came into force; 0 in lists
 }
 
 struct Versions {

@@ -462,6 +462,66 @@ async fn a_device_holds_what_its_memory_allows() {
     assert!(ask(&alone).iter().all(|answer| answer["exit"] != best_exit() && answer["degraded"].is_null()));
 }
 
+/// While requests go on, a version is pushed to the device and comes into force on both hosts; a bad one does not;
+/// the edge is told to go back, and the device follows it; and a restart begins with what was in force.
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_come_into_force_while_requests_go_on() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
+    let (second, stores) = (path("second"), [path("edge"), path("device")]);
+    // Other samples measure another accuracy: another version.
+    edgent(&["build", "models/branchy-alexnet/branchy-alexnet.onnx", "--out", &second, "--samples", "20"]);
+    let first_digest = edgent(&["inspect", bundle().to_str().unwrap()])["digest"].clone();
+    let second_digest = edgent(&["inspect", &second])["digest"].clone();
+    assert_ne!(first_digest, second_digest);
+    let model = bundle().to_str().unwrap();
+    let common = ["--listen", "127.0.0.1:0", "--model", model, "--store"];
+    let arguments = [&["--role", "edge"], &common[..], &[&stores[0]]].concat();
+    let edge = HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap();
+    let edge_address = edge.address().to_string();
+    let arguments = [&["--role", "device", "--edge", &edge_address], &common[..], &[&stores[1]]].concat();
+    let device = HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap();
+    let device_address = device.address().to_string();
+    let in_force = |address: &str| {
+        let status = edgent(&["status", address]);
+        let versions = status["versions"].as_array().unwrap();
+        versions.iter().find(|version| version["current"] == true).unwrap()["digest"].clone()
+    };
+    ask_until(&device, "by the first", |answer| answer["model"] == first_digest && answer["degraded"].is_null());
+
+    let pushed = edgent(&["push", &second, "--to", &device_address]);
+    assert_eq!((&pushed["version"], &pushed["digest"]), (&Value::from(2), &second_digest));
+    assert!(ask(&device).iter().all(|answer| answer["model"] == second_digest), "it was said to be in force");
+    assert_eq!(in_force(&edge_address), second_digest);
+
+    // A network for other inputs, under another name.
+    let branching = path("branching");
+    edgent(&["build", "host/nn/tests/data/branching.onnx", "--out", &branching]);
+    let (code, _, said) = run(&["push", &branching, "--to", &device_address]);
+    assert!(code == 1 && said.contains("keeps the version it has") && said.contains("another model"), "{said}");
+    assert!(ask(&device).iter().all(|answer| answer["model"] == second_digest));
+
+    edgent(&["rollback", "--to", &edge_address]);
+    ask_until(&device, "by the first again", |answer| answer["model"] == first_digest);
+    assert_eq!(in_force(&device_address), first_digest);
+
+    assert!(device.end().await.unwrap().success());
+    edgent(&["push", &second, "--to", &edge_address]);
+    let arguments = [&["--role", "edge"], &common[..], &[&stores[0]]].concat();
+    edge.kill().await.unwrap();
+    let edge = HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap();
+    assert_eq!(in_force(&edge.address().to_string()), second_digest, "whatever --model says");
+}
+
+/// What is pushed to a host without a store is refused, with what to do about it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_without_a_store_keeps_its_version() {
+    let device = device(&[]).await;
+    let model = bundle().to_str().unwrap();
+    let (code, _, said) = run(&["push", model, "--to", &device.address().to_string()]);
+    assert!(code == 1 && said.contains("start it with --store DIR"), "{said}");
+}
+
 /// A network that branches is cut through several tensors at once, and they cross to the edge together.
 #[tokio::test(flavor = "multi_thread")]
 async fn several_tensors_cross_one_cut() {

@@ -51,6 +51,11 @@ impl HostProcess {
         self.address
     }
 
+    /// The process; none once it has ended.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid =

@@ -28,11 +28,17 @@ pub(crate) struct Rig {
 
 impl Rig {
     /// Starts both hosts from this very program, each with one worker, and waits until they are ready.
-    pub(crate) async fn start(bundle: &Bundle, shape: Shape, device: &[&str], logs: bool) -> Result<Self> {
+    pub(crate) async fn start(
+        bundle: &Bundle,
+        shape: Shape,
+        device: &[&str],
+        edge: &[&str],
+        logs: bool,
+    ) -> Result<Self> {
         let program = std::env::current_exe()?;
         let model = bundle.path().to_str().context("the bundle's path is not UTF-8")?;
         let common = ["--listen", "127.0.0.1:0", "--workers", "1", "--model", model];
-        let edge = HostProcess::start(&program, &[&["--role", "edge"], &common[..]].concat(), logs).await?;
+        let edge = HostProcess::start(&program, &[&["--role", "edge"], &common[..], edge].concat(), logs).await?;
         let relay = Relay::start("127.0.0.1:0", edge.address(), shape).await?;
         let since = Instant::now();
         let behind = relay.local_addr().to_string();
@@ -41,6 +47,11 @@ impl Rig {
         let link = Link::start()?;
         let client = connect(&link, &device.address().to_string()).await?;
         Ok(Self { client, relay, since, device, edge, _link: link })
+    }
+
+    /// The processes of the device and the edge.
+    pub(crate) fn processes(&self) -> [u32; 2] {
+        [&self.device, &self.edge].map(|host| host.pid().unwrap_or(0))
     }
 
     /// Ends both hosts as an operator would, and makes sure that they ended well.

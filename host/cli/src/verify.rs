@@ -97,7 +97,8 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
                 report.cuts_bit_exact += usize::from(split.len() == 1 && split[0].bytes() == expected.bytes());
             }
             if let Some(theirs) = golden.outputs.get(exit).and_then(|outputs| outputs.get(index)) {
-                let difference = difference(expected, theirs).context("a golden output of another size than the exit's")?;
+                let difference =
+                    difference(expected, theirs).context("a golden output of another size than the exit's")?;
                 // NaN must not pass for small.
                 report.max_abs_diff =
                     if difference.is_nan() { difference } else { report.max_abs_diff.max(difference) };

@@ -76,7 +76,7 @@ struct Served {
 
 impl From<Version> for Row {
     fn from(version: Version) -> Self {
-        let Version { model, version, digest, current, previous } = version;
+        let Version { model, version, digest, current, previous, .. } = version;
         Self { model, version, digest: edgent_bundle::Digest(digest.0).to_string(), current, previous }
     }
 }
@@ -133,7 +133,13 @@ pub(crate) fn status(arguments: &Status, output: &Output) -> Result<()> {
             output.line(format_args!("serves {:<24} {}", served.model, served.digest));
         }
         for Row { model, version, digest, current, previous } in &state.versions {
-            let mark = if *current { "in force" } else if *previous { "before" } else { "" };
+            let mark = if *current {
+                "in force"
+            } else if *previous {
+                "before"
+            } else {
+                ""
+            };
             output.line(format_args!("keeps  {:<24} {digest}  {mark}", format!("{model}:{version}")));
         }
         output.result(&state)

@@ -579,6 +579,7 @@ impl Message for Version {
         to.set_digest(&self.digest.0);
         to.set_current(self.current);
         to.set_previous(self.previous);
+        to.set_commit_us(self.commit_us);
     }
 
     fn read(from: wire::version::Reader<'_>) -> Result<Self, Malformed> {
@@ -588,6 +589,7 @@ impl Message for Version {
             digest: read_digest(from.get_digest()?)?,
             current: from.get_current(),
             previous: from.get_previous(),
+            commit_us: from.get_commit_us(),
         })
     }
 
@@ -813,8 +815,14 @@ mod tests {
         check(&profile, |mut to| to.set_model(&[0; 31]), "a digest of 31 bytes");
         check(&profile, |to| _ = to.init_segments(SEGMENTS_MAX + 1), "4097 segments, where at most 4096 are allowed");
         check(&profile, |to| _ = to.init_codecs(CODECS_MAX + 1), "65 codecs, where at most 64 are allowed");
-        let version =
-            Version { model: String::new(), version: 1, digest: Digest([0; 32]), current: true, previous: false };
+        let version = Version {
+            model: String::new(),
+            version: 1,
+            digest: Digest([0; 32]),
+            current: true,
+            previous: false,
+            commit_us: 3,
+        };
         check(&version, |_| {}, "");
         check(&version, |mut to| to.set_digest(&[0; 33]), "a digest of 33 bytes");
         check(&vec![version], |to| _ = to.init_versions(1025), "1025 versions, where at most 1024 are allowed");

@@ -403,6 +403,8 @@ pub struct Version {
     pub current: bool,
     /// A rollback leads to it.
     pub previous: bool,
+    /// How long requests could not begin while it came into force; 0 in lists.
+    pub commit_us: u64,
 }
 
 /// How fast a host is with a model.

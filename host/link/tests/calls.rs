@@ -181,6 +181,7 @@ fn version(model: &str, index: usize) -> Version {
         digest: Digest([index as u8; 32]),
         current: index.is_multiple_of(2),
         previous: index.is_multiple_of(3),
+        commit_us: 7,
     }
 }
 

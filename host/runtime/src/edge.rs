@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 const PLANS_KEPT: usize = 256;
 
 /// A version that a device asks for no more is let go when nobody has asked for it this long.
-const RETIRE_IDLE: Duration = Duration::from_secs(10);
+const RETIRE_IDLE: Duration = Duration::from_secs(2);
 
 /// Serves every model that it was started with to every device that asks.
 #[derive(Debug)]
@@ -82,7 +82,8 @@ impl Edge {
     }
 
     fn start(&self, request: InferRequest, reply: Reply<InferReply>) -> Result<(), (Fault, Reply<InferReply>)> {
-        let checked = self.served.model(&request.model).and_then(|model| Ok((Arc::clone(&model), model.check(&request)?)));
+        let checked =
+            self.served.model(&request.model).and_then(|model| Ok((Arc::clone(&model), model.check(&request)?)));
         let (model, (exit, range)) = match checked {
             Ok(checked) => checked,
             Err(fault) => return Err((fault, reply)),
@@ -141,7 +142,7 @@ impl Served {
         }
         let in_use: Vec<_> = self.models().keys().map(|digest| edgent_bundle::Digest(digest.0)).collect();
         self.shelf.put_in_force(&name, version, &in_use)?;
-        Ok(Version { model: name, version, digest, current: true, previous: false })
+        Ok(Version { model: name, version, digest, current: true, previous: false, commit_us: 0 })
     }
 
     /// Lets a version go that one device asks for no more, unless others still do or it is in force.
@@ -156,7 +157,8 @@ impl Served {
             let served = self.clone();
             let in_force = tokio::task::spawn_blocking(move || served.shelf.versions()).await;
             let in_force = in_force.is_ok_and(|versions| {
-                versions.is_ok_and(|versions| versions.iter().any(|version| version.current && version.digest == digest))
+                versions
+                    .is_ok_and(|versions| versions.iter().any(|version| version.current && version.digest == digest))
             });
             if !in_force {
                 self.models.write().unwrap_or_else(PoisonError::into_inner).remove(&digest);
@@ -305,9 +307,9 @@ impl Service for Edge {
 
     fn blob(&self, digest: Digest, offset: u64, max_bytes: u32, reply: Reply<Bytes>) {
         let (digest, bytes_max) = (edgent_bundle::Digest(digest.0), (max_bytes as usize).min(PIECE_BYTES));
-        self.served.shelf.answer(&self.runtime, reply, move |shelf| {
-            shelf.blob(digest, offset, bytes_max).map(Bytes::from)
-        });
+        self.served
+            .shelf
+            .answer(&self.runtime, reply, move |shelf| shelf.blob(digest, offset, bytes_max).map(Bytes::from));
     }
 
     fn retire(&self, model: Digest, reply: Reply<()>) {

@@ -98,7 +98,9 @@ pub enum GoldenError {
     #[error(transparent)]
     Tensor(#[from] TensorError),
     /// Another answer than the golden one.
-    #[error("exit '{exit}' differs by {difference} from its golden output, over {TOLERANCE}; it is not what its maker built")]
+    #[error(
+        "exit '{exit}' differs by {difference} from its golden output, over {TOLERANCE}; it is not what its maker built"
+    )]
     Differs {
         /// Which exit.
         exit: String,

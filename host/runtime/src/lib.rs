@@ -20,6 +20,6 @@ mod workers;
 pub use deployment::{Deployment, PrepareError, Ran, RunError, memory_bytes};
 pub use device::{Device, DeviceSettings, LATE};
 pub use edge::Edge;
-pub use push::{PushError, push};
 pub use host::{Host, HostError, Settings, build_name};
+pub use push::{PushError, push};
 pub use workers::{Busy, Workers};

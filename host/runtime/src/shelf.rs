@@ -8,8 +8,11 @@ use edgent_bundle::{Blob, Bundle, BundleError, Digest, Reference, SealedManifest
 use edgent_link::{BLOBS_MAX, BlobName, Fault, FaultKind, Reply, VERSIONS_MAX, Version};
 use edgent_planner::Timings;
 use edgent_sandbox::Engine;
+use rustix::process::setpriority_process;
+use rustix::thread::gettid;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use tokio::runtime::Handle;
 
 /// Runs of each segment before a version is served: the profile that planning starts from.
@@ -17,6 +20,9 @@ const PROFILE_RUNS: usize = 9;
 
 /// What is measured then counts as much as so many runs in service.
 const PROFILE_WEIGHT: usize = 3;
+
+/// How far loading a version gives way to requests; 19 is the most.
+const NICE: i32 = 19;
 
 /// Bytes of blobs that are on their way here at once.
 const ARRIVING_BYTES_MAX: u64 = 1 << 30;
@@ -83,7 +89,10 @@ impl Shelf {
         for blob in &missing {
             arriving.entry(blob.digest).or_insert_with(|| Arriving { blob: blob.clone(), bytes: Vec::new() });
         }
-        Ok(missing.iter().map(|blob| BlobName { digest: edgent_link::Digest(blob.digest.0), bytes: blob.bytes }).collect())
+        Ok(missing
+            .iter()
+            .map(|blob| BlobName { digest: edgent_link::Digest(blob.digest.0), bytes: blob.bytes })
+            .collect())
     }
 
     /// A piece of a blob that is missing. The last one puts it into the store.
@@ -125,10 +134,18 @@ impl Shelf {
         Ok((version, store.open(&Reference::Version(name, version)).map_err(disk)?))
     }
 
-    /// Compiles and loads a bundle, compares its answers with the golden ones that it brings, and measures it.
+    /// Compiles and loads a bundle, compares its answers with the golden ones that it brings, and measures it. All
+    /// but the measuring gives way to what else the host does.
     pub(crate) fn prepare(&self, bundle: Bundle) -> Result<Prepared, PrepareError> {
-        let deployment = Deployment::prepare_within(&bundle, &self.engine, self.slowdown, self.memory_max_bytes)?;
-        golden::check(&bundle, &deployment)?;
+        let load = || -> Result<Deployment, PrepareError> {
+            give_way();
+            let deployment = Deployment::prepare_within(&bundle, &self.engine, self.slowdown, self.memory_max_bytes)?;
+            golden::check(&bundle, &deployment)?;
+            Ok(deployment)
+        };
+        // A thread that gave way once may not be allowed to take it back.
+        let loaded = thread::scope(|scope| scope.spawn(load).join());
+        let deployment = loaded.map_err(|_| PrepareError::Panicked)??;
         let measured = deployment.measure(PROFILE_RUNS)?;
         let segments = deployment.network().segments();
         let (mut alone, mut timings) = (Timings::new(segments), Timings::new(segments));
@@ -175,6 +192,7 @@ impl Shelf {
                 version: version.version,
                 current: version.is_current,
                 previous: version.is_previous,
+                commit_us: 0,
             })
         });
         Ok(versions.take(VERSIONS_MAX).collect())
@@ -220,6 +238,11 @@ impl Shelf {
     fn arriving(&self) -> MutexGuard<'_, HashMap<Digest, Arriving>> {
         self.arriving.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Has this thread run when nothing else of the machine wants to. Where that is not possible, it runs as any other.
+fn give_way() {
+    let _ = setpriority_process(Some(gettid()), NICE);
 }
 
 fn read(manifest: &[u8]) -> Result<SealedManifest, Fault> {

@@ -232,7 +232,7 @@ impl Bench<'_> {
         let sure = if contender.leave_when_sure { &["--leave-when-sure"][..] } else { &[] };
         let device = [&device[..], sure].concat();
         let shape = Shape { trace: Trace::constant(self.arguments.rate_bps), delay: DELAY };
-        Rig::start(&self.bundle, shape, &device, false).await
+        Rig::start(&self.bundle, shape, &device, &[], false).await
     }
 
     async fn point(&self, rig: &Rig, rate_bps: u64) -> Result<Vec<Asked>> {

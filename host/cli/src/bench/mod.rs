@@ -5,6 +5,7 @@ mod deadline;
 mod link;
 mod plan;
 mod sandbox;
+mod swap;
 
 use crate::output::Output;
 use anyhow::Result;
@@ -22,6 +23,8 @@ pub(crate) enum Command {
     Plan,
     /// Strategies side by side on two real hosts: sweeps of bandwidth and deadline, and a trace.
     Deadline(deadline::Arguments),
+    /// Good and bad versions pushed to two real hosts while they answer.
+    Swap(swap::Arguments),
 }
 
 pub(crate) fn run(command: &Command, output: &Output) -> Result<()> {
@@ -31,5 +34,6 @@ pub(crate) fn run(command: &Command, output: &Output) -> Result<()> {
         Command::Link => link::run(output),
         Command::Plan => plan::run(output),
         Command::Deadline(arguments) => deadline::run(arguments, output),
+        Command::Swap(arguments) => swap::run(arguments, output),
     }
 }

@@ -69,7 +69,7 @@ async fn show(arguments: &Arguments, bundle: &Bundle, samples: &[Sample], output
     let trace = Trace::seeded(arguments.seed, arguments.seconds);
     let (deadline, slowdown) = (arguments.deadline_ms.to_string(), arguments.slowdown.to_string());
     let device = ["--deadline-ms", &deadline, "--emulate-slowdown", &slowdown];
-    let rig = Rig::start(bundle, Shape { trace: trace.clone(), delay: DELAY }, &device, arguments.logs).await?;
+    let rig = Rig::start(bundle, Shape { trace: trace.clone(), delay: DELAY }, &device, &[], arguments.logs).await?;
 
     let start = Instant::now();
     // The link has been changing since the relay started; the device needed a moment to prepare.

@@ -60,8 +60,8 @@ impl Device {
 
     /// Does what the controller asks for until the edge is gone; says why it is.
     async fn follow(self: &Arc<Self>, client: &Client, actions: &mut mpsc::Receiver<(Arc<Serving>, Action)>) -> String {
-        // Of the edge when it was met: only what it is told from now on is followed.
-        let mut known = self.in_force_at(client).await;
+        // Only what the edge is told from now on, by somebody else, is followed.
+        let (mut known, mut ours) = (self.in_force_at(client).await, self.serving().model());
         let mut look = tokio::time::interval(LOOK_AT_VERSIONS);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut tick = tokio::time::interval(TICK);
@@ -71,8 +71,12 @@ impl Device {
                 why = client.closed() => return why.to_string(),
                 _ = tick.tick() => self.serving().tell(Event::Tick),
                 _ = look.tick() => {
-                    let now = self.in_force_at(client).await;
-                    if let Some(digest) = now.filter(|_| now != known && now != Some(self.serving().model())) {
+                    let (now, current) = (self.in_force_at(client).await, self.serving().model());
+                    if current != ours {
+                        // It was told by this device.
+                        (known, ours) = (Some(current), current);
+                    }
+                    if let Some(digest) = now.filter(|_| now != known && now != Some(ours)) {
                         let (device, client) = (Arc::clone(self), client.clone());
                         tokio::spawn(async move {
                             if let Err(Fault { message, .. }) = device.follow_edge(&client, digest).await {

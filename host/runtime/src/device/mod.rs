@@ -16,15 +16,15 @@ use crate::shelf::{Prepared, Shelf};
 use crate::{Workers, codec, confidence};
 use bytes::Bytes;
 use edgent_link::{
-    Answer, AskRequest, Client, CodecTime, Description, Digest, Direction, Fault, FaultKind, Hello, Limits, Link,
-    BlobName, ModelProfile, Placement, Reply, Service, Stats, Version,
+    Answer, AskRequest, BlobName, Client, CodecTime, Description, Digest, Direction, Fault, FaultKind, Hello, Limits,
+    Link, ModelProfile, Placement, Reply, Service, Stats, Version,
 };
 use edgent_planner::{self as planner, Action, Controller, Planned};
 use serving::{Asked, Outcome, Serving, logits};
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -215,7 +215,7 @@ impl Serving {
     fn new(shared: Arc<Shared>, Prepared { bundle, deployment, timings }: Prepared) -> Self {
         let network = deployment.network().clone();
         let controller = Mutex::new(Controller::new(network, shared.plan, timings, first_epoch()));
-        Self { shared, deployment: Arc::new(deployment), bundle, controller }
+        Self { shared, deployment: Arc::new(deployment), bundle, controller, introducing: AtomicBool::new(false) }
     }
 
     fn to_answer(
@@ -292,7 +292,9 @@ impl Service for DeviceService {
     }
 
     fn put_blob(&self, digest: Digest, offset: u64, bytes: Bytes, reply: Reply<()>) {
-        self.0.shelf.answer(&self.0.runtime, reply, move |shelf| shelf.put(edgent_bundle::Digest(digest.0), offset, &bytes));
+        self.0
+            .shelf
+            .answer(&self.0.runtime, reply, move |shelf| shelf.put(edgent_bundle::Digest(digest.0), offset, &bytes));
     }
 
     fn install(&self, manifest: Bytes, reply: Reply<Version>) {

@@ -14,7 +14,7 @@ use edgent_link::{
 use edgent_nn::{Fact, Stop, Tensor};
 use edgent_planner::{self as planner, Controller, Event, Exchange, Installed, Planned};
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -27,6 +27,8 @@ pub(super) struct Serving {
     /// Where it lies; an edge that has it not is given it from there.
     pub(super) bundle: Bundle,
     pub(super) controller: Mutex<Controller>,
+    /// Whether an edge that has forgotten this version is being given it again.
+    pub(super) introducing: AtomicBool,
 }
 
 /// An exit's output, and how it came about.
@@ -312,8 +314,10 @@ impl Serving {
                     }
                     kind => {
                         learn(up_bytes, 0.0);
-                        if kind == FaultKind::UnknownEpoch {
-                            self.tell(Event::Forgotten);
+                        match kind {
+                            FaultKind::UnknownEpoch => self.tell(Event::Forgotten),
+                            FaultKind::UnknownModel => self.introduce(edge),
+                            _ => {}
                         }
                     }
                 }

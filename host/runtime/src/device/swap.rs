@@ -7,13 +7,14 @@
 
 use super::serving::Serving;
 use super::{Device, Joined};
-use crate::edge::fault;
+use crate::edge::{fault, us};
 use crate::push::push;
 use crate::shelf::Shelf;
 use bytes::Bytes;
 use edgent_bundle::{Bundle, Digest};
 use edgent_link::{Client, Fault, FaultKind, LinkError, PIECE_BYTES, Version};
 use edgent_planner::Event;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,11 @@ impl Device {
 
     /// The same with the version that is in force at the edge, if it was told first. If that cannot be served here,
     /// the edge goes back to the one that is in force here.
-    pub(super) async fn follow_edge(self: Arc<Self>, client: &Client, digest: edgent_link::Digest) -> Result<(), Fault> {
+    pub(super) async fn follow_edge(
+        self: Arc<Self>,
+        client: &Client,
+        digest: edgent_link::Digest,
+    ) -> Result<(), Fault> {
         let _alone = self.changing.lock().await;
         let serving = self.serving();
         if serving.model() == digest {
@@ -71,16 +76,17 @@ impl Device {
     async fn change_to(&self, version: u64, bundle: Bundle) -> Result<Version, Fault> {
         let old = self.serving();
         let name = bundle.manifest().name.clone();
-        let installed = |current| Version {
+        let installed = |commit_us| Version {
             model: name.clone(),
             version,
             digest: edgent_link::Digest(bundle.digest().0),
-            current,
+            current: true,
             previous: false,
+            commit_us,
         };
         if old.deployment.digest() == bundle.digest() {
             self.put_in_force(&name, version, vec![bundle.digest()]).await?;
-            return Ok(installed(true));
+            return Ok(installed(0));
         }
         if old.deployment.manifest().name != name {
             let why = format!("this device serves '{}'; '{name}' is another model", old.deployment.manifest().name);
@@ -106,23 +112,17 @@ impl Device {
             let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
             *current = Arc::clone(&next);
         }
-        let commit_us = began.elapsed().as_micros();
+        // Rounded up: it took some time.
+        let commit_us = us(began.elapsed()) + 1;
         tracing::info!(model = %name, version, digest = %bundle.digest().short(), commit_us, "in force");
         match self.shared.edge() {
             None => next.tell(Event::EdgeLost),
             // It came while this version was being prepared.
-            Some(Joined { client, .. }) if !met => {
-                tokio::spawn(async move {
-                    match next.meet_or_push(&client).await {
-                        Ok((connected, _)) => next.tell(connected),
-                        Err(error) => tracing::warn!(%error, "the edge does not serve the version in force"),
-                    }
-                });
-            }
+            Some(Joined { client, .. }) if !met => next.introduce(&client),
             Some(_) => {}
         }
         self.retire(old);
-        Ok(installed(true))
+        Ok(installed(commit_us))
     }
 
     /// Has the edge take a version that is not in force yet, and agree on a plan for it. False if the edge is lost
@@ -185,6 +185,21 @@ impl Device {
 }
 
 impl Serving {
+    /// Gives this version to an edge that does not have it, in the background.
+    pub(super) fn introduce(self: &Arc<Self>, client: &Client) {
+        if self.introducing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (serving, client) = (Arc::clone(self), client.clone());
+        tokio::spawn(async move {
+            match serving.meet_or_push(&client).await {
+                Ok((connected, _)) => serving.tell(connected),
+                Err(error) => tracing::warn!(%error, "the edge does not serve the version in force"),
+            }
+            serving.introducing.store(false, Ordering::Release);
+        });
+    }
+
     /// Learns what an edge says of this version; if it does not have it, it is given it first.
     pub(super) async fn meet_or_push(&self, client: &Client) -> Result<(Event, Joined), LinkError> {
         match self.meet(client).await {

@@ -1,0 +1,240 @@
+//! Versions that come into force while requests go on: what is lost, mixed or late because of it.
+
+mod check;
+mod versions;
+
+use crate::build::build;
+use crate::output::{Output, quantile};
+use crate::relay::Shape;
+use crate::rig::{DELAY, Rig, test_samples};
+use crate::trace::Trace;
+use anyhow::{Context, Result, ensure};
+use check::{InForce, Record, Verdict, check};
+use edgent_bundle::Bundle;
+use edgent_link::{Client, Digest};
+use edgent_nn::Tensor;
+use edgent_runtime::push;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+use versions::{Kind, Versions};
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Versions that are pushed; every second one is bad.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    swaps: u32,
+    /// An ONNX file with its model.toml.
+    #[arg(long, default_value = "models/branchy-alexnet/branchy-alexnet.onnx")]
+    model: PathBuf,
+}
+
+/// Requests a second.
+const RATE: u64 = 50;
+/// How long requests go on before the first swap, to compare with.
+const BEFORE: Duration = Duration::from_secs(10);
+/// Between two swaps.
+const PAUSE: Duration = Duration::from_millis(100);
+const LINK_BPS: u64 = 20_000_000;
+const SLOWDOWN: &str = "10";
+const SAMPLES: usize = 20;
+
+#[derive(Serialize)]
+struct Report {
+    swaps: usize,
+    taken: usize,
+    refused: usize,
+    /// Bad versions that were taken, and good ones that were not.
+    wrongly_judged: usize,
+    requests: usize,
+    #[serde(flatten)]
+    verdict: Verdict,
+    commit_us: Quantiles,
+    /// From the push to the new version in force on both hosts.
+    taken_ms: Quantiles,
+    /// From the push to the refusal, by what was wrong.
+    refused_ms: Vec<(&'static str, Quantiles)>,
+    latency_ms_before: Quantiles,
+    latency_ms_during: Quantiles,
+    latency_p99_during_ratio: f64,
+    device: Growth,
+    edge: Growth,
+}
+
+#[derive(Serialize)]
+struct Quantiles {
+    p50: f64,
+    p99: f64,
+}
+
+/// Of a host's process, from before the first swap to after the last.
+#[derive(Serialize)]
+struct Growth {
+    resident_kib_before: u64,
+    resident_kib_after: u64,
+    files_before: usize,
+    files_after: usize,
+}
+
+pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let bundle = build(&arguments.model, &scratch.path().join("first"), SAMPLES, output)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let report = runtime.block_on(measure(&bundle, scratch.path(), arguments.swaps as usize, output))?;
+    print(&report, output);
+    output.result(&report)?;
+    let Verdict { lost, mixed_epochs, of_another_version } = report.verdict;
+    ensure!(lost + mixed_epochs + of_another_version + report.wrongly_judged == 0, "a swap did harm; see above");
+    Ok(())
+}
+
+async fn measure(bundle: &Bundle, scratch: &Path, swaps: usize, output: &Output) -> Result<Report> {
+    let stores = ["device", "edge"].map(|host| scratch.join(host).display().to_string());
+    let shape = Shape { trace: Trace::constant(LINK_BPS), delay: DELAY };
+    let device = ["--store", &stores[0], "--emulate-slowdown", SLOWDOWN, "--deadline-ms", "100"];
+    let rig = Rig::start(bundle, shape, &device, &["--store", &stores[1]], false).await?;
+    let (images, records) = (Arc::new(images(bundle)?), Arc::new(Mutex::new(Vec::new())));
+    let asking = tokio::spawn(ask_on(rig.client.clone(), images, Arc::clone(&records)));
+    output.progress(format_args!("{RATE} requests a second, {} s without a swap", BEFORE.as_secs()));
+    tokio::time::sleep(BEFORE).await;
+    let started = Instant::now();
+    let before = rig.processes().map(|pid| usage(pid));
+    let mut versions = Versions::new(bundle.clone(), scratch);
+    let mut in_force = vec![InForce { digest: Digest(bundle.digest().0), from: started, until: None }];
+    let (mut commit_us, mut taken_ms, mut wrongly_judged) = (Vec::new(), Vec::new(), 0);
+    let mut refused_ms: Vec<(&'static str, Vec<f64>)> = Kind::BAD.map(|kind| (kind.name(), Vec::new())).into();
+    for swap in 0..swaps {
+        let kind = Kind::of(swap);
+        let next = versions.next(kind)?;
+        let asked = Instant::now();
+        let answer = match kind {
+            Kind::Corrupt => versions::push_corrupt(&rig.client, &next).await,
+            _ => push(&rig.client, &next).await.map_err(anyhow::Error::from),
+        };
+        let took_ms = asked.elapsed().as_secs_f64() * 1e3;
+        wrongly_judged += usize::from(answer.is_ok() != (kind == Kind::Good));
+        match answer {
+            Ok(version) => {
+                if let Some(last) = in_force.last_mut() {
+                    last.until = Some(Instant::now());
+                }
+                in_force.push(InForce { digest: version.digest, from: asked, until: None });
+                commit_us.push(version.commit_us as f64);
+                taken_ms.push(took_ms);
+            }
+            Err(why) => {
+                if swap < 2 * Kind::BAD.len() {
+                    output.progress(format_args!("refused ({}): {why:#}", kind.name()));
+                }
+                let of_kind = refused_ms.iter_mut().find(|(name, _)| *name == kind.name());
+                of_kind.context("a good version was refused")?.1.push(took_ms);
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    let ended = Instant::now();
+    asking.abort();
+    let after = rig.processes().map(|pid| usage(pid));
+    // Those that were asked last are answered, too.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    rig.end().await?;
+    let records = std::mem::take(&mut *records.lock().unwrap_or_else(PoisonError::into_inner));
+    let latencies = |during: bool| {
+        let of_part = records.iter().filter(|record| record.asked < ended && (record.asked >= started) == during);
+        of_part.filter_map(|record| Some(record.answered?.duration_since(record.asked).as_secs_f64() * 1e3)).collect()
+    };
+    let (before_ms, during_ms) = (Quantiles::of(latencies(false)), Quantiles::of(latencies(true)));
+    let growth = |index: usize| Growth {
+        resident_kib_before: before[index].0,
+        resident_kib_after: after[index].0,
+        files_before: before[index].1,
+        files_after: after[index].1,
+    };
+    Ok(Report {
+        swaps,
+        taken: taken_ms.len(),
+        refused: swaps - taken_ms.len(),
+        wrongly_judged,
+        requests: records.len(),
+        verdict: check(&records, &in_force),
+        commit_us: Quantiles::of(commit_us),
+        taken_ms: Quantiles::of(taken_ms),
+        refused_ms: refused_ms.into_iter().map(|(name, ms)| (name, Quantiles::of(ms))).collect(),
+        latency_p99_during_ratio: during_ms.p99 / before_ms.p99,
+        latency_ms_before: before_ms,
+        latency_ms_during: during_ms,
+        device: growth(0),
+        edge: growth(1),
+    })
+}
+
+/// Asks without end, at a steady pace, whatever becomes of the answers.
+async fn ask_on(client: Client, images: Arc<Vec<Tensor>>, records: Arc<Mutex<Vec<Record>>>) {
+    let mut tick = tokio::time::interval(Duration::from_micros(1_000_000 / RATE));
+    let mut asked = JoinSet::new();
+    for index in 0.. {
+        tick.tick().await;
+        let (client, images, records) = (client.clone(), Arc::clone(&images), Arc::clone(&records));
+        asked.spawn(async move {
+            let asked = Instant::now();
+            let place = {
+                let mut records = records.lock().unwrap_or_else(PoisonError::into_inner);
+                records.push(Record { asked, answered: None, epoch: 0, model: None });
+                records.len() - 1
+            };
+            let Ok(answer) = crate::ask::ask(&client, &images[index % images.len()], 0.0).await else { return };
+            let mut records = records.lock().unwrap_or_else(PoisonError::into_inner);
+            records[place] = Record { asked, answered: Some(Instant::now()), epoch: answer.epoch, model: answer.model };
+        });
+        while asked.try_join_next().is_some() {}
+    }
+}
+
+fn images(bundle: &Bundle) -> Result<Vec<Tensor>> {
+    Ok(test_samples(bundle)?.into_iter().take(100).map(|sample| sample.image).collect())
+}
+
+/// Resident memory in KiB, and open files.
+fn usage(pid: u32) -> (u64, usize) {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = resident.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0);
+    (kib, std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count))
+}
+
+impl Quantiles {
+    fn of(mut values: Vec<f64>) -> Self {
+        if values.is_empty() {
+            return Self { p50: 0.0, p99: 0.0 };
+        }
+        Self { p50: quantile(&mut values, 0.5), p99: quantile(&mut values, 0.99) }
+    }
+}
+
+fn print(report: &Report, output: &Output) {
+    let Report { swaps, taken, refused, wrongly_judged, requests, verdict, .. } = report;
+    output.line(format_args!(
+        "{swaps} versions pushed: {taken} taken, {refused} refused, {wrongly_judged} judged wrongly"
+    ));
+    output.line(format_args!(
+        "{requests} requests: {} lost, {} epochs with two versions, {} answered by a version not in force",
+        verdict.lost, verdict.mixed_epochs, verdict.of_another_version
+    ));
+    let line = |what: &str, Quantiles { p50, p99 }: &Quantiles, unit: &str| {
+        output.line(format_args!("{what:<28} p50 {p50:>8.1} {unit}   p99 {p99:>8.1} {unit}"));
+    };
+    line("commit", &report.commit_us, "us");
+    line("push to in force, both hosts", &report.taken_ms, "ms");
+    report.refused_ms.iter().for_each(|(what, times)| line(&format!("push to refusal: {what}"), times, "ms"));
+    line("latency before", &report.latency_ms_before, "ms");
+    line("latency during", &report.latency_ms_during, "ms");
+    output.line(format_args!("p99 during swaps is {:.2} times that before", report.latency_p99_during_ratio));
+    for (name, host) in [("device", &report.device), ("edge", &report.edge)] {
+        output.line(format_args!(
+            "{name:<7} resident {} -> {} KiB, open files {} -> {}",
+            host.resident_kib_before, host.resident_kib_after, host.files_before, host.files_after
+        ));
+    }
+}

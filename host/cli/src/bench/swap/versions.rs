@@ -1,0 +1,121 @@
+//! Good versions, and bad ones of several kinds.
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use edgent_bundle::{Blob, Bundle, Draft, Manifest, compose, split, standard_guest};
+use edgent_link::{Client, PIECE_BYTES, Version};
+use std::path::{Path, PathBuf};
+
+/// A guest that hands its input back instead of what the graph gives.
+const LIAR: &[u8] = include_bytes!("../../../../../guest-layers/prebuilt/hostile.wasm");
+
+/// What is wrong with a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Nothing.
+    Good,
+    /// A segment's guest returns something else than its graph gives.
+    Lying,
+    /// The manifest tells another shape than a segment has.
+    WrongShape,
+    /// A weight was changed: it runs, and answers wrongly.
+    WrongWeights,
+    /// Bytes were changed on the way.
+    Corrupt,
+}
+
+impl Kind {
+    pub(super) const BAD: [Self; 4] = [Self::Lying, Self::WrongShape, Self::WrongWeights, Self::Corrupt];
+
+    /// Every second version is bad, in turns.
+    pub(super) fn of(swap: usize) -> Self {
+        if swap.is_multiple_of(2) { Self::Good } else { Self::BAD[swap / 2 % Self::BAD.len()] }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Lying => "lying guest",
+            Self::WrongShape => "wrong shape",
+            Self::WrongWeights => "wrong weights",
+            Self::Corrupt => "corrupt",
+        }
+    }
+}
+
+/// Makes versions of a bundle, each another one.
+pub(super) struct Versions {
+    first: Bundle,
+    dir: PathBuf,
+    made: u32,
+}
+
+impl Versions {
+    pub(super) fn new(first: Bundle, dir: &Path) -> Self {
+        Self { first, dir: dir.join("next"), made: 0 }
+    }
+
+    pub(super) fn next(&mut self, kind: Kind) -> Result<Bundle> {
+        self.made += 1;
+        let mut draft = Draft::default();
+        let mut manifest = self.first.manifest().clone();
+        // So little that it changes no plan, and so much that it is another version.
+        manifest.exits[0].accuracy += f64::from(self.made) * 1e-9;
+        for blob in self.first.sealed().blobs() {
+            draft.add(self.first.blob(&blob)?);
+        }
+        match kind {
+            Kind::Good => {}
+            Kind::Lying => self.change_component(&mut manifest, &mut draft, |graph| Ok(compose(LIAR, graph)?))?,
+            Kind::WrongShape => manifest.tensors[manifest.segments[0].gives[0]].dims.reverse(),
+            Kind::WrongWeights => self.change_component(&mut manifest, &mut draft, |graph| {
+                let mut changed = graph.to_vec();
+                // Weights are what an archive mostly consists of; its end is padding.
+                let at = changed.len() * 2 / 3;
+                changed[at..at + 64].iter_mut().for_each(|byte| *byte = 0x41);
+                Ok(compose(standard_guest(), &changed)?)
+            })?,
+            Kind::Corrupt => {
+                // A component of its own, or nothing would be sent.
+                let made = self.made;
+                self.change_component(&mut manifest, &mut draft, |graph| {
+                    let padded = [graph, &vec![0; 512 * (1 + made as usize % 64)]].concat();
+                    Ok(compose(standard_guest(), &padded)?)
+                })?;
+            }
+        }
+        Ok(draft.write(&self.dir, &manifest)?)
+    }
+
+    /// Makes another component of the first segment's graph.
+    fn change_component(
+        &self,
+        manifest: &mut Manifest,
+        draft: &mut Draft,
+        change: impl FnOnce(&[u8]) -> Result<Vec<u8>>,
+    ) -> Result<()> {
+        let component = self.first.blob(&manifest.segments[0].component)?;
+        let (_, graph) = split(&component)?;
+        manifest.segments[0].component = draft.add(change(graph)?);
+        Ok(())
+    }
+}
+
+/// Pushes a bundle with one byte of each blob changed on the way.
+pub(super) async fn push_corrupt(client: &Client, bundle: &Bundle) -> Result<Version> {
+    let manifest = Bytes::copy_from_slice(bundle.sealed().bytes());
+    let missing = client.offer(manifest.clone()).await?;
+    ensure!(!missing.is_empty(), "there is nothing to send");
+    for wanted in missing {
+        let blobs: Vec<Blob> = bundle.sealed().blobs();
+        let blob = blobs.iter().find(|blob| blob.digest.0 == wanted.digest.0).context("not a blob of the bundle")?;
+        let mut bytes = bundle.blob(blob)?;
+        bytes[blob.bytes as usize / 2] ^= 1;
+        let bytes = Bytes::from(bytes);
+        for offset in (0..bytes.len()).step_by(PIECE_BYTES) {
+            let piece = bytes.slice(offset..bytes.len().min(offset + PIECE_BYTES));
+            client.put_blob(wanted.digest, offset as u64, piece).await?;
+        }
+    }
+    Ok(client.install(manifest).await?)
+}
