@@ -36,7 +36,7 @@ impl SealedManifest {
 
     /// Writes a manifest, and checks it as if somebody else had.
     pub fn seal(manifest: &Manifest) -> Result<Self, ManifestError> {
-        Self::read(serde_json::to_vec_pretty(manifest).map_err(|e| ManifestError(e.to_string()))?)
+        Self::read(serde_json::to_vec(manifest).map_err(|e| ManifestError(e.to_string()))?)
     }
 
     /// What it says.

@@ -357,8 +357,6 @@ pub enum PrepareError {
     Segment(#[from] SegmentError),
     #[error(transparent)]
     Run(#[from] RunError),
-    #[error("loading it panicked")]
-    Panicked,
     #[error(transparent)]
     Golden(#[from] GoldenError),
     #[error("{} may be used, but the smallest exit takes {}; allow more", mib(*allowed_bytes), mib(*least_bytes))]

@@ -1,7 +1,7 @@
 //! The edge: runs parts of networks for devices.
 
 use crate::codec;
-use crate::shelf::{Prepared, Shelf};
+use crate::shelf::{Prepared, Shelf, give_way};
 use crate::{Deployment, Workers};
 use bytes::Bytes;
 use edgent_bundle::Bundle;
@@ -112,6 +112,7 @@ impl Edge {
     fn change(&self, reply: Reply<Version>, to: impl FnOnce(&Shelf) -> Result<(u64, Bundle), Fault> + Send + 'static) {
         let served = self.served.clone();
         self.runtime.spawn_blocking(move || {
+            give_way();
             let _alone = served.changing.lock().unwrap_or_else(PoisonError::into_inner);
             reply.send(to(&served.shelf).and_then(|to| served.change_to(to)));
         });

@@ -3,18 +3,33 @@
 use bytes::Bytes;
 use edgent_bundle::{Bundle, BundleError};
 use edgent_link::{Client, LinkError, PIECE_BYTES, Version};
+use std::time::{Duration, Instant};
 
-/// Gives a host the blobs of a bundle that it lacks, and has it serve the bundle. Returns once it is in force there.
+/// About how long a piece of a blob may hold up a request that comes behind it.
+const PIECE_TIME: Duration = Duration::from_millis(10);
+
+const PIECE_BYTES_MIN: usize = 4 << 10;
+
+/// Gives a host the blobs of a bundle that it lacks, and has it serve the bundle. Blobs go in pieces as
+/// large as the link takes in a few milliseconds, so that requests need not wait long behind one. Returns once it is in force there.
 pub async fn push(client: &Client, bundle: &Bundle) -> Result<Version, PushError> {
     let manifest = Bytes::copy_from_slice(bundle.sealed().bytes());
     let missing = client.offer(manifest.clone()).await?;
+    let mut piece_bytes = PIECE_BYTES_MIN;
     for wanted in missing {
         let blobs = bundle.sealed().blobs();
         let blob = blobs.iter().find(|blob| blob.digest.0 == wanted.digest.0).ok_or(PushError::Wanted)?;
-        let bytes = Bytes::from(bundle.blob(blob)?);
-        for offset in (0..bytes.len()).step_by(PIECE_BYTES) {
-            let piece = bytes.slice(offset..bytes.len().min(offset + PIECE_BYTES));
-            client.put_blob(wanted.digest, offset as u64, piece).await?;
+        let (bytes, mut offset) = (Bytes::from(bundle.blob(blob)?), 0);
+        while offset < bytes.len() {
+            let piece = bytes.slice(offset..bytes.len().min(offset + piece_bytes));
+            let since = Instant::now();
+            offset += piece.len();
+            client.put_blob(wanted.digest, (offset - piece.len()) as u64, piece).await?;
+            let took = since.elapsed();
+            let fitting = if took < PIECE_TIME { piece_bytes * 2 } else { piece_bytes / 2 };
+            piece_bytes = fitting.clamp(PIECE_BYTES_MIN, PIECE_BYTES);
+            // As long again, the link is left to requests.
+            tokio::time::sleep(took.min(PIECE_TIME)).await;
         }
     }
     Ok(client.install(manifest).await?)

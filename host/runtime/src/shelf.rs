@@ -12,7 +12,6 @@ use rustix::process::setpriority_process;
 use rustix::thread::gettid;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use tokio::runtime::Handle;
 
 /// Runs of each segment before a version is served: the profile that planning starts from.
@@ -68,7 +67,10 @@ impl Shelf {
         work: impl FnOnce(&Self) -> Result<T, Fault> + Send + 'static,
     ) {
         let shelf = Arc::clone(self);
-        runtime.spawn_blocking(move || reply.send(work(&shelf)));
+        runtime.spawn_blocking(move || {
+            give_way();
+            reply.send(work(&shelf));
+        });
     }
 
     /// The blobs of a bundle that are not here; they may come now.
@@ -134,18 +136,10 @@ impl Shelf {
         Ok((version, store.open(&Reference::Version(name, version)).map_err(disk)?))
     }
 
-    /// Compiles and loads a bundle, compares its answers with the golden ones that it brings, and measures it. All
-    /// but the measuring gives way to what else the host does.
+    /// Compiles and loads a bundle, compares its answers with the golden ones that it brings, and measures it.
     pub(crate) fn prepare(&self, bundle: Bundle) -> Result<Prepared, PrepareError> {
-        let load = || -> Result<Deployment, PrepareError> {
-            give_way();
-            let deployment = Deployment::prepare_within(&bundle, &self.engine, self.slowdown, self.memory_max_bytes)?;
-            golden::check(&bundle, &deployment)?;
-            Ok(deployment)
-        };
-        // A thread that gave way once may not be allowed to take it back.
-        let loaded = thread::scope(|scope| scope.spawn(load).join());
-        let deployment = loaded.map_err(|_| PrepareError::Panicked)??;
+        let deployment = Deployment::prepare_within(&bundle, &self.engine, self.slowdown, self.memory_max_bytes)?;
+        golden::check(&bundle, &deployment)?;
         let measured = deployment.measure(PROFILE_RUNS)?;
         let segments = deployment.network().segments();
         let (mut alone, mut timings) = (Timings::new(segments), Timings::new(segments));
@@ -240,8 +234,9 @@ impl Shelf {
     }
 }
 
-/// Has this thread run when nothing else of the machine wants to. Where that is not possible, it runs as any other.
-fn give_way() {
+/// Has this thread, and those that it starts, run when nothing else of the machine wants to: requests come first.
+/// Where that is not possible, it runs as any other.
+pub(crate) fn give_way() {
     let _ = setpriority_process(Some(gettid()), NICE);
 }
 

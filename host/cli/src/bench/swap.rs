@@ -91,6 +91,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
 }
 
 async fn measure(bundle: &Bundle, scratch: &Path, swaps: usize, output: &Output) -> Result<Report> {
+    let mut versions = Versions::make(bundle, scratch)?;
     let stores = ["device", "edge"].map(|host| scratch.join(host).display().to_string());
     let shape = Shape { trace: Trace::constant(LINK_BPS), delay: DELAY };
     let device = ["--store", &stores[0], "--emulate-slowdown", SLOWDOWN, "--deadline-ms", "100"];
@@ -101,13 +102,11 @@ async fn measure(bundle: &Bundle, scratch: &Path, swaps: usize, output: &Output)
     tokio::time::sleep(BEFORE).await;
     let started = Instant::now();
     let before = rig.processes().map(|pid| usage(pid));
-    let mut versions = Versions::new(bundle.clone(), scratch);
     let mut in_force = vec![InForce { digest: Digest(bundle.digest().0), from: started, until: None }];
     let (mut commit_us, mut taken_ms, mut wrongly_judged) = (Vec::new(), Vec::new(), 0);
     let mut refused_ms: Vec<(&'static str, Vec<f64>)> = Kind::BAD.map(|kind| (kind.name(), Vec::new())).into();
     for swap in 0..swaps {
-        let kind = Kind::of(swap);
-        let next = versions.next(kind)?;
+        let (kind, next) = versions.next();
         let asked = Instant::now();
         let answer = match kind {
             Kind::Corrupt => versions::push_corrupt(&rig.client, &next).await,

@@ -9,7 +9,7 @@ use super::serving::Serving;
 use super::{Device, Joined};
 use crate::edge::{fault, us};
 use crate::push::push;
-use crate::shelf::Shelf;
+use crate::shelf::{Shelf, give_way};
 use bytes::Bytes;
 use edgent_bundle::{Bundle, Digest};
 use edgent_link::{Client, Fault, FaultKind, LinkError, PIECE_BYTES, Version};
@@ -92,10 +92,9 @@ impl Device {
             let why = format!("this device serves '{}'; '{name}' is another model", old.deployment.manifest().name);
             return Err(fault(FaultKind::Refused, why));
         }
-        let (shelf, prepared) = (Arc::clone(&self.shelf), bundle.clone());
-        let prepared = tokio::task::spawn_blocking(move || shelf.prepare(prepared)).await;
-        let prepared = prepared.map_err(|_| fault(FaultKind::Internal, "preparing the version panicked"))?;
-        let prepared = prepared.map_err(|e| fault(FaultKind::Refused, format!("it cannot be served here: {e}")))?;
+        let preparing = bundle.clone();
+        let cannot = |e| fault(FaultKind::Refused, format!("it cannot be served here: {e}"));
+        let prepared = self.on_shelf(move |shelf| shelf.prepare(preparing).map_err(cannot)).await?;
         let next = Arc::new(Serving::new(Arc::clone(&self.shared), prepared));
         next.lock().inherit(old.lock().link().clone());
         let met = match self.shared.edge() {
@@ -179,7 +178,11 @@ impl Device {
         work: impl FnOnce(&Shelf) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
         let shelf = Arc::clone(&self.shelf);
-        let done = tokio::task::spawn_blocking(move || work(&shelf)).await;
+        let done = tokio::task::spawn_blocking(move || {
+            give_way();
+            work(&shelf)
+        })
+        .await;
         done.unwrap_or_else(|_| Err(fault(FaultKind::Internal, "work on the store panicked")))
     }
 }

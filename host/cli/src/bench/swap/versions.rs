@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use edgent_bundle::{Blob, Bundle, Draft, Manifest, compose, split, standard_guest};
 use edgent_link::{Client, PIECE_BYTES, Version};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A guest that hands its input back instead of what the graph gives.
 const LIAR: &[u8] = include_bytes!("../../../../../guest-layers/prebuilt/hostile.wasm");
@@ -43,24 +43,42 @@ impl Kind {
     }
 }
 
-/// Makes versions of a bundle, each another one.
+/// Versions of a bundle, made before anything is measured; they come round.
 pub(super) struct Versions {
-    first: Bundle,
-    dir: PathBuf,
-    made: u32,
+    made: Vec<(Kind, Bundle)>,
+    next: usize,
 }
 
+/// So many are made: more than a store keeps, so that one that comes round is new to it.
+const MADE: usize = 16;
+
 impl Versions {
-    pub(super) fn new(first: Bundle, dir: &Path) -> Self {
-        Self { first, dir: dir.join("next"), made: 0 }
+    pub(super) fn make(first: &Bundle, dir: &Path) -> Result<Self> {
+        let maker = Maker { first };
+        let make = |index: usize| {
+            let kind = Kind::of(index);
+            Ok((kind, maker.make(kind, index, &dir.join(format!("version-{index}")))?))
+        };
+        Ok(Self { made: (0..MADE).map(make).collect::<Result<_>>()?, next: 0 })
     }
 
-    pub(super) fn next(&mut self, kind: Kind) -> Result<Bundle> {
-        self.made += 1;
+    pub(super) fn next(&mut self) -> (Kind, Bundle) {
+        let (kind, bundle) = &self.made[self.next % MADE];
+        self.next += 1;
+        (*kind, bundle.clone())
+    }
+}
+
+struct Maker<'a> {
+    first: &'a Bundle,
+}
+
+impl Maker<'_> {
+    fn make(&self, kind: Kind, index: usize, dir: &Path) -> Result<Bundle> {
         let mut draft = Draft::default();
         let mut manifest = self.first.manifest().clone();
         // So little that it changes no plan, and so much that it is another version.
-        manifest.exits[0].accuracy += f64::from(self.made) * 1e-9;
+        manifest.exits[0].accuracy += (1 + index) as f64 * 1e-9;
         for blob in self.first.sealed().blobs() {
             draft.add(self.first.blob(&blob)?);
         }
@@ -77,14 +95,13 @@ impl Versions {
             })?,
             Kind::Corrupt => {
                 // A component of its own, or nothing would be sent.
-                let made = self.made;
                 self.change_component(&mut manifest, &mut draft, |graph| {
-                    let padded = [graph, &vec![0; 512 * (1 + made as usize % 64)]].concat();
+                    let padded = [graph, &vec![0; 512 * (1 + index)]].concat();
                     Ok(compose(standard_guest(), &padded)?)
                 })?;
             }
         }
-        Ok(draft.write(&self.dir, &manifest)?)
+        Ok(draft.write(dir, &manifest)?)
     }
 
     /// Makes another component of the first segment's graph.
