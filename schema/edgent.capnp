@@ -63,9 +63,9 @@ interface Host {
   # A piece of a blob that an offer found missing. Pieces come in order; the blob is complete when it
   # has its size.
 
-  install @10 (manifest :Data) -> (outcome :Outcome(Version));
-  # All blobs are there: keep the bundle, prepare it, check it and serve it. Answered when it is in
-  # force, or with why it is not.
+  install @10 (model :Data) -> (outcome :Outcome(Version));
+  # All blobs of a bundle that was offered are there: keep it, prepare it, check it and serve it.
+  # Answered when it is in force, or with why it is not.
 
   rollback @11 (model :Text) -> (outcome :Outcome(Version));
   # To the version before. Empty: the only model.
@@ -79,7 +79,7 @@ interface Host {
   retire @15 (model :Data) -> (outcome :Outcome(Done));
   # The caller asks for this bundle no more.
 
-  # The Data of offer, putBlob and install are the last pointers of their kind, as Activation.bytes is.
+  # The Data of offer and putBlob are the last pointers of their kind, as Activation.bytes is.
 }
 
 struct Outcome(T) {

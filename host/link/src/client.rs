@@ -187,12 +187,10 @@ impl Client {
 
     /// Has the host serve a bundle whose blobs are all there; gives what is in force then. Dropped, the
     /// work goes on there.
-    pub async fn install(&self, manifest: Bytes) -> Result<Version, LinkError> {
-        self.fits(manifest.weight_bytes())?;
+    pub async fn install(&self, model: Digest) -> Result<Version, LinkError> {
         self.call(async move |host, _| {
             let mut request = host.install_request();
-            splice::write(&manifest, |bytes| request.get().init_manifest(bytes));
-            drop(manifest);
+            request.get().set_model(&model.0);
             let response = request.send().promise.await?;
             read_outcome(response.get()?.get_outcome()?)
         })

@@ -5774,11 +5774,11 @@ pub mod host {
                 self.reader.total_size()
             }
             #[inline]
-            pub fn get_manifest(self) -> ::capnp::Result<::capnp::data::Reader<'a>> {
+            pub fn get_model(self) -> ::capnp::Result<::capnp::data::Reader<'a>> {
                 ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(0), ::core::option::Option::None)
             }
             #[inline]
-            pub fn has_manifest(&self) -> bool {
+            pub fn has_model(&self) -> bool {
                 !self.reader.get_pointer_field(0).is_null()
             }
         }
@@ -5836,19 +5836,19 @@ pub mod host {
                 self.builder.as_reader().total_size()
             }
             #[inline]
-            pub fn get_manifest(self) -> ::capnp::Result<::capnp::data::Builder<'a>> {
+            pub fn get_model(self) -> ::capnp::Result<::capnp::data::Builder<'a>> {
                 ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(0), ::core::option::Option::None)
             }
             #[inline]
-            pub fn set_manifest(&mut self, value: ::capnp::data::Reader<'_>)  {
+            pub fn set_model(&mut self, value: ::capnp::data::Reader<'_>)  {
                 self.builder.reborrow().get_pointer_field(0).set_data(value);
             }
             #[inline]
-            pub fn init_manifest(self, size: u32) -> ::capnp::data::Builder<'a> {
+            pub fn init_model(self, size: u32) -> ::capnp::data::Builder<'a> {
                 self.builder.get_pointer_field(0).init_data(size)
             }
             #[inline]
-            pub fn has_manifest(&self) -> bool {
+            pub fn has_model(&self) -> bool {
                 !self.builder.is_pointer_field_null(0)
             }
         }
@@ -5862,7 +5862,7 @@ pub mod host {
         impl Pipeline  {
         }
         mod _private {
-            pub(crate) static ENCODED_NODE: [::capnp::Word; 34] = [
+            pub(crate) static ENCODED_NODE: [::capnp::Word; 33] = [
                 ::capnp::word(0, 0, 0, 0, 5, 0, 6, 0),
                 ::capnp::word(7, 193, 120, 54, 145, 153, 232, 242),
                 ::capnp::word(18, 0, 0, 0, 1, 0, 0, 0),
@@ -5884,12 +5884,11 @@ pub mod host {
                 ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
                 ::capnp::word(0, 0, 1, 0, 0, 0, 0, 0),
                 ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-                ::capnp::word(13, 0, 0, 0, 74, 0, 0, 0),
+                ::capnp::word(13, 0, 0, 0, 50, 0, 0, 0),
                 ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-                ::capnp::word(12, 0, 0, 0, 3, 0, 1, 0),
-                ::capnp::word(24, 0, 0, 0, 2, 0, 1, 0),
-                ::capnp::word(109, 97, 110, 105, 102, 101, 115, 116),
-                ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
+                ::capnp::word(8, 0, 0, 0, 3, 0, 1, 0),
+                ::capnp::word(20, 0, 0, 0, 2, 0, 1, 0),
+                ::capnp::word(109, 111, 100, 101, 108, 0, 0, 0),
                 ::capnp::word(13, 0, 0, 0, 0, 0, 0, 0),
                 ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
                 ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),

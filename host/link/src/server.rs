@@ -421,9 +421,10 @@ impl host::Server for Host {
         params: host::InstallParams,
         mut results: host::InstallResults,
     ) -> Result<(), capnp::Error> {
-        let manifest = share(params.get()?.get_manifest()?);
-        drop(params);
-        let outcome = self.0.call("install", None, |service, reply| service.install(manifest, reply)).await;
+        let outcome = match read_digest(params.get()?.get_model()?) {
+            Ok(model) => self.0.call("install", None, |service, reply| service.install(model, reply)).await,
+            Err(malformed) => Err(bad_request(malformed)),
+        };
         write_outcome(results.get().init_outcome(), &outcome);
         Ok(())
     }

@@ -58,8 +58,9 @@ pub trait Service: Send + Sync + 'static {
         reply.refuse();
     }
 
-    /// Keeps, prepares, checks and serves a bundle whose blobs are all there; answers when it is in force.
-    fn install(&self, manifest: Bytes, reply: Reply<Version>) {
+    /// Keeps, prepares, checks and serves a bundle that was offered and whose blobs are all there; answers when it is
+    /// in force.
+    fn install(&self, model: Digest, reply: Reply<Version>) {
         reply.refuse();
     }
 

@@ -289,8 +289,8 @@ impl Service for Edge {
         self.served.shelf.answer(&self.runtime, reply, move |shelf| shelf.put(digest, offset, &bytes));
     }
 
-    fn install(&self, manifest: Bytes, reply: Reply<Version>) {
-        self.change(reply, move |shelf| shelf.take(&manifest));
+    fn install(&self, model: Digest, reply: Reply<Version>) {
+        self.change(reply, move |shelf| shelf.take(edgent_bundle::Digest(model.0)));
     }
 
     fn rollback(&self, model: String, reply: Reply<Version>) {

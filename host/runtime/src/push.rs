@@ -14,7 +14,7 @@ const PIECE_BYTES_MIN: usize = 4 << 10;
 /// large as the link takes in a few milliseconds, so that requests need not wait long behind one. Returns once it is in force there.
 pub async fn push(client: &Client, bundle: &Bundle) -> Result<Version, PushError> {
     let manifest = Bytes::copy_from_slice(bundle.sealed().bytes());
-    let missing = client.offer(manifest.clone()).await?;
+    let missing = client.offer(manifest).await?;
     let mut piece_bytes = PIECE_BYTES_MIN;
     for wanted in missing {
         let blobs = bundle.sealed().blobs();
@@ -32,7 +32,7 @@ pub async fn push(client: &Client, bundle: &Bundle) -> Result<Version, PushError
             tokio::time::sleep(took.min(PIECE_TIME)).await;
         }
     }
-    Ok(client.install(manifest).await?)
+    Ok(client.install(edgent_link::Digest(bundle.digest().0)).await?)
 }
 
 /// Why a bundle did not get to another host, or is not served there.

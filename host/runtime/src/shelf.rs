@@ -10,7 +10,7 @@ use edgent_planner::Timings;
 use edgent_sandbox::Engine;
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::runtime::Handle;
 
@@ -22,6 +22,9 @@ const PROFILE_WEIGHT: usize = 3;
 
 /// How far loading a version gives way to requests; 19 is the most.
 const NICE: i32 = 19;
+
+/// So many offers are remembered until their blobs have come.
+const OFFERED_MAX: usize = 8;
 
 /// Bytes of blobs that are on their way here at once.
 const ARRIVING_BYTES_MAX: u64 = 1 << 30;
@@ -35,6 +38,8 @@ pub(crate) struct Shelf {
     slowdown: f64,
     memory_max_bytes: u64,
     arriving: Mutex<HashMap<Digest, Arriving>>,
+    /// The bundles that were offered last.
+    offered: Mutex<VecDeque<SealedManifest>>,
     /// The blob that was read last: a peer reads it in pieces.
     last_read: Mutex<Option<(Digest, Arc<Vec<u8>>)>>,
 }
@@ -55,8 +60,8 @@ pub(crate) struct Prepared {
 
 impl Shelf {
     pub(crate) fn new(store: Option<Store>, engine: Engine, slowdown: f64, memory_max_bytes: u64) -> Self {
-        let (arriving, last_read) = (Mutex::default(), Mutex::default());
-        Self { store, engine, slowdown, memory_max_bytes, arriving, last_read }
+        let (arriving, offered, last_read) = Default::default();
+        Self { store, engine, slowdown, memory_max_bytes, arriving, offered, last_read }
     }
 
     /// Answers a peer from a thread that may block.
@@ -82,6 +87,13 @@ impl Shelf {
             let why = format!("{} blobs of {bytes} bytes are more than are taken at once", missing.len());
             return Err(fault(FaultKind::TooLarge, why));
         }
+        let mut offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
+        offered.retain(|other| other.digest() != sealed.digest());
+        if offered.len() == OFFERED_MAX {
+            offered.pop_front();
+        }
+        offered.push_back(sealed);
+        drop(offered);
         let mut arriving = self.arriving();
         let others: u64 = arriving.values().map(|arriving| arriving.blob.bytes).sum();
         if others + bytes > ARRIVING_BYTES_MAX {
@@ -121,9 +133,13 @@ impl Shelf {
         }
     }
 
-    /// Makes a bundle whose blobs are here a version, which is not in force yet.
-    pub(crate) fn take(&self, manifest: &[u8]) -> Result<(u64, Bundle), Fault> {
-        let (store, sealed) = (self.store()?, read(manifest)?);
+    /// Makes a bundle that was offered, and whose blobs are here, a version, which is not in force yet.
+    pub(crate) fn take(&self, digest: Digest) -> Result<(u64, Bundle), Fault> {
+        let store = self.store()?;
+        let offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
+        let sealed = offered.iter().find(|sealed| sealed.digest() == digest).cloned();
+        drop(offered);
+        let sealed = sealed.ok_or_else(|| fault(FaultKind::NotFound, format!("nobody offered {digest}")))?;
         let name = sealed.manifest().name.clone();
         let version = store.lock().and_then(|store| store.publish(&name, None, &sealed)).map_err(disk)?;
         Ok((version, store.open(&Reference::Version(name, version)).map_err(disk)?))

@@ -297,9 +297,9 @@ impl Service for DeviceService {
             .answer(&self.0.runtime, reply, move |shelf| shelf.put(edgent_bundle::Digest(digest.0), offset, &bytes));
     }
 
-    fn install(&self, manifest: Bytes, reply: Reply<Version>) {
+    fn install(&self, model: Digest, reply: Reply<Version>) {
         let device = Arc::clone(&self.0);
-        self.0.runtime.spawn(async move { reply.send(device.install(manifest).await) });
+        self.0.runtime.spawn(async move { reply.send(device.install(edgent_bundle::Digest(model.0)).await) });
     }
 
     fn rollback(&self, model: String, reply: Reply<Version>) {

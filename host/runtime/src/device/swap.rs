@@ -10,7 +10,6 @@ use super::{Device, Joined};
 use crate::edge::{fault, us};
 use crate::push::push;
 use crate::shelf::{Shelf, give_way};
-use bytes::Bytes;
 use edgent_bundle::{Bundle, Digest};
 use edgent_link::{Client, Fault, FaultKind, LinkError, PIECE_BYTES, Version};
 use edgent_planner::Event;
@@ -23,9 +22,9 @@ const RETIRE_EVERY: Duration = Duration::from_millis(50);
 
 impl Device {
     /// Takes a version whose blobs are here, and puts it in force.
-    pub(super) async fn install(self: Arc<Self>, manifest: Bytes) -> Result<Version, Fault> {
+    pub(super) async fn install(self: Arc<Self>, digest: Digest) -> Result<Version, Fault> {
         let _alone = self.changing.lock().await;
-        let (version, bundle) = self.on_shelf(move |shelf| shelf.take(&manifest)).await?;
+        let (version, bundle) = self.on_shelf(move |shelf| shelf.take(digest)).await?;
         self.change_to(version, bundle).await
     }
 
@@ -50,8 +49,7 @@ impl Device {
         }
         let followed = async {
             let manifest = client.manifest(digest).await.map_err(said)?;
-            let offered = manifest.clone();
-            for wanted in self.on_shelf(move |shelf| shelf.offer(&offered)).await? {
+            for wanted in self.on_shelf(move |shelf| shelf.offer(&manifest)).await? {
                 let mut offset = 0;
                 while offset < wanted.bytes {
                     let piece = client.blob(wanted.digest, offset, PIECE_BYTES as u32).await.map_err(said)?;
@@ -60,7 +58,7 @@ impl Device {
                     self.on_shelf(move |shelf| shelf.put(digest, at, &piece)).await?;
                 }
             }
-            let (version, bundle) = self.on_shelf(move |shelf| shelf.take(&manifest)).await?;
+            let (version, bundle) = self.on_shelf(move |shelf| shelf.take(Digest(digest.0))).await?;
             self.change_to(version, bundle).await.map(drop)
         };
         let followed = followed.await;

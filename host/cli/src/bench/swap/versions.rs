@@ -121,7 +121,7 @@ impl Maker<'_> {
 /// Pushes a bundle with one byte of each blob changed on the way.
 pub(super) async fn push_corrupt(client: &Client, bundle: &Bundle) -> Result<Version> {
     let manifest = Bytes::copy_from_slice(bundle.sealed().bytes());
-    let missing = client.offer(manifest.clone()).await?;
+    let missing = client.offer(manifest).await?;
     ensure!(!missing.is_empty(), "there is nothing to send");
     for wanted in missing {
         let blobs: Vec<Blob> = bundle.sealed().blobs();
@@ -134,5 +134,5 @@ pub(super) async fn push_corrupt(client: &Client, bundle: &Bundle) -> Result<Ver
             client.put_blob(wanted.digest, offset as u64, piece).await?;
         }
     }
-    Ok(client.install(manifest).await?)
+    Ok(client.install(edgent_link::Digest(bundle.digest().0)).await?)
 }
