@@ -38,6 +38,10 @@ oci:
     cargo run --release -- inspect target/oci/copy@model:1
     cargo run --release -- verify target/oci/copy
 
+# Good and bad versions pushed to two hosts while they answer: nothing lost, nothing mixed.
+swap:
+    cargo run --release -- bench swap --swaps 16
+
 # Both sides of each ratio in one run.
 bench:
     cargo run --release -- bench sandbox
@@ -46,4 +50,4 @@ bench:
     cargo run --release -- bench plan
 
 # All of CI's steps.
-ci: test lint fresh audit demo oci bench
+ci: test lint fresh audit demo oci swap bench

@@ -101,7 +101,7 @@ async fn measure(bundle: &Bundle, scratch: &Path, swaps: usize, output: &Output)
     output.progress(format_args!("{RATE} requests a second, {} s without a swap", BEFORE.as_secs()));
     tokio::time::sleep(BEFORE).await;
     let started = Instant::now();
-    let before = rig.processes().map(|pid| usage(pid));
+    let before = rig.processes().map(usage);
     let mut in_force = vec![InForce { digest: Digest(bundle.digest().0), from: started, until: None }];
     let (mut commit_us, mut taken_ms, mut wrongly_judged) = (Vec::new(), Vec::new(), 0);
     let mut refused_ms: Vec<(&'static str, Vec<f64>)> = Kind::BAD.map(|kind| (kind.name(), Vec::new())).into();
@@ -135,7 +135,7 @@ async fn measure(bundle: &Bundle, scratch: &Path, swaps: usize, output: &Output)
     }
     let ended = Instant::now();
     asking.abort();
-    let after = rig.processes().map(|pid| usage(pid));
+    let after = rig.processes().map(usage);
     // Those that were asked last are answered, too.
     tokio::time::sleep(Duration::from_secs(1)).await;
     rig.end().await?;

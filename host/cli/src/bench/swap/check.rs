@@ -95,7 +95,7 @@ mod tests {
             (record(50, Some(60), 3, Digest([3; 32])), Verdict { of_another_version: 1, ..Verdict::default() }),
         ];
         for (fault, found) in cases {
-            assert_eq!(check(&[&good[..], &[fault.clone()]].concat(), &in_force), found, "{fault:?}");
+            assert_eq!(check(&[&good[..], std::slice::from_ref(&fault)].concat(), &in_force), found, "{fault:?}");
         }
     }
 }
