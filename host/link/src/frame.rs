@@ -4,7 +4,7 @@
 //! it takes memory, hands table and segments of all waiting messages to the system in one call, and
 //! lets the large parts of a message that came in outlive it without a copy ([`share`]).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -91,10 +91,11 @@ pub(crate) fn share(part: &[u8]) -> Bytes {
     })
 }
 
-/// Reads one message; nothing if the stream ends before its first byte.
+/// Reads one message; nothing if the stream ends before its first byte. The limit is the one that holds when the
+/// message's size is known: it may be raised while the message is waited for.
 pub(crate) async fn read(
     from: &mut (impl AsyncRead + Unpin),
-    limit_bytes: usize,
+    limit_bytes: &Cell<usize>,
     meter: &Meter,
 ) -> Result<Option<Frame>, FrameError> {
     let mut table = [0; (SEGMENTS_MAX + 1) * 4];
@@ -117,8 +118,9 @@ pub(crate) async fn read(
     let mut end = 0;
     let sizes = (1..=segments).map(|half| u64::from(word_half(&table, half)) * WORD_BYTES as u64);
     let bytes: u64 = sizes.clone().sum();
-    if bytes > limit_bytes as u64 {
-        return Err(FrameError::TooLarge { bytes, limit: limit_bytes });
+    let limit = limit_bytes.get();
+    if bytes > limit as u64 {
+        return Err(FrameError::TooLarge { bytes, limit });
     }
     let ends = sizes.map(|size| {
         end += size as usize;
@@ -237,10 +239,23 @@ mod tests {
         ];
         for (table, limit, expected) in cases {
             let bytes: Vec<u8> = table.iter().flat_map(|half| half.to_le_bytes()).collect();
-            let error = read(&mut bytes.as_slice(), *limit, &meter()).await.unwrap_err();
+            let error = read(&mut bytes.as_slice(), &Cell::new(*limit), &meter()).await.unwrap_err();
             assert_eq!(error.to_string(), *expected, "{table:?}");
         }
-        assert!(read(&mut &[][..], 16, &meter()).await.unwrap().is_none());
+        assert!(read(&mut &[][..], &Cell::new(16), &meter()).await.unwrap().is_none());
+    }
+
+    /// A peer says hello and, once it is answered, sends something large; the server waited for that before it knew.
+    #[tokio::test]
+    async fn a_limit_may_be_raised_while_a_message_is_waited_for() {
+        let (mut peer, mut here) = tokio::io::duplex(64);
+        let (limit, meter) = (Cell::new(8), meter());
+        let mut reading = std::pin::pin!(read(&mut here, &limit, &meter));
+        assert!(futures::poll!(&mut reading).is_pending());
+        limit.set(16);
+        let message: Vec<u8> = [0, 2u32].iter().flat_map(|half| half.to_le_bytes()).chain(1..=16).collect();
+        tokio::io::AsyncWriteExt::write_all(&mut peer, &message).await.unwrap();
+        assert!(reading.await.unwrap().is_some());
     }
 
     /// Messages of one to many segments, in one go: the same bytes as capnp writes, and read back by us.
@@ -271,7 +286,7 @@ mod tests {
 
         let mut rest = written.as_slice();
         for texts in 0..12 {
-            let frame = read(&mut rest, 1 << 20, &meter).await.unwrap().unwrap();
+            let frame = read(&mut rest, &Cell::new(1 << 20), &meter).await.unwrap().unwrap();
             let message = capnp::message::Reader::new(frame, Default::default());
             let list: capnp::text_list::Reader<'_> = message.get_root().unwrap();
             assert_eq!(list.len(), texts);
@@ -279,13 +294,13 @@ mod tests {
                 assert_eq!(text.unwrap(), format!("text {index}").as_str());
             }
         }
-        assert!(read(&mut rest, 1 << 20, &meter).await.unwrap().is_none());
+        assert!(read(&mut rest, &Cell::new(1 << 20), &meter).await.unwrap().is_none());
     }
 
     #[tokio::test]
     async fn a_shared_part_is_not_a_copy_and_outlives_its_frame() {
         let bytes: Vec<u8> = [0, 2u32].iter().flat_map(|half| half.to_le_bytes()).chain(1..=16).collect();
-        let frame = read(&mut bytes.as_slice(), 16, &meter()).await.unwrap().unwrap();
+        let frame = read(&mut bytes.as_slice(), &Cell::new(16), &meter()).await.unwrap().unwrap();
         let part = &frame.get_segment(0).unwrap()[4..9];
         let shared = share(part);
         assert_eq!(shared.as_ptr(), part.as_ptr());

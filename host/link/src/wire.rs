@@ -144,7 +144,7 @@ impl Wire {
             while self.side == Side::Server && self.queued_bytes.get() > self.queue_bytes_max {
                 self.progress.notified().await;
             }
-            let frame = match frame::read(from, self.message_bytes.get(), &self.meter).await {
+            let frame = match frame::read(from, &self.message_bytes, &self.meter).await {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return Ok(None),
                 Err(FrameError::Io(error)) => {
