@@ -112,7 +112,8 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     };
     report.samples = samples.len();
     output.progress(format_args!("answering {} labelled samples at every exit", samples.len()));
-    for exit in 0..if samples.is_empty() { 0 } else { exits.len() } {
+    let answered = if samples.is_empty() { 0 } else { exits.len() };
+    for exit in 0..answered {
         let end = bundle.manifest().exits[exit].path.len();
         let mut right = 0;
         for sample in &samples {

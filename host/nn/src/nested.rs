@@ -56,9 +56,12 @@ impl Block {
         let ((low_bytes, low_work), (high_bytes, high_work)) = (self.cost(low), self.cost(high));
         // At this price, as a fraction, both cost the same.
         let (price, unit) = (low_bytes - high_bytes, high_work - low_work);
+        if unit == 0 {
+            return;
+        }
         let middle = self.cheapest(low, high, price, unit);
         let total = |(bytes, work): (i128, i128)| unit * bytes + price * work;
-        if unit == 0 || total(self.cost(&middle)) >= total((low_bytes, low_work)) {
+        if total(self.cost(&middle)) >= total((low_bytes, low_work)) {
             return;
         }
         self.between(low, &middle, found);

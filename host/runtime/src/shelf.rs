@@ -41,7 +41,7 @@ pub(crate) struct Shelf {
     /// The bundles that were offered last.
     offered: Mutex<VecDeque<SealedManifest>>,
     /// The blob that was read last: a peer reads it in pieces.
-    last_read: Mutex<Option<(Digest, Arc<Vec<u8>>)>>,
+    last_read: Mutex<Option<(Digest, Vec<u8>)>>,
 }
 
 #[derive(Debug)]
@@ -217,14 +217,14 @@ impl Shelf {
     /// A piece of a blob of one of the versions that are here.
     pub(crate) fn blob(&self, digest: Digest, offset: u64, bytes_max: usize) -> Result<Vec<u8>, Fault> {
         let mut last_read = self.last_read.lock().unwrap_or_else(PoisonError::into_inner);
-        if last_read.as_ref().is_none_or(|(last, _)| *last != digest) {
-            *last_read = Some((digest, Arc::new(self.read_blob(digest)?)));
-        }
-        let bytes = last_read.as_ref().map(|(_, bytes)| Arc::clone(bytes)).unwrap_or_default();
+        let bytes = match last_read.take() {
+            Some((last, bytes)) if last == digest => bytes,
+            _ => self.read_blob(digest)?,
+        };
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
         let piece = bytes[start..bytes.len().min(start.saturating_add(bytes_max))].to_vec();
-        if start + piece.len() == bytes.len() {
-            *last_read = None;
+        if start + piece.len() < bytes.len() {
+            *last_read = Some((digest, bytes));
         }
         Ok(piece)
     }

@@ -99,9 +99,9 @@ impl Device {
 impl Device {
     /// The version of this device's model that is in force at the edge, if it says so.
     async fn in_force_at(&self, client: &Client) -> Option<Digest> {
-        let name = &self.serving().deployment.manifest().name.clone();
+        let name = self.serving().deployment.manifest().name.clone();
         let versions = tokio::time::timeout(CALL_TIME_MAX, client.versions()).await.ok()?.ok()?;
-        versions.into_iter().find(|version| version.current && version.model == *name).map(|version| version.digest)
+        versions.into_iter().find(|version| version.current && version.model == name).map(|version| version.digest)
     }
 }
 

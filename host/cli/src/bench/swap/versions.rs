@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use edgent_bundle::{Blob, Bundle, Draft, Manifest, compose, split, standard_guest};
-use edgent_link::{Client, PIECE_BYTES, Version};
+use edgent_link::{Client, Version};
 use std::path::Path;
 
 /// A guest that hands its input back instead of what the graph gives.
@@ -128,11 +128,7 @@ pub(super) async fn push_corrupt(client: &Client, bundle: &Bundle) -> Result<Ver
         let blob = blobs.iter().find(|blob| blob.digest.0 == wanted.digest.0).context("not a blob of the bundle")?;
         let mut bytes = bundle.blob(blob)?;
         bytes[blob.bytes as usize / 2] ^= 1;
-        let bytes = Bytes::from(bytes);
-        for offset in (0..bytes.len()).step_by(PIECE_BYTES) {
-            let piece = bytes.slice(offset..bytes.len().min(offset + PIECE_BYTES));
-            client.put_blob(wanted.digest, offset as u64, piece).await?;
-        }
+        client.put_blob(wanted.digest, 0, Bytes::from(bytes)).await?;
     }
     Ok(client.install(edgent_link::Digest(bundle.digest().0)).await?)
 }
