@@ -11,8 +11,13 @@ test:
 lint:
     cargo fmt --all --check
     cargo fmt --all --check --manifest-path guest-layers/Cargo.toml
+    cargo fmt --all --check --manifest-path tests/slot/Cargo.toml
     cargo clippy --release --workspace --all-targets -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+
+# Every order in which threads can meet where versions change.
+model:
+    cargo test --release --manifest-path tests/slot/Cargo.toml --target-dir target/slot
 
 # Committed schema code and guests are what their sources give.
 fresh:
@@ -50,4 +55,4 @@ bench:
     cargo run --release -- bench plan
 
 # All of CI's steps.
-ci: test lint fresh audit demo oci swap bench
+ci: test lint model fresh audit demo oci swap bench

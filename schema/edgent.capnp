@@ -63,9 +63,10 @@ interface Host {
   # A piece of a blob that an offer found missing. Pieces come in order; the blob is complete when it
   # has its size.
 
-  install @10 (model :Data) -> (outcome :Outcome(Version));
+  install @10 (model :Data, trialShare :Float32, trialMs :UInt32) -> (outcome :Outcome(Version));
   # All blobs of a bundle that was offered are there: keep it, prepare it, check it and serve it.
-  # Answered when it is in force, or with why it is not.
+  # Answered when it is in force, or with why it is not. With a share over 0 it is first tried on that
+  # share of the requests, for so long.
 
   rollback @11 (model :Text) -> (outcome :Outcome(Version));
   # To the version before. Empty: the only model.
@@ -78,6 +79,9 @@ interface Host {
 
   retire @15 (model :Data) -> (outcome :Outcome(Done));
   # The caller asks for this bundle no more.
+
+  prepare @16 (model :Data) -> (outcome :Outcome(Version));
+  # As install, but it does not come into force: it is there for who asks for it by its digest.
 
   # The Data of offer and putBlob are the last pointers of their kind, as Activation.bytes is.
 }
@@ -292,6 +296,7 @@ struct Version {
   current @3 :Bool;       # new requests run on it
   previous @4 :Bool;      # a rollback leads to it
   commitUs @5 :UInt64;    # how long requests could not begin while it came into force; 0 in lists
+  onTrial @6 :Bool;       # some requests run on it, to see whether it is any good
 }
 
 struct Versions {

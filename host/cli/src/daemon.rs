@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs segments of networks, as the device that has the data or as the edge that has the speed.
-/// Ends on SIGTERM, after the requests in flight.
+/// Ends on SIGTERM, after the requests in flight; looks at its bundles again on SIGHUP.
 #[derive(Parser)]
 #[command(name = HOST_PROGRAM, version)]
 struct Arguments {
@@ -122,16 +122,23 @@ async fn serve(settings: Settings) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let role = settings.role;
-    let host = Host::start(settings).await.map_err(|e| match e {
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut host = Host::start(settings).await.map_err(|e| match e {
         HostError::Models(..) | HostError::Bundle(_) => BadInput::error(e),
         other => anyhow::Error::new(other),
     })?;
     // One line, so that whoever started this host knows when and where to reach it.
     println!("{HOST_PROGRAM} {} listening on {}", format!("{role:?}").to_lowercase(), host.local_addr());
     std::io::stdout().flush().context("stdout")?;
+    let reloading = async {
+        while hang_up.recv().await.is_some() {
+            host.reload().await;
+        }
+    };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = reloading => {}
     }
     tracing::info!("draining");
     host.drain().await;

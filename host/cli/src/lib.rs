@@ -64,6 +64,8 @@ enum Command {
     Infer(ask::Arguments),
     /// Give a running host another version of its model; it changes to it without losing a request.
     Push(versions::Push),
+    /// Push what lies in a folder, and again each time that it changes, until interrupted. With --json, an object a push.
+    Watch(versions::Watch),
     /// Have a running host go back to the version before.
     Rollback(versions::Rollback),
     /// Show what a running host does, and the versions that it keeps.
@@ -93,6 +95,7 @@ pub fn main() -> ExitCode {
         Command::Profile(arguments) => profile::run(&arguments, &output),
         Command::Infer(arguments) => ask::run(&arguments, &output),
         Command::Push(arguments) => versions::push_bundle(&arguments, &output),
+        Command::Watch(arguments) => versions::watch(&arguments, &output),
         Command::Rollback(arguments) => versions::rollback(&arguments, &output),
         Command::Status(arguments) => versions::status(&arguments, &output),
         Command::Map(command) => map::run(&command, &output),

@@ -4,20 +4,47 @@ use crate::ask::connect;
 use crate::output::{BadInput, Output};
 use anyhow::{Context, Result};
 use edgent_bundle::Bundle;
-use edgent_link::{Client, Link, Version};
-use edgent_runtime::push;
+use edgent_link::{Client, Fault, FaultKind, Link, LinkError, Trial, Version};
+use edgent_runtime::{PushError, push};
 use serde::Serialize;
 use std::future::Future;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How often a folder is looked at.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+
+const TRIAL_S_MAX: f64 = 3_600.0;
 
 #[derive(clap::Args)]
 pub(crate) struct Push {
     /// The bundle's folder.
     bundle: PathBuf,
+    #[command(flatten)]
+    how: How,
+}
+
+/// Where a version goes, and on what terms.
+#[derive(clap::Args)]
+pub(crate) struct How {
     /// Address of a host that was started with --store.
     #[arg(long, value_name = "ADDR")]
     to: String,
+    /// Try it on this share of the requests first; it comes into force if it fails at none, is not late more often, and
+    /// takes exits as accurate (a device only).
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    trial: Option<f32>,
+    /// How long it is tried.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0, allow_negative_numbers = true, requires = "trial")]
+    trial_s: f64,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Watch {
+    /// The folder of a bundle; it need not be there yet.
+    dir: PathBuf,
+    #[command(flatten)]
+    how: How,
 }
 
 #[derive(clap::Args)]
@@ -51,6 +78,7 @@ struct Row {
     digest: String,
     current: bool,
     previous: bool,
+    on_trial: bool,
 }
 
 #[derive(Serialize)]
@@ -76,14 +104,60 @@ struct Served {
 
 impl From<Version> for Row {
     fn from(version: Version) -> Self {
-        let Version { model, version, digest, current, previous, .. } = version;
-        Self { model, version, digest: edgent_bundle::Digest(digest.0).to_string(), current, previous }
+        let Version { model, version, digest, current, previous, on_trial, .. } = version;
+        Self { model, version, digest: edgent_bundle::Digest(digest.0).to_string(), current, previous, on_trial }
     }
 }
 
 pub(crate) fn push_bundle(arguments: &Push, output: &Output) -> Result<()> {
     let bundle = Bundle::open(&arguments.bundle).map_err(BadInput::error)?;
-    change(&arguments.to, output, async |client| Ok(push(&client, &bundle).await?))
+    let trial = arguments.how.trial()?;
+    change(&arguments.how.to, output, async |client| Ok(push(&client, &bundle, trial).await?))
+}
+
+impl How {
+    fn trial(&self) -> Result<Option<Trial>> {
+        let Some(share) = self.trial else { return Ok(None) };
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(BadInput::error("--trial must be over 0 and at most 1"));
+        }
+        if !(0.0..=TRIAL_S_MAX).contains(&self.trial_s) {
+            return Err(BadInput::error(format_args!("--trial-s must be within 0 and {TRIAL_S_MAX}")));
+        }
+        Ok(Some(Trial { share, time_ms: (self.trial_s * 1e3) as u32 }))
+    }
+}
+
+/// Pushes what lies in a folder, and again each time that it changes. A version that is refused, or a host that is
+/// away, is said and waited out: the next change, or the host's return, is another chance.
+pub(crate) fn watch(arguments: &Watch, output: &Output) -> Result<()> {
+    let trial = arguments.how.trial()?;
+    let (mut done, mut said) = (None, String::new());
+    loop {
+        let attempt = Bundle::open(&arguments.dir).map_err(anyhow::Error::from).and_then(|bundle| {
+            if done == Some(bundle.digest()) {
+                return Ok(());
+            }
+            let pushed = change(&arguments.how.to, output, async |client| Ok(push(&client, &bundle, trial).await?));
+            let refused = pushed.as_ref().err().is_some_and(is_refusal);
+            if pushed.is_ok() || refused {
+                done = Some(bundle.digest());
+            }
+            pushed
+        });
+        // Once for each new trouble: a folder half written or a host away is looked at again and again.
+        let trouble = attempt.err().map(|error| format!("{error:#}")).unwrap_or_default();
+        if trouble != said && !trouble.is_empty() {
+            output.progress(format_args!("{trouble}"));
+        }
+        said = trouble;
+        std::thread::sleep(WATCH_EVERY);
+    }
+}
+
+fn is_refusal(error: &anyhow::Error) -> bool {
+    let push_error = error.chain().find_map(|cause| cause.downcast_ref::<PushError>());
+    matches!(push_error, Some(PushError::Link(LinkError::Fault(Fault { kind: FaultKind::Refused, .. }))))
 }
 
 pub(crate) fn rollback(arguments: &Rollback, output: &Output) -> Result<()> {
@@ -132,9 +206,11 @@ pub(crate) fn status(arguments: &Status, output: &Output) -> Result<()> {
         for served in &state.serving {
             output.line(format_args!("serves {:<24} {}", served.model, served.digest));
         }
-        for Row { model, version, digest, current, previous } in &state.versions {
+        for Row { model, version, digest, current, previous, on_trial } in &state.versions {
             let mark = if *current {
                 "in force"
+            } else if *on_trial {
+                "on trial"
             } else if *previous {
                 "before"
             } else {

@@ -24,7 +24,7 @@ use crate::meter::{Meter, Traffic, TrafficCounter};
 use crate::splice;
 use crate::types::{
     Activation, Answer, AskRequest, BlobName, Description, Digest, Hello, InferReply, InferRequest, ModelProfile, Plan,
-    Stats, Version,
+    Stats, Trial, Version,
 };
 use crate::wire::{ENVELOPE_BYTES, Session, Side, Wire};
 
@@ -185,11 +185,26 @@ impl Client {
         .await
     }
 
-    /// Has the host serve a bundle whose blobs are all there; gives what is in force then. Dropped, the
-    /// work goes on there.
-    pub async fn install(&self, model: Digest) -> Result<Version, LinkError> {
+    /// Has the host serve a bundle whose blobs are all there, after a trial if it is to have one; gives what is in
+    /// force then. Dropped, the work goes on there.
+    pub async fn install(&self, model: Digest, trial: Option<Trial>) -> Result<Version, LinkError> {
         self.call(async move |host, _| {
             let mut request = host.install_request();
+            request.get().set_model(&model.0);
+            if let Some(Trial { share, time_ms }) = trial {
+                request.get().set_trial_share(share);
+                request.get().set_trial_ms(time_ms);
+            }
+            let response = request.send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// Has the host make a bundle ready whose blobs are all there, without putting it in force.
+    pub async fn prepare(&self, model: Digest) -> Result<Version, LinkError> {
+        self.call(async move |host, _| {
+            let mut request = host.prepare_request();
             request.get().set_model(&model.0);
             let response = request.send().promise.await?;
             read_outcome(response.get()?.get_outcome()?)

@@ -35,6 +35,8 @@ pub(crate) enum Malformed {
     TooMany { what: &'static str, count: u32, max: u32 },
     #[error("a digest of {0} bytes")]
     Digest(usize),
+    #[error("a share of {0}, which is not within 0 and 1")]
+    Share(f32),
 }
 
 impl From<Malformed> for LinkError {
@@ -114,6 +116,15 @@ pub(crate) fn read_hello(from: wire::hello::Reader<'_>) -> Result<(Hello, usize)
 
 pub(crate) fn read_digest(bytes: &[u8]) -> Result<Digest, Malformed> {
     bytes.try_into().map(Digest).map_err(|_| Malformed::Digest(bytes.len()))
+}
+
+/// No share: no trial.
+pub(crate) fn read_trial(share: f32, time_ms: u32) -> Result<Option<Trial>, Malformed> {
+    match share {
+        0.0 => Ok(None),
+        share if share > 0.0 && share <= 1.0 => Ok(Some(Trial { share, time_ms })),
+        other => Err(Malformed::Share(other)),
+    }
 }
 
 pub(crate) fn bounded(what: &'static str, count: u32, max: u32) -> Result<usize, Malformed> {
@@ -580,6 +591,7 @@ impl Message for Version {
         to.set_current(self.current);
         to.set_previous(self.previous);
         to.set_commit_us(self.commit_us);
+        to.set_on_trial(self.on_trial);
     }
 
     fn read(from: wire::version::Reader<'_>) -> Result<Self, Malformed> {
@@ -590,6 +602,7 @@ impl Message for Version {
             current: from.get_current(),
             previous: from.get_previous(),
             commit_us: from.get_commit_us(),
+            on_trial: from.get_on_trial(),
         })
     }
 
@@ -822,6 +835,7 @@ mod tests {
             current: true,
             previous: false,
             commit_us: 3,
+            on_trial: true,
         };
         check(&version, |_| {}, "");
         check(&version, |mut to| to.set_digest(&[0; 33]), "a digest of 33 bytes");

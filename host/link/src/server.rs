@@ -14,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinSet, spawn_local};
 use tokio::time::{sleep, timeout};
 
-use crate::convert::{Malformed, Message, Padding, read_digest, read_hello, write_fault, write_hello, write_outcome};
+use crate::convert::{Malformed, Message, Padding, read_digest, read_hello, read_trial, write_fault, write_hello, write_outcome};
 use crate::edgent_capnp::{gate, host};
 use crate::error::{Fault, FaultKind};
 use crate::frame::share;
@@ -421,8 +421,25 @@ impl host::Server for Host {
         params: host::InstallParams,
         mut results: host::InstallResults,
     ) -> Result<(), capnp::Error> {
+        let params = params.get()?;
+        let trial = read_trial(params.get_trial_share(), params.get_trial_ms());
+        let outcome = match read_digest(params.get_model()?).and_then(|model| Ok((model, trial?))) {
+            Ok((model, trial)) => {
+                self.0.call("install", None, |service, reply| service.install(model, trial, reply)).await
+            }
+            Err(malformed) => Err(bad_request(malformed)),
+        };
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
+    async fn prepare(
+        self: Rc<Self>,
+        params: host::PrepareParams,
+        mut results: host::PrepareResults,
+    ) -> Result<(), capnp::Error> {
         let outcome = match read_digest(params.get()?.get_model()?) {
-            Ok(model) => self.0.call("install", None, |service, reply| service.install(model, reply)).await,
+            Ok(model) => self.0.call("prepare", None, |service, reply| service.prepare(model, reply)).await,
             Err(malformed) => Err(bad_request(malformed)),
         };
         write_outcome(results.get().init_outcome(), &outcome);

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use crate::error::{Fault, FaultKind};
 use crate::types::{
     Answer, AskRequest, BlobName, Description, Digest, InferReply, InferRequest, ModelProfile, Plan, Role, Stats,
-    Version,
+    Trial, Version,
 };
 
 /// What a host does for its peers. It may leave out what its role does not do.
@@ -59,8 +59,13 @@ pub trait Service: Send + Sync + 'static {
     }
 
     /// Keeps, prepares, checks and serves a bundle that was offered and whose blobs are all there; answers when it is
-    /// in force.
-    fn install(&self, model: Digest, reply: Reply<Version>) {
+    /// in force. It is first tried on some of the requests if there is to be a trial.
+    fn install(&self, model: Digest, trial: Option<Trial>, reply: Reply<Version>) {
+        reply.refuse();
+    }
+
+    /// The same, but it does not come into force: it is there for who asks for it by its digest.
+    fn prepare(&self, model: Digest, reply: Reply<Version>) {
         reply.refuse();
     }
 

@@ -405,6 +405,17 @@ pub struct Version {
     pub previous: bool,
     /// How long requests could not begin while it came into force; 0 in lists.
     pub commit_us: u64,
+    /// Some requests run on it, to see whether it is any good.
+    pub on_trial: bool,
+}
+
+/// How a version is tried before it comes into force.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Trial {
+    /// The share of the requests that run on it, over 0 and at most 1.
+    pub share: f32,
+    /// For how long.
+    pub time_ms: u32,
 }
 
 /// How fast a host is with a model.

@@ -182,6 +182,7 @@ fn version(model: &str, index: usize) -> Version {
         current: index.is_multiple_of(2),
         previous: index.is_multiple_of(3),
         commit_us: 7,
+        on_trial: index.is_multiple_of(5),
     }
 }
 
@@ -207,8 +208,13 @@ impl Service for Versions {
         reply.send(if expected { Ok(()) } else { told((digest, offset, piece.len())) });
     }
 
-    fn install(&self, model: Digest, reply: Reply<Version>) {
-        reply.send(if model == Digest([6; 32]) { Ok(version("alex", 5)) } else { told(model) });
+    fn install(&self, model: Digest, trial: Option<Trial>, reply: Reply<Version>) {
+        let expected = matches!(trial, None | Some(Trial { share: 0.5, time_ms: 7 }));
+        reply.send(if expected && model == Digest([6; 32]) { Ok(version("alex", 5)) } else { told((model, trial)) });
+    }
+
+    fn prepare(&self, model: Digest, reply: Reply<Version>) {
+        reply.send(if model == Digest([5; 32]) { Ok(version("alex", 6)) } else { told(model) });
     }
 
     fn rollback(&self, model: String, reply: Reply<Version>) {
@@ -246,7 +252,10 @@ async fn versions_come_and_go() {
     for count in [0, 1, 1100, (16 << 10) - 1, 16 << 10, PIECE_BYTES, 3 << 20] {
         client.put_blob(Digest([7; 32]), u64::MAX, bytes(count)).await.unwrap();
     }
-    assert_eq!(client.install(Digest([6; 32])).await.unwrap(), version("alex", 5));
+    for trial in [None, Some(Trial { share: 0.5, time_ms: 7 })] {
+        assert_eq!(client.install(Digest([6; 32]), trial).await.unwrap(), version("alex", 5));
+    }
+    assert_eq!(client.prepare(Digest([5; 32])).await.unwrap(), version("alex", 6));
     for model in ["", "alex"] {
         assert_eq!(client.rollback(model).await.unwrap(), version(model, 3));
     }
@@ -261,7 +270,15 @@ async fn versions_come_and_go() {
 
     let refused = [
         (client.put_blob(Digest([1; 32]), 2, bytes(3)).await, format!("refused: ({:?}, 2, 3)", Digest([1; 32]))),
-        (client.install(Digest([1; 32])).await.map(drop), format!("refused: {:?}", Digest([1; 32]))),
+        (
+            client.install(Digest([1; 32]), None).await.map(drop),
+            format!("refused: {:?}", (Digest([1; 32]), None::<Trial>)),
+        ),
+        (
+            client.install(Digest([6; 32]), Some(Trial { share: 1.5, time_ms: 7 })).await.map(drop),
+            "bad request: a share of 1.5, which is not within 0 and 1".to_owned(),
+        ),
+        (client.prepare(Digest([1; 32])).await.map(drop), format!("refused: {:?}", Digest([1; 32]))),
         (client.manifest(Digest([1; 32])).await.map(drop), format!("not found: no bundle {}", Digest([1; 32]))),
         (client.retire(Digest([1; 32])).await, format!("refused: {:?}", Digest([1; 32]))),
     ];
@@ -328,7 +345,8 @@ async fn what_a_role_does_not_do_is_named() {
         ("describe", client.describe().await.map(drop)),
         ("offer", client.offer(bytes(1)).await.map(drop)),
         ("put_blob", client.put_blob(digest, 0, bytes(1)).await),
-        ("install", client.install(digest).await.map(drop)),
+        ("install", client.install(digest, None).await.map(drop)),
+        ("prepare", client.prepare(digest).await.map(drop)),
         ("rollback", client.rollback("").await.map(drop)),
         ("versions", client.versions().await.map(drop)),
         ("manifest", client.manifest(digest).await.map(drop)),

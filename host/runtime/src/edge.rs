@@ -7,7 +7,7 @@ use bytes::Bytes;
 use edgent_bundle::Bundle;
 use edgent_link::{
     BlobName, Description, Digest, Direction, Fault, FaultKind, InferReply, InferRequest, ModelProfile, PIECE_BYTES,
-    Plan, Reply, SegmentTime, Service, Stats, Version,
+    Plan, Reply, SegmentTime, Service, Stats, Trial, Version,
 };
 use edgent_nn::Stop;
 use edgent_planner::Timings;
@@ -20,6 +20,9 @@ use tokio::runtime::Handle;
 
 /// Plans that are remembered; a request of an older epoch is told to agree on a new one.
 const PLANS_KEPT: usize = 256;
+
+/// Versions that are served at once.
+const SERVED_MAX: usize = 16;
 
 /// A version that a device asks for no more is let go when nobody has asked for it this long.
 const RETIRE_IDLE: Duration = Duration::from_secs(2);
@@ -109,13 +112,39 @@ impl Edge {
 }
 
 impl Edge {
-    fn change(&self, reply: Reply<Version>, to: impl FnOnce(&Shelf) -> Result<(u64, Bundle), Fault> + Send + 'static) {
+    fn change(
+        &self,
+        reply: Reply<Version>,
+        to: impl FnOnce(&Shelf) -> Result<(u64, Bundle), Fault> + Send + 'static,
+        put_in_force: bool,
+    ) {
         let served = self.served.clone();
         self.runtime.spawn_blocking(move || {
             give_way();
             let _alone = served.changing.lock().unwrap_or_else(PoisonError::into_inner);
-            reply.send(to(&served.shelf).and_then(|to| served.change_to(to)));
+            reply.send(to(&served.shelf).and_then(|to| served.change_to(to, put_in_force)));
         });
+    }
+}
+
+impl Edge {
+    /// Puts these in force, and what else is so in the store by now.
+    pub(crate) async fn reload(&self, changed: Vec<Bundle>) -> Result<(), Fault> {
+        let served = self.served.clone();
+        let reloading = tokio::task::spawn_blocking(move || {
+            give_way();
+            let _alone = served.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            for bundle in changed {
+                served.change_to(served.shelf.take_from(&bundle)?, true)?;
+            }
+            for version in served.shelf.versions()?.into_iter().filter(|version| version.current) {
+                if let Some(current) = served.shelf.current(&version.model)? {
+                    served.change_to(current, true)?;
+                }
+            }
+            Ok(())
+        });
+        reloading.await.unwrap_or_else(|_| Err(fault(FaultKind::Internal, "reloading panicked")))
     }
 }
 
@@ -133,17 +162,49 @@ impl Served {
         })
     }
 
-    /// Prepares a version, serves it beside the others, and puts it in force for the next start.
-    fn change_to(&self, (version, bundle): (u64, Bundle)) -> Result<Version, Fault> {
+    /// Prepares a version, serves it beside the others, and perhaps puts it in force for the next start.
+    fn change_to(&self, (version, bundle): (u64, Bundle), put_in_force: bool) -> Result<Version, Fault> {
         let (name, digest) = (bundle.manifest().name.clone(), Digest(bundle.digest().0));
         if !self.models().contains_key(&digest) {
+            self.make_room()?;
             let prepared = self.shelf.prepare(bundle);
             let prepared = prepared.map_err(|e| fault(FaultKind::Refused, format!("it cannot be served: {e}")))?;
             self.models.write().unwrap_or_else(PoisonError::into_inner).insert(digest, Model::new(prepared));
         }
-        let in_use: Vec<_> = self.models().keys().map(|digest| edgent_bundle::Digest(digest.0)).collect();
-        self.shelf.put_in_force(&name, version, &in_use)?;
-        Ok(Version { model: name, version, digest, current: true, previous: false, commit_us: 0 })
+        if put_in_force {
+            let in_use: Vec<_> = self.models().keys().map(|digest| edgent_bundle::Digest(digest.0)).collect();
+            self.shelf.put_in_force(&name, version, &in_use)?;
+        }
+        Ok(Version {
+            model: name,
+            version,
+            digest,
+            current: put_in_force,
+            previous: false,
+            commit_us: 0,
+            on_trial: false,
+        })
+    }
+
+    /// Lets the version go that nobody has asked for the longest time, if there are many.
+    fn make_room(&self) -> Result<(), Fault> {
+        let in_force = self.shelf.versions()?;
+        let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
+        if models.len() < SERVED_MAX {
+            return Ok(());
+        }
+        let is_in_force = |digest| in_force.iter().any(|version| version.current && version.digest == digest);
+        let idle = |model: &Model| model.asked.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        let others = models.iter().filter(|(digest, _)| !is_in_force(**digest));
+        let longest = others.map(|(digest, model)| (idle(model), *digest)).max_by_key(|(idle, _)| *idle);
+        match longest {
+            Some((idle, digest)) if idle >= RETIRE_IDLE => {
+                models.remove(&digest);
+                tracing::info!(digest = %short(&digest), "retired, to make room");
+                Ok(())
+            }
+            _ => Err(fault(FaultKind::Busy, format!("{SERVED_MAX} versions are served already, and all are in use"))),
+        }
     }
 
     /// Lets a version go that one device asks for no more, unless others still do or it is in force.
@@ -289,12 +350,20 @@ impl Service for Edge {
         self.served.shelf.answer(&self.runtime, reply, move |shelf| shelf.put(digest, offset, &bytes));
     }
 
-    fn install(&self, model: Digest, reply: Reply<Version>) {
-        self.change(reply, move |shelf| shelf.take(edgent_bundle::Digest(model.0)));
+    fn install(&self, model: Digest, trial: Option<Trial>, reply: Reply<Version>) {
+        if trial.is_some() {
+            let why = "an edge sees no answers, so a trial is the device's to make; push the version to a device";
+            return reply.send(Err(fault(FaultKind::Unsupported, why)));
+        }
+        self.change(reply, move |shelf| shelf.take(edgent_bundle::Digest(model.0)), true);
+    }
+
+    fn prepare(&self, model: Digest, reply: Reply<Version>) {
+        self.change(reply, move |shelf| shelf.take(edgent_bundle::Digest(model.0)), false);
     }
 
     fn rollback(&self, model: String, reply: Reply<Version>) {
-        self.change(reply, move |shelf| shelf.previous(&model));
+        self.change(reply, move |shelf| shelf.previous(&model), true);
     }
 
     fn versions(&self, reply: Reply<Vec<Version>>) {

@@ -48,6 +48,15 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Host {
     server: Server,
+    running: Running,
+    /// The bundles that it was told to serve, and what lay there when they were last looked at.
+    given: Vec<(PathBuf, Option<edgent_bundle::Digest>)>,
+}
+
+#[derive(Debug)]
+enum Running {
+    Device(Arc<Device>),
+    Edge(Arc<Edge>),
 }
 
 impl Host {
@@ -80,7 +89,9 @@ impl Host {
         let link = Link::start().map_err(HostError::Threads)?;
         let hello = Hello { protocol: PROTOCOL_VERSION, role, build: build_name() };
         let only = prepared.pop();
-        let service: Arc<dyn Service> = match only {
+        let looked = |path: PathBuf| (Bundle::open(&path).ok().map(|bundle| bundle.digest()), path);
+        let given = settings.models.into_iter().map(looked).map(|(digest, path)| (path, digest)).collect();
+        let running = match only {
             Some(only) if role == Role::Device => {
                 let device_settings = DeviceSettings {
                     edges: settings.edges,
@@ -89,12 +100,41 @@ impl Host {
                     limits: settings.limits,
                     hello: hello.clone(),
                 };
-                Arc::new(DeviceService(Device::start(only, shelf, workers, link.clone(), device_settings)))
+                Running::Device(Device::start(only, shelf, workers, link.clone(), device_settings))
             }
-            last => Arc::new(Edge::new(prepared.into_iter().chain(last).collect(), shelf, workers)),
+            last => Running::Edge(Arc::new(Edge::new(prepared.into_iter().chain(last).collect(), shelf, workers))),
+        };
+        let service: Arc<dyn Service> = match &running {
+            Running::Device(device) => Arc::new(DeviceService(Arc::clone(device))),
+            Running::Edge(edge) => Arc::clone(edge) as Arc<dyn Service>,
         };
         let server = link.serve(&settings.listen, hello, settings.limits, service).await?;
-        Ok(Self { server })
+        Ok(Self { server, running, given })
+    }
+
+    /// Looks again at the bundles that it was told to serve, and at what is in force in its store, and puts in force
+    /// what is there now. Requests go on; what cannot be served is said, and leaves the rest as it is.
+    pub async fn reload(&mut self) {
+        let mut changed = Vec::new();
+        for (path, last) in &mut self.given {
+            let looked = Bundle::open(path);
+            match looked {
+                Ok(bundle) if *last != Some(bundle.digest()) => {
+                    *last = Some(bundle.digest());
+                    changed.push(bundle);
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(dir = %path.display(), %error, "not reloaded"),
+            }
+        }
+        let reloaded = match &self.running {
+            Running::Device(device) => device.reload(changed.pop()).await,
+            Running::Edge(edge) => edge.reload(changed).await,
+        };
+        match reloaded {
+            Ok(()) => tracing::info!("reloaded"),
+            Err(fault) => tracing::warn!(why = %fault.message, "not reloaded"),
+        }
     }
 
     /// Where it listens.

@@ -15,6 +15,7 @@ pub mod golden;
 mod host;
 mod push;
 mod shelf;
+mod sync;
 mod workers;
 
 pub use deployment::{Deployment, PrepareError, Ran, RunError, memory_bytes};

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use edgent_bundle::{Bundle, BundleError};
-use edgent_link::{Client, LinkError, PIECE_BYTES, Version};
+use edgent_link::{Client, LinkError, PIECE_BYTES, Trial, Version};
 use std::time::{Duration, Instant};
 
 /// About how long a piece of a blob may hold up a request that comes behind it.
@@ -10,9 +10,21 @@ const PIECE_TIME: Duration = Duration::from_millis(10);
 
 const PIECE_BYTES_MIN: usize = 4 << 10;
 
-/// Gives a host the blobs of a bundle that it lacks, and has it serve the bundle. Blobs go in pieces as
-/// large as the link takes in a few milliseconds, so that requests need not wait long behind one. Returns once it is in force there.
-pub async fn push(client: &Client, bundle: &Bundle) -> Result<Version, PushError> {
+/// Gives a host a bundle, and has it serve it: after a trial, if it is to have one. Returns once it is in force there.
+pub async fn push(client: &Client, bundle: &Bundle, trial: Option<Trial>) -> Result<Version, PushError> {
+    send(client, bundle).await?;
+    Ok(client.install(edgent_link::Digest(bundle.digest().0), trial).await?)
+}
+
+/// Gives a host a bundle, and has it serve it to who asks for it by its digest, whatever is in force there.
+pub(crate) async fn make_ready(client: &Client, bundle: &Bundle) -> Result<Version, PushError> {
+    send(client, bundle).await?;
+    Ok(client.prepare(edgent_link::Digest(bundle.digest().0)).await?)
+}
+
+/// The blobs that a host lacks. They go in pieces as large as the link takes in a few milliseconds, so that requests
+/// need not wait long behind one.
+async fn send(client: &Client, bundle: &Bundle) -> Result<(), PushError> {
     let manifest = Bytes::copy_from_slice(bundle.sealed().bytes());
     let missing = client.offer(manifest).await?;
     let mut piece_bytes = PIECE_BYTES_MIN;
@@ -32,7 +44,7 @@ pub async fn push(client: &Client, bundle: &Bundle) -> Result<Version, PushError
             tokio::time::sleep(took.min(PIECE_TIME)).await;
         }
     }
-    Ok(client.install(edgent_link::Digest(bundle.digest().0)).await?)
+    Ok(())
 }
 
 /// Why a bundle did not get to another host, or is not served there.

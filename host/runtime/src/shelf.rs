@@ -133,21 +133,28 @@ impl Shelf {
         }
     }
 
-    /// Makes a bundle that was offered, and whose blobs are here, a version, which is not in force yet.
+    /// Makes a bundle that was offered, and whose blobs are here, a version, which is not in force yet; or finds it, if
+    /// it is one already.
     pub(crate) fn take(&self, digest: Digest) -> Result<(u64, Bundle), Fault> {
         let store = self.store()?;
         let offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
         let sealed = offered.iter().find(|sealed| sealed.digest() == digest).cloned();
         drop(offered);
-        let sealed = sealed.ok_or_else(|| fault(FaultKind::NotFound, format!("nobody offered {digest}")))?;
+        let Some(sealed) = sealed else {
+            let known = store.list().map_err(disk)?.into_iter().find(|version| version.digest == Some(digest));
+            let known = known.ok_or_else(|| fault(FaultKind::NotFound, format!("nobody offered {digest}")))?;
+            let reference = Reference::Version(known.name, known.version);
+            return Ok((known.version, store.open(&reference).map_err(disk)?));
+        };
         let name = sealed.manifest().name.clone();
         let version = store.lock().and_then(|store| store.publish(&name, None, &sealed)).map_err(disk)?;
         Ok((version, store.open(&Reference::Version(name, version)).map_err(disk)?))
     }
 
-    /// The same of a bundle that lies elsewhere on this host.
+    /// The same of a bundle that lies elsewhere on this host. Without a store it stays there.
     pub(crate) fn take_from(&self, bundle: &Bundle) -> Result<(u64, Bundle), Fault> {
-        let (store, name) = (self.store()?, bundle.manifest().name.clone());
+        let Some(store) = &self.store else { return Ok((0, bundle.clone())) };
+        let name = bundle.manifest().name.clone();
         let version = store.lock().and_then(|store| store.install(&name, None, bundle)).map_err(disk)?;
         Ok((version, store.open(&Reference::Version(name, version)).map_err(disk)?))
     }
@@ -169,9 +176,17 @@ impl Shelf {
         Ok(Prepared { bundle, deployment, timings })
     }
 
-    /// Puts a version in force in the store, for the next start, and forgets those before the last two.
+    /// The version that is in force in the store, if there are both.
+    pub(crate) fn current(&self, name: &str) -> Result<Option<(u64, Bundle)>, Fault> {
+        let Some(store) = &self.store else { return Ok(None) };
+        let Some(version) = store.current(name).map_err(disk)? else { return Ok(None) };
+        Ok(Some((version, store.open(&Reference::Version(name.to_owned(), version)).map_err(disk)?)))
+    }
+
+    /// Puts a version in force in the store, if there is one, for the next start, and forgets those before the last two.
     pub(crate) fn put_in_force(&self, name: &str, version: u64, in_use: &[Digest]) -> Result<(), Fault> {
-        let writer = self.store()?.lock().map_err(disk)?;
+        let Some(store) = &self.store else { return Ok(()) };
+        let writer = store.lock().map_err(disk)?;
         writer.set_current(name, version).map_err(disk)?;
         if let Err(error) = writer.collect(in_use) {
             tracing::warn!(%error, "old versions could not be removed");
@@ -203,6 +218,7 @@ impl Shelf {
                 current: version.is_current,
                 previous: version.is_previous,
                 commit_us: 0,
+                on_trial: false,
             })
         });
         Ok(versions.take(VERSIONS_MAX).collect())

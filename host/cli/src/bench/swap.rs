@@ -110,7 +110,7 @@ async fn measure(bundle: &Bundle, scratch: &Path, swaps: usize, output: &Output)
         let asked = Instant::now();
         let answer = match kind {
             Kind::Corrupt => versions::push_corrupt(&rig.client, &next).await,
-            _ => push(&rig.client, &next).await.map_err(anyhow::Error::from),
+            _ => push(&rig.client, &next, None).await.map_err(anyhow::Error::from),
         };
         let took_ms = asked.elapsed().as_secs_f64() * 1e3;
         wrongly_judged += usize::from(answer.is_ok() != (kind == Kind::Good));

@@ -7,9 +7,17 @@ use super::{
 use crate::codec::{self, to_wire};
 use edgent_link::{Client, Digest, Direction, Fault, Link, LinkError, Plan};
 use edgent_planner::{self as planner, Action, Event, Exchange, Installed};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+
+/// What was in force when an edge was last looked at.
+#[derive(Clone, Copy)]
+struct Looked {
+    theirs: Digest,
+    ours: Digest,
+}
 
 /// How often the edge is asked which version is in force there.
 const LOOK_AT_VERSIONS: Duration = Duration::from_secs(1);
@@ -22,17 +30,17 @@ impl Device {
         settings: DeviceSettings,
         mut actions: mpsc::Receiver<(Arc<Serving>, Action)>,
     ) {
-        let mut wait = RECONNECT_AFTER;
+        let (mut wait, mut looked) = (RECONNECT_AFTER, HashMap::new());
         while !settings.edges.is_empty() {
             for address in &settings.edges {
                 match self.join(&link, address, &settings).await {
                     Ok(client) => {
                         tracing::info!(%address, "the edge is connected");
                         wait = RECONNECT_AFTER;
-                        let why = self.follow(&client, &mut actions).await;
+                        let why = self.follow(&client, &mut actions, looked.entry(address.clone()).or_default()).await;
                         tracing::warn!(%address, %why, "the edge is lost; answering alone");
                         self.shared.set_edge(None);
-                        self.serving().tell(Event::EdgeLost);
+                        self.tell_all(&Event::EdgeLost);
                     }
                     Err(error) => tracing::warn!(%address, %error, "no edge; trying again in {} ms", wait.as_millis()),
                 }
@@ -51,17 +59,23 @@ impl Device {
                 serving.probe(&client, 0).await?;
             }
             // Another version may be in force by now; then it is that one which meets the edge.
-            if self.when_current(&serving, || self.shared.set_edge(Some(joined))) {
+            if self.versions.when_current(&serving, || self.shared.set_edge(Some(joined))) {
                 serving.tell(connected);
+                if let Some(on_trial) = self.versions.on_trial() {
+                    on_trial.introduce(&client);
+                }
                 return Ok(client);
             }
         }
     }
 
     /// Does what the controller asks for until the edge is gone; says why it is.
-    async fn follow(self: &Arc<Self>, client: &Client, actions: &mut mpsc::Receiver<(Arc<Serving>, Action)>) -> String {
-        // Only what the edge is told from now on, by somebody else, is followed.
-        let (mut known, mut ours) = (self.in_force_at(client).await, self.serving().model());
+    async fn follow(
+        self: &Arc<Self>,
+        client: &Client,
+        actions: &mut mpsc::Receiver<(Arc<Serving>, Action)>,
+        looked: &mut Option<Looked>,
+    ) -> String {
         let mut look = tokio::time::interval(LOOK_AT_VERSIONS);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut tick = tokio::time::interval(TICK);
@@ -69,23 +83,8 @@ impl Device {
         loop {
             tokio::select! {
                 why = client.closed() => return why.to_string(),
-                _ = tick.tick() => self.serving().tell(Event::Tick),
-                _ = look.tick() => {
-                    let (now, current) = (self.in_force_at(client).await, self.serving().model());
-                    if current != ours {
-                        // It was told by this device.
-                        (known, ours) = (Some(current), current);
-                    }
-                    if let Some(digest) = now.filter(|_| now != known && now != Some(ours)) {
-                        let (device, client) = (Arc::clone(self), client.clone());
-                        tokio::spawn(async move {
-                            if let Err(Fault { message, .. }) = device.follow_edge(&client, digest).await {
-                                tracing::warn!(why = %message, "the edge's new version cannot be served here; both stay");
-                            }
-                        });
-                    }
-                    known = now;
-                }
+                _ = tick.tick() => self.tell_all(&Event::Tick),
+                _ = look.tick() => self.look(client, looked).await,
                 Some((serving, action)) = actions.recv() => {
                     // Beside this loop: a probe over a slow link must not hold up a change of plan.
                     let client = client.clone();
@@ -97,8 +96,30 @@ impl Device {
 }
 
 impl Device {
+    /// Has both hosts agree again on what is in force, if one of them was told something else since they were last
+    /// looked at, be it while they did not see each other. Where both were, the edge's wins: others follow it, too.
+    async fn look(self: &Arc<Self>, client: &Client, looked: &mut Option<Looked>) {
+        // While a version comes into force, they differ.
+        let Ok(_alone) = self.changing.try_lock() else { return };
+        let Some(theirs) = self.in_force_at(client).await else { return };
+        let ours = self.serving().model();
+        // What was so when they first met is nobody's wish.
+        let before = looked.replace(Looked { theirs, ours }).unwrap_or(Looked { theirs, ours });
+        if theirs == ours || (theirs == before.theirs && ours == before.ours) {
+            return;
+        }
+        let (device, client) = (Arc::clone(self), client.clone());
+        tokio::spawn(async move {
+            if theirs == before.theirs {
+                device.have_it_in_force(&client, ours).await;
+            } else if let Err(Fault { message, .. }) = device.follow_edge(&client, theirs).await {
+                tracing::warn!(why = %message, "the edge's new version cannot be served here; both stay");
+            }
+        });
+    }
+
     /// The version of this device's model that is in force at the edge, if it says so.
-    async fn in_force_at(&self, client: &Client) -> Option<Digest> {
+    pub(super) async fn in_force_at(&self, client: &Client) -> Option<Digest> {
         let name = self.serving().deployment.manifest().name.clone();
         let versions = tokio::time::timeout(CALL_TIME_MAX, client.versions()).await.ok()?.ok()?;
         versions.into_iter().find(|version| version.current && version.model == name).map(|version| version.digest)

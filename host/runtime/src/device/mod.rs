@@ -8,7 +8,9 @@
 
 mod connection;
 mod serving;
+mod slot;
 mod swap;
+mod trial;
 
 use crate::codec::to_wire;
 use crate::edge::{fault, us};
@@ -17,18 +19,21 @@ use crate::{Workers, codec, confidence};
 use bytes::Bytes;
 use edgent_link::{
     Answer, AskRequest, BlobName, Client, CodecTime, Description, Digest, Direction, Fault, FaultKind, Hello, Limits,
-    Link, ModelProfile, Placement, Reply, Service, Stats, Version,
+    Link, ModelProfile, Placement, Reply, Service, Stats, Trial, Version,
 };
-use edgent_planner::{self as planner, Action, Controller, Planned};
+use edgent_nn::Tensor;
+use edgent_planner::{self as planner, Action, Controller, Event, Planned};
 use serving::{Asked, Outcome, Serving, logits};
+use slot::Slot;
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use trial::Tally;
 
 /// How often the controller is told that time passed.
 const TICK: Duration = Duration::from_millis(100);
@@ -64,9 +69,8 @@ pub struct DeviceSettings {
 /// Answers requests, alone or with an edge.
 #[derive(Debug)]
 pub struct Device {
-    /// The version in force.
-    current: RwLock<Arc<Serving>>,
-    /// Held while another comes into force.
+    versions: Slot<Serving>,
+    /// Held while another version comes into force.
     changing: tokio::sync::Mutex<()>,
     shelf: Arc<Shelf>,
     shared: Arc<Shared>,
@@ -133,7 +137,7 @@ impl Device {
         });
         let first = Serving::new(Arc::clone(&shared), prepared);
         let device = Arc::new(Self {
-            current: RwLock::new(Arc::new(first)),
+            versions: Slot::new(Arc::new(first)),
             changing: tokio::sync::Mutex::default(),
             shelf,
             shared,
@@ -146,24 +150,38 @@ impl Device {
 
     /// The version in force.
     fn serving(&self) -> Arc<Serving> {
-        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+        self.versions.current()
     }
 
-    /// Does something while a version is in force and stays so; says whether it is.
-    fn when_current(&self, serving: &Arc<Serving>, then: impl FnOnce()) -> bool {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        let is_current = Arc::ptr_eq(&current, serving);
-        if is_current {
-            then();
+    /// Lets every version know, the one on trial, too.
+    fn tell_all(&self, event: &Event) {
+        self.serving().tell(event.clone());
+        if let Some(on_trial) = self.versions.on_trial() {
+            on_trial.tell(event.clone());
         }
-        is_current
     }
 
     async fn answer(self: Arc<Self>, request: AskRequest) -> Result<Answer, Fault> {
         let arrived = Instant::now();
-        let bad = |message: String| fault(FaultKind::BadRequest, message);
         // The version that the request stays with.
-        let serving = self.serving();
+        let serving = self.versions.for_request();
+        let (input, asked) = self.read(&request, &serving, arrived)?;
+        let answer = self.answer_by(&serving, &request, input.clone(), asked).await;
+        serving.tally.count(&serving, &answer);
+        let current = self.serving();
+        match answer {
+            // A version on trial must not cost an answer.
+            Err(fault) if trial::is_its_own(&fault) && !Arc::ptr_eq(&serving, &current) => {
+                let mut answer = self.answer_by(&current, &request, input, asked).await?;
+                answer.degraded = Some(format!("another version failed: {}", fault.message));
+                Ok(answer)
+            }
+            answer => answer,
+        }
+    }
+
+    fn read(&self, request: &AskRequest, serving: &Serving, arrived: Instant) -> Result<(Tensor, Asked), Fault> {
+        let bad = |message: String| fault(FaultKind::BadRequest, message);
         let name = &serving.deployment.manifest().name;
         if !request.model.is_empty() && request.model != *name {
             return Err(fault(FaultKind::UnknownModel, format!("this device runs '{name}', not '{}'", request.model)));
@@ -171,7 +189,17 @@ impl Device {
         let input = codec::decode(&request.input, serving.deployment.input()).map_err(|e| bad(e.to_string()))?;
         let deadline_us =
             if request.deadline_us == 0 { self.shared.plan.deadline_us } else { request.deadline_us as f64 };
-        let asked = Asked { arrived, deadline_us };
+        Ok((input, Asked { arrived, deadline_us }))
+    }
+
+    async fn answer_by(
+        &self,
+        serving: &Arc<Serving>,
+        request: &AskRequest,
+        input: Tensor,
+        asked: Asked,
+    ) -> Result<Answer, Fault> {
+        let deadline_us = asked.deadline_us;
         let (planned, in_time, takes_fastest) = {
             let controller = serving.lock();
             let planned = controller.for_request(deadline_us - self.shared.queued_us());
@@ -182,7 +210,7 @@ impl Device {
         if outcome.degraded.is_none() && takes_fastest && is_late {
             outcome.degraded = Some("no plan is likely to be in time; this is the fastest".to_owned());
         }
-        serving.to_answer(&request, outcome, asked, planned, in_time)
+        serving.to_answer(request, outcome, asked, planned, in_time)
     }
 }
 
@@ -215,7 +243,8 @@ impl Serving {
     fn new(shared: Arc<Shared>, Prepared { bundle, deployment, timings }: Prepared) -> Self {
         let network = deployment.network().clone();
         let controller = Mutex::new(Controller::new(network, shared.plan, timings, first_epoch()));
-        Self { shared, deployment: Arc::new(deployment), bundle, controller, introducing: AtomicBool::new(false) }
+        let (deployment, introducing, tally) = (Arc::new(deployment), AtomicBool::new(false), Tally::default());
+        Self { shared, deployment, bundle, controller, introducing, tally }
     }
 
     fn to_answer(
@@ -297,9 +326,9 @@ impl Service for DeviceService {
             .answer(&self.0.runtime, reply, move |shelf| shelf.put(edgent_bundle::Digest(digest.0), offset, &bytes));
     }
 
-    fn install(&self, model: Digest, reply: Reply<Version>) {
+    fn install(&self, model: Digest, trial: Option<Trial>, reply: Reply<Version>) {
         let device = Arc::clone(&self.0);
-        self.0.runtime.spawn(async move { reply.send(device.install(edgent_bundle::Digest(model.0)).await) });
+        self.0.runtime.spawn(async move { reply.send(device.install(edgent_bundle::Digest(model.0), trial).await) });
     }
 
     fn rollback(&self, model: String, reply: Reply<Version>) {
@@ -308,7 +337,12 @@ impl Service for DeviceService {
     }
 
     fn versions(&self, reply: Reply<Vec<Version>>) {
-        self.0.shelf.answer(&self.0.runtime, reply, Shelf::versions);
+        let on_trial = self.0.versions.on_trial().map(|serving| serving.model());
+        self.0.shelf.answer(&self.0.runtime, reply, move |shelf| {
+            let mut versions = shelf.versions()?;
+            versions.iter_mut().for_each(|version| version.on_trial = Some(version.digest) == on_trial);
+            Ok(versions)
+        });
     }
 
     fn stats(&self, reply: Reply<Stats>) {

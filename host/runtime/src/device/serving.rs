@@ -3,6 +3,7 @@
 //! A request stays with the version that it began with, whatever is in force when it ends: it holds the version,
 //! and what it learns goes to the version's own controller.
 
+use super::trial::Tally;
 use super::{CALL_TIME_MAX, Joined, LATE, LOCAL_MARGIN_US, Shared, WAIT_MAX, position};
 use crate::codec::{to_wire, wire_bytes};
 use crate::edge::{fault, us};
@@ -29,6 +30,7 @@ pub(super) struct Serving {
     pub(super) controller: Mutex<Controller>,
     /// Whether an edge that has forgotten this version is being given it again.
     pub(super) introducing: AtomicBool,
+    pub(super) tally: Tally,
 }
 
 /// An exit's output, and how it came about.

@@ -1,38 +1,53 @@
 //! Another version of the model comes into force, on both hosts or on neither, while requests go on.
 //!
 //! It is prepared here, beside the one in force; then the edge takes it, prepares it, too, and agrees on a plan for
-//! it under an epoch of its own. Only then does one pointer change. Each request holds the version that it began
-//! with, names it to the edge, and the edge runs nothing else for it; so no request sees both. The old version goes
-//! when its last request has been answered.
+//! it under an epoch of its own. It may be on trial then, for a share of the requests. Only then does one pointer
+//! change, and the edge puts it in force, too. Each request holds the version that it began with, names it to the
+//! edge, and the edge runs nothing else for it; so no request sees both. The old version goes when its last request
+//! has been answered.
 
 use super::serving::Serving;
-use super::{Device, Joined};
+use super::{CALL_TIME_MAX, Device, Joined};
 use crate::edge::{fault, us};
-use crate::push::push;
+use crate::push::{make_ready, push};
 use crate::shelf::{Shelf, give_way};
 use edgent_bundle::{Bundle, Digest};
-use edgent_link::{Client, Fault, FaultKind, LinkError, PIECE_BYTES, Version};
+use edgent_link::{Client, Fault, FaultKind, LinkError, PIECE_BYTES, Trial, Version};
 use edgent_planner::Event;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How often it is looked whether the last request of an old version has been answered.
 const RETIRE_EVERY: Duration = Duration::from_millis(50);
 
 impl Device {
-    /// Takes a version whose blobs are here, and puts it in force.
-    pub(super) async fn install(self: Arc<Self>, digest: Digest) -> Result<Version, Fault> {
+    /// Takes a version whose blobs are here, and puts it in force, after a trial if there is to be one.
+    pub(super) async fn install(self: Arc<Self>, digest: Digest, trial: Option<Trial>) -> Result<Version, Fault> {
         let _alone = self.changing.lock().await;
         let (version, bundle) = self.on_shelf(move |shelf| shelf.take(digest)).await?;
-        self.change_to(version, bundle).await
+        self.change_to(version, bundle, trial).await
+    }
+
+    /// Puts the bundle in force that now lies where the host was told to look, or what is in force in its store by now.
+    pub(crate) async fn reload(&self, changed: Option<Bundle>) -> Result<(), Fault> {
+        let _alone = self.changing.lock().await;
+        let name = self.serving().deployment.manifest().name.clone();
+        let found = self.on_shelf(move |shelf| match changed {
+            Some(bundle) => shelf.take_from(&bundle).map(Some),
+            None => shelf.current(&name),
+        });
+        match found.await? {
+            Some((version, bundle)) => self.change_to(version, bundle, None).await.map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Puts the version in force that was so before.
     pub(super) async fn rollback(self: Arc<Self>, model: String) -> Result<Version, Fault> {
         let _alone = self.changing.lock().await;
         let (version, bundle) = self.on_shelf(move |shelf| shelf.previous(&model)).await?;
-        self.change_to(version, bundle).await
+        self.change_to(version, bundle, None).await
     }
 
     /// The same with the version that is in force at the edge, if it was told first. If that cannot be served here,
@@ -44,7 +59,8 @@ impl Device {
     ) -> Result<(), Fault> {
         let _alone = self.changing.lock().await;
         let serving = self.serving();
-        if serving.model() == digest {
+        // Either may have been told something else meanwhile.
+        if serving.model() == digest || self.in_force_at(client).await != Some(digest) {
             return Ok(());
         }
         let followed = async {
@@ -59,11 +75,11 @@ impl Device {
                 }
             }
             let (version, bundle) = self.on_shelf(move |shelf| shelf.take(Digest(digest.0))).await?;
-            self.change_to(version, bundle).await.map(drop)
+            self.change_to(version, bundle, None).await.map(drop)
         };
         let followed = followed.await;
         if followed.is_err() {
-            let back = push(client, &serving.bundle).await;
+            let back = push(client, &serving.bundle, None).await;
             if let Err(error) = back {
                 tracing::warn!(%error, "the edge did not go back to the version that is in force here");
             }
@@ -71,7 +87,7 @@ impl Device {
         followed
     }
 
-    async fn change_to(&self, version: u64, bundle: Bundle) -> Result<Version, Fault> {
+    async fn change_to(&self, version: u64, bundle: Bundle, trial: Option<Trial>) -> Result<Version, Fault> {
         let old = self.serving();
         let name = bundle.manifest().name.clone();
         let installed = |commit_us| Version {
@@ -81,6 +97,7 @@ impl Device {
             current: true,
             previous: false,
             commit_us,
+            on_trial: false,
         };
         if old.deployment.digest() == bundle.digest() {
             self.put_in_force(&name, version, vec![bundle.digest()]).await?;
@@ -94,21 +111,25 @@ impl Device {
         let cannot = |e| fault(FaultKind::Refused, format!("it cannot be served here: {e}"));
         let prepared = self.on_shelf(move |shelf| shelf.prepare(preparing).map_err(cannot)).await?;
         let next = Arc::new(Serving::new(Arc::clone(&self.shared), prepared));
+        self.can_replace(&next, &old)?;
         next.lock().inherit(old.lock().link().clone());
         let met = match self.shared.edge() {
             Some(Joined { client, .. }) => self.meet_early(&next, &client).await?,
             None => false,
         };
-        let kept = self.put_in_force(&name, version, vec![bundle.digest(), old.deployment.digest()]).await;
-        if let (Err(_), Some(Joined { client, .. })) = (&kept, self.shared.edge().filter(|_| met)) {
-            let _ = push(&client, &old.bundle).await;
+        let accepted = async {
+            if let Some(trial) = trial {
+                self.try_out(&next, trial).await?;
+            }
+            self.put_in_force(&name, version, vec![bundle.digest(), old.deployment.digest()]).await
+        };
+        if let Err(why) = accepted.await {
+            self.versions.end_trial();
+            self.retire(next);
+            return Err(why);
         }
-        kept?;
         let began = Instant::now();
-        {
-            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-            *current = Arc::clone(&next);
-        }
+        self.versions.replace(Arc::clone(&next));
         // Rounded up: it took some time.
         let commit_us = us(began.elapsed()) + 1;
         tracing::info!(model = %name, version, digest = %bundle.digest().short(), commit_us, "in force");
@@ -116,23 +137,45 @@ impl Device {
             None => next.tell(Event::EdgeLost),
             // It came while this version was being prepared.
             Some(Joined { client, .. }) if !met => next.introduce(&client),
-            Some(_) => {}
+            Some(Joined { client, .. }) => self.have_it_in_force(&client, next.model()).await,
         }
         self.retire(old);
         Ok(installed(commit_us))
     }
 
+    /// What no guest and no golden sample shows: whether a version is of use to who asked for the one in force.
+    fn can_replace(&self, next: &Serving, old: &Serving) -> Result<(), Fault> {
+        let refused = |why| Err(fault(FaultKind::Refused, why));
+        let (input, expected) = (next.deployment.input(), old.deployment.input());
+        if input != expected {
+            return refused(format!("it takes {input}, and who asks sends {expected}; give another model another name"));
+        }
+        let deadline_us = self.shared.plan.deadline_us;
+        let alone = |serving: &Serving| serving.lock().local(deadline_us);
+        if alone(old).fits && !alone(next).fits {
+            let takes_ms = alone(next).candidate.cost.total_us() / 1e3;
+            return refused(format!(
+                "its fastest exit takes {takes_ms:.0} ms here, over the deadline of {:.0} ms; the version in force keeps it",
+                deadline_us / 1e3
+            ));
+        }
+        Ok(())
+    }
+
+    /// The edge puts it in force, too, for its own next start and for other devices. If it cannot now, this is tried
+    /// again when it is next looked at.
+    pub(super) async fn have_it_in_force(&self, client: &Client, model: edgent_link::Digest) {
+        match tokio::time::timeout(CALL_TIME_MAX, client.install(model, None)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the edge runs the version in force here, but does not put it in force"),
+            Err(_) => tracing::warn!("the edge did not say that it put the version in force"),
+        }
+    }
+
     /// Has the edge take a version that is not in force yet, and agree on a plan for it. False if the edge is lost
     /// meanwhile: then the device goes on alone.
     async fn meet_early(&self, next: &Arc<Serving>, client: &Client) -> Result<bool, Fault> {
-        let met = async {
-            push(client, &next.bundle).await.map_err(|e| match e {
-                crate::PushError::Link(link) => link,
-                other => LinkError::Protocol(other.to_string()),
-            })?;
-            next.meet(client).await
-        };
-        match met.await {
+        match next.meet_or_push(client).await {
             Ok((connected, _)) => {
                 let actions = next.lock().handle(connected, self.shared.started.elapsed());
                 for action in actions {
@@ -205,7 +248,7 @@ impl Serving {
     pub(super) async fn meet_or_push(&self, client: &Client) -> Result<(Event, Joined), LinkError> {
         match self.meet(client).await {
             Err(LinkError::Fault(Fault { kind: FaultKind::UnknownModel, message })) => {
-                if let Err(error) = push(client, &self.bundle).await {
+                if let Err(error) = make_ready(client, &self.bundle).await {
                     let message = format!("{message}; it does not take it, either: {error}");
                     return Err(LinkError::Fault(fault(FaultKind::UnknownModel, message)));
                 }

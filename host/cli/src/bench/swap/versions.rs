@@ -130,5 +130,5 @@ pub(super) async fn push_corrupt(client: &Client, bundle: &Bundle) -> Result<Ver
         bytes[blob.bytes as usize / 2] ^= 1;
         client.put_blob(wanted.digest, 0, Bytes::from(bytes)).await?;
     }
-    Ok(client.install(edgent_link::Digest(bundle.digest().0)).await?)
+    Ok(client.install(edgent_link::Digest(bundle.digest().0), None).await?)
 }
