@@ -2,7 +2,7 @@
 //! and images are still answered. Two real processes, a real model, real images.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use edgent_bundle::Bundle;
+use edgent_bundle::{Bundle, Draft};
 use edgent_cli::hosts::HostProcess;
 use edgent_cli::relay::{Relay, Shape};
 use edgent_cli::trace::Trace;
@@ -11,9 +11,10 @@ use edgent_nn::{Stop, synthetic};
 use edgent_runtime::Deployment;
 use edgent_runtime::codec::encode_all;
 use edgent_sandbox::Engine;
+use rustix::process::Signal;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -468,25 +469,10 @@ async fn a_device_holds_what_its_memory_allows() {
 async fn versions_come_into_force_while_requests_go_on() {
     let scratch = tempfile::tempdir().unwrap();
     let path = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
-    let (second, stores) = (path("second"), [path("edge"), path("device")]);
-    // Other samples measure another accuracy: another version.
-    edgent(&["build", "models/branchy-alexnet/branchy-alexnet.onnx", "--out", &second, "--samples", "20"]);
-    let first_digest = edgent(&["inspect", bundle().to_str().unwrap()])["digest"].clone();
-    let second_digest = edgent(&["inspect", &second])["digest"].clone();
-    assert_ne!(first_digest, second_digest);
-    let model = bundle().to_str().unwrap();
-    let common = ["--listen", "127.0.0.1:0", "--model", model, "--store"];
-    let arguments = [&["--role", "edge"], &common[..], &[&stores[0]]].concat();
-    let edge = HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap();
-    let edge_address = edge.address().to_string();
-    let arguments = [&["--role", "device", "--edge", &edge_address], &common[..], &[&stores[1]]].concat();
-    let device = HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap();
-    let device_address = device.address().to_string();
-    let in_force = |address: &str| {
-        let status = edgent(&["status", address]);
-        let versions = status["versions"].as_array().unwrap();
-        versions.iter().find(|version| version["current"] == true).unwrap()["digest"].clone()
-    };
+    let (second, edge_store) = (path("second"), path("edge"));
+    let (first_digest, second_digest) = (digest_of(bundle().to_str().unwrap()), build_second(&second));
+    let (edge, device) = hosts_with_stores(scratch.path(), "127.0.0.1:0").await;
+    let (edge_address, device_address) = (edge.address().to_string(), device.address().to_string());
     ask_until(&device, "by the first", |answer| answer["model"] == first_digest && answer["degraded"].is_null());
 
     let pushed = edgent(&["push", &second, "--to", &device_address]);
@@ -507,10 +493,154 @@ async fn versions_come_into_force_while_requests_go_on() {
 
     assert!(device.end().await.unwrap().success());
     edgent(&["push", &second, "--to", &edge_address]);
-    let arguments = [&["--role", "edge"], &common[..], &[&stores[0]]].concat();
     edge.kill().await.unwrap();
-    let edge = HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap();
+    let edge = host_with_store(&edge_store, &["--role", "edge", "--listen", "127.0.0.1:0"]).await;
     assert_eq!(in_force(&edge.address().to_string()), second_digest, "whatever --model says");
+}
+
+/// A version answers half of the requests before it comes into force. One that takes worse exits does not come into
+/// force, nor one that nobody asked; and every request is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_is_tried_on_some_of_the_requests() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
+    let (good, worse) = (path("good"), path("worse"));
+    let (first_digest, good_digest) = (digest_of(bundle().to_str().unwrap()), build_second(&good));
+    let (edge, device) = hosts_with_stores(scratch.path(), "127.0.0.1:0").await;
+    let device_address = device.address().to_string();
+
+    let first = Bundle::open(bundle()).unwrap();
+    let (mut manifest, mut draft) = (first.manifest().clone(), Draft::default());
+    manifest.exits.iter_mut().for_each(|exit| exit.accuracy /= 2.0);
+    first.sealed().blobs().iter().for_each(|blob| drop(draft.add(first.blob(blob).unwrap())));
+    draft.write(Path::new(&worse), &manifest).unwrap();
+
+    let push = |bundle: &str, seconds: &str, asking: bool| {
+        let arguments = ["push", bundle, "--to", &device_address, "--trial", "0.5", "--trial-s", seconds, "--json"];
+        let pushing = Command::new(EDGENT).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let (mut pushing, mut answers, mut statuses) = (pushing.unwrap(), Vec::new(), Vec::new());
+        while pushing.try_wait().unwrap().is_none() {
+            if asking {
+                answers.extend(ask(&device));
+            }
+            statuses.push(edgent(&["status", &device_address]));
+        }
+        let output = pushing.wait_with_output().unwrap();
+        let answered_by = |digest: &Value| answers.iter().filter(|answer| answer["model"] == *digest).count();
+        let was_on_trial = statuses.iter().any(|status| status["versions"].to_string().contains(r#""on_trial":true"#));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), said, answered_by(&first_digest), answers.len(), was_on_trial)
+    };
+    let (taken, said, by_first, all, was_on_trial) = push(&worse, "60", true);
+    assert!(!taken && said.contains("its trial was ended: it takes exits of accuracy 0.4"), "{said}");
+    assert!(was_on_trial && by_first < all, "{by_first} of {all}");
+    let (taken, said, ..) = push(&good, "0.1", false);
+    assert!(!taken && said.contains("it got 0 requests; for less than 10"), "{said}");
+    assert!(ask(&device).iter().all(|answer| answer["model"] == first_digest));
+    assert_eq!(in_force(&edge.address().to_string()), first_digest, "the edge prepares, and waits for the verdict");
+    let (taken, said, by_first, all, was_on_trial) = push(&good, "5", true);
+    assert!(taken && was_on_trial && by_first < all, "{by_first} of {all}: {said}");
+    assert!(ask(&device).iter().all(|answer| answer["model"] == good_digest));
+    assert_eq!(in_force(&edge.address().to_string()), good_digest);
+
+    let (code, _, said) = run(&["push", &good, "--to", &edge.address().to_string(), "--trial", "0.5"]);
+    assert!(code == 1 && said.contains("push the version to a device"), "{said}");
+    let (code, _, said) = run(&["push", &good, "--to", &device_address, "--trial", "1.5"]);
+    assert!(code == 2 && said.contains("--trial must be over 0"), "{said}");
+}
+
+/// Hosts agree again on what is in force after one was told while they did not see each other, after a bundle's
+/// folder was written anew and the host was told to look, and when a folder is watched.
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_follow_what_was_told_meanwhile() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
+    let (second, model, edge_store) = (path("second"), path("model"), path("edge"));
+    let (first_digest, second_digest) = (digest_of(bundle().to_str().unwrap()), build_second(&second));
+    copy(bundle(), Path::new(&model));
+    let edge = host_with_store(&edge_store, &["--role", "edge", "--listen", "127.0.0.1:0"]).await;
+    let (edge_address, device_store) = (edge.address().to_string(), path("device"));
+    let device = ["--role", "device", "--listen", "127.0.0.1:0", "--edge", &edge_address, "--store", &device_store];
+    let arguments = [&device[..], &["--model", &model]].concat();
+    let device = HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap();
+    let device_address = device.address().to_string();
+    ask_until(&device, "by the first", |answer| answer["model"] == first_digest && answer["degraded"].is_null());
+    edgent(&["push", &second, "--to", &edge_address]);
+    ask_until(&device, "by the second", |answer| answer["model"] == second_digest && answer["degraded"].is_null());
+
+    // The edge is told to go back at an address that the device does not know, and returns to the one that it does.
+    assert!(edge.end().await.unwrap().success());
+    let elsewhere = host_with_store(&edge_store, &["--role", "edge", "--listen", "127.0.0.1:0"]).await;
+    edgent(&["rollback", "--to", &elsewhere.address().to_string()]);
+    assert!(ask(&device).iter().all(|answer| answer["model"] == second_digest));
+    assert!(elsewhere.end().await.unwrap().success());
+    let _edge = host_with_store(&edge_store, &["--role", "edge", "--listen", &edge_address]).await;
+    ask_until(&device, "by the first again", |answer| answer["model"] == first_digest && answer["degraded"].is_null());
+    assert_eq!(in_force(&device_address), first_digest);
+
+    // What lies in the folder now is another version.
+    std::fs::remove_dir_all(&model).unwrap();
+    copy(Path::new(&second), Path::new(&model));
+    device.signal(Signal::HUP).unwrap();
+    ask_until(&device, "by the second again", |answer| answer["model"] == second_digest);
+    wait_until("the edge puts it in force, too", || in_force(&edge_address) == second_digest);
+
+    let watched = path("watched");
+    let watching = ["watch", &watched, "--to", &edge_address];
+    let _watching = Killed(Command::new(EDGENT).args(watching).stderr(Stdio::null()).spawn().unwrap());
+    copy(bundle(), Path::new(&watched));
+    ask_until(&device, "by what was put into the folder", |answer| answer["model"] == first_digest);
+}
+
+/// A process that does not outlive its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "never: {what}");
+    }
+}
+
+/// Builds another version of the model: other samples measure another accuracy. Gives its digest.
+fn build_second(dir: &str) -> Value {
+    edgent(&["build", "models/branchy-alexnet/branchy-alexnet.onnx", "--out", dir, "--samples", "20"]);
+    let digest = digest_of(dir);
+    assert_ne!(digest, digest_of(bundle().to_str().unwrap()));
+    digest
+}
+
+fn digest_of(bundle: &str) -> Value {
+    edgent(&["inspect", bundle])["digest"].clone()
+}
+
+/// What is in force in a host's store.
+fn in_force(address: &str) -> Value {
+    let status = edgent(&["status", address]);
+    let versions = status["versions"].as_array().unwrap();
+    versions.iter().find(|version| version["current"] == true).unwrap()["digest"].clone()
+}
+
+async fn host_with_store(store: &str, arguments: &[&str]) -> HostProcess {
+    let arguments = [&["--model", bundle().to_str().unwrap(), "--store", store], arguments].concat();
+    HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap()
+}
+
+/// An edge that listens there, and a device of it.
+async fn hosts_with_stores(scratch: &Path, listen: &str) -> (HostProcess, HostProcess) {
+    let store = |name: &str| scratch.join(name).to_str().unwrap().to_owned();
+    let edge = host_with_store(&store("edge"), &["--role", "edge", "--listen", listen]).await;
+    let address = edge.address().to_string();
+    let device = ["--role", "device", "--listen", "127.0.0.1:0", "--edge", &address];
+    let device = host_with_store(&store("device"), &device).await;
+    (edge, device)
 }
 
 /// What is pushed to a host without a store is refused, with what to do about it.

@@ -14,7 +14,9 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinSet, spawn_local};
 use tokio::time::{sleep, timeout};
 
-use crate::convert::{Malformed, Message, Padding, read_digest, read_hello, read_trial, write_fault, write_hello, write_outcome};
+use crate::convert::{
+    Malformed, Message, Padding, read_digest, read_hello, read_trial, write_fault, write_hello, write_outcome,
+};
 use crate::edgent_capnp::{gate, host};
 use crate::error::{Fault, FaultKind};
 use crate::frame::share;

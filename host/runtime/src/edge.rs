@@ -13,7 +13,7 @@ use edgent_nn::Stop;
 use edgent_planner::Timings;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -52,6 +52,8 @@ struct Model {
     deployment: Deployment,
     /// When a request last asked for it.
     asked: Mutex<Instant>,
+    /// Whether a device has said that it asks no more, and none has shown interest since.
+    is_going: AtomicBool,
     plans: Mutex<VecDeque<Plan>>,
     timings: Mutex<Timings>,
     /// Time that requests waited for a worker, smoothed.
@@ -153,9 +155,11 @@ impl Served {
         self.models.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A model that somebody asks for.
     fn model(&self, digest: &Digest) -> Result<Arc<Model>, Fault> {
         let models = self.models();
-        models.get(digest).cloned().ok_or_else(|| {
+        let known = models.get(digest).cloned().inspect(|model| model.is_going.store(false, Ordering::Release));
+        known.ok_or_else(|| {
             let have: Vec<String> = models.values().map(|model| model.deployment.digest().short()).collect();
             let message = format!("the edge has no model {}; it has {}", short(digest), have.join(", "));
             fault(FaultKind::UnknownModel, message)
@@ -165,7 +169,7 @@ impl Served {
     /// Prepares a version, serves it beside the others, and perhaps puts it in force for the next start.
     fn change_to(&self, (version, bundle): (u64, Bundle), put_in_force: bool) -> Result<Version, Fault> {
         let (name, digest) = (bundle.manifest().name.clone(), Digest(bundle.digest().0));
-        if !self.models().contains_key(&digest) {
+        if self.model(&digest).is_err() {
             self.make_room()?;
             let prepared = self.shelf.prepare(bundle);
             let prepared = prepared.map_err(|e| fault(FaultKind::Refused, format!("it cannot be served: {e}")))?;
@@ -209,9 +213,13 @@ impl Served {
 
     /// Lets a version go that one device asks for no more, unless others still do or it is in force.
     async fn retire(self, digest: Digest) {
+        let Some(model) = self.models().get(&digest).cloned() else { return };
+        model.is_going.store(true, Ordering::Release);
         loop {
             tokio::time::sleep(RETIRE_IDLE).await;
-            let Ok(model) = self.model(&digest) else { return };
+            if !model.is_going.load(Ordering::Acquire) {
+                return;
+            }
             let asked = *model.asked.lock().unwrap_or_else(PoisonError::into_inner);
             if asked.elapsed() < RETIRE_IDLE {
                 continue;
@@ -236,6 +244,7 @@ impl Model {
         Arc::new(Self {
             deployment,
             asked: Mutex::new(Instant::now()),
+            is_going: AtomicBool::new(false),
             plans: Mutex::default(),
             timings: Mutex::new(timings),
             queue_us: AtomicU64::new(0),

@@ -2,22 +2,15 @@
 
 use super::serving::{Serving, Waiting};
 use super::{
-    CALL_TIME_MAX, Device, DeviceSettings, Joined, RECONNECT_AFTER, RECONNECT_AFTER_MAX, SMALL_PROBES, TICK, position,
+    CALL_TIME_MAX, Device, DeviceSettings, Joined, Looked, RECONNECT_AFTER, RECONNECT_AFTER_MAX, SMALL_PROBES, TICK,
+    position,
 };
 use crate::codec::{self, to_wire};
-use edgent_link::{Client, Digest, Direction, Fault, Link, LinkError, Plan};
+use edgent_link::{Client, CodecTime, Digest, Direction, Fault, FaultKind, Link, LinkError, Plan};
 use edgent_planner::{self as planner, Action, Event, Exchange, Installed};
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
-
-/// What was in force when an edge was last looked at.
-#[derive(Clone, Copy)]
-struct Looked {
-    theirs: Digest,
-    ours: Digest,
-}
 
 /// How often the edge is asked which version is in force there.
 const LOOK_AT_VERSIONS: Duration = Duration::from_secs(1);
@@ -30,14 +23,14 @@ impl Device {
         settings: DeviceSettings,
         mut actions: mpsc::Receiver<(Arc<Serving>, Action)>,
     ) {
-        let (mut wait, mut looked) = (RECONNECT_AFTER, HashMap::new());
+        let mut wait = RECONNECT_AFTER;
         while !settings.edges.is_empty() {
             for address in &settings.edges {
                 match self.join(&link, address, &settings).await {
                     Ok(client) => {
                         tracing::info!(%address, "the edge is connected");
                         wait = RECONNECT_AFTER;
-                        let why = self.follow(&client, &mut actions, looked.entry(address.clone()).or_default()).await;
+                        let why = self.follow(address, &client, &mut actions).await;
                         tracing::warn!(%address, %why, "the edge is lost; answering alone");
                         self.shared.set_edge(None);
                         self.tell_all(&Event::EdgeLost);
@@ -54,7 +47,8 @@ impl Device {
         let client = link.connect(address, settings.hello.clone(), settings.limits).await?;
         loop {
             let serving = self.serving();
-            let (connected, joined) = serving.meet_or_push(&client).await?;
+            let (connected, codecs) = serving.meet_or_push(&client).await?;
+            let joined = Joined { address: address.to_owned(), client: client.clone(), codecs };
             for _ in 0..SMALL_PROBES {
                 serving.probe(&client, 0).await?;
             }
@@ -72,9 +66,9 @@ impl Device {
     /// Does what the controller asks for until the edge is gone; says why it is.
     async fn follow(
         self: &Arc<Self>,
+        address: &str,
         client: &Client,
         actions: &mut mpsc::Receiver<(Arc<Serving>, Action)>,
-        looked: &mut Option<Looked>,
     ) -> String {
         let mut look = tokio::time::interval(LOOK_AT_VERSIONS);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -84,7 +78,7 @@ impl Device {
             tokio::select! {
                 why = client.closed() => return why.to_string(),
                 _ = tick.tick() => self.tell_all(&Event::Tick),
-                _ = look.tick() => self.look(client, looked).await,
+                _ = look.tick() => self.look(address, client).await,
                 Some((serving, action)) = actions.recv() => {
                     // Beside this loop: a probe over a slow link must not hold up a change of plan.
                     let client = client.clone();
@@ -98,20 +92,20 @@ impl Device {
 impl Device {
     /// Has both hosts agree again on what is in force, if one of them was told something else since they were last
     /// looked at, be it while they did not see each other. Where both were, the edge's wins: others follow it, too.
-    async fn look(self: &Arc<Self>, client: &Client, looked: &mut Option<Looked>) {
+    async fn look(self: &Arc<Self>, address: &str, client: &Client) {
         // While a version comes into force, they differ.
         let Ok(_alone) = self.changing.try_lock() else { return };
         let Some(theirs) = self.in_force_at(client).await else { return };
         let ours = self.serving().model();
         // What was so when they first met is nobody's wish.
-        let before = looked.replace(Looked { theirs, ours }).unwrap_or(Looked { theirs, ours });
+        let before = self.shared.looked(address, Looked { theirs, ours }).unwrap_or(Looked { theirs, ours });
         if theirs == ours || (theirs == before.theirs && ours == before.ours) {
             return;
         }
-        let (device, client) = (Arc::clone(self), client.clone());
+        let (device, client, address) = (Arc::clone(self), client.clone(), address.to_owned());
         tokio::spawn(async move {
             if theirs == before.theirs {
-                device.have_it_in_force(&client, ours).await;
+                device.have_it_in_force(&address, &client, ours).await;
             } else if let Err(Fault { message, .. }) = device.follow_edge(&client, theirs).await {
                 tracing::warn!(why = %message, "the edge's new version cannot be served here; both stay");
             }
@@ -128,7 +122,7 @@ impl Device {
 
 impl Serving {
     /// Learns what an edge says of this version.
-    pub(super) async fn meet(&self, client: &Client) -> Result<(Event, Joined), LinkError> {
+    pub(super) async fn meet(&self, client: &Client) -> Result<(Event, Vec<CodecTime>), LinkError> {
         let profile = client.profile(self.model()).await?;
         let mut segments_us = vec![f64::INFINITY; self.deployment.network().segments()];
         for time in &profile.segments {
@@ -141,7 +135,7 @@ impl Serving {
         let codecs = if profile.codecs.is_empty() { older() } else { profile.codecs };
         let coding = codec::coding(&codec::slowed(codec::times(), self.deployment.slowdown()), &codecs);
         let connected = Event::EdgeConnected { segments_us, coding, queue_us: profile.queue_us };
-        Ok((connected, Joined { client: client.clone(), codecs }))
+        Ok((connected, codecs))
     }
 
     pub(super) async fn act(self: &Arc<Self>, client: &Client, action: Action) {
@@ -153,6 +147,9 @@ impl Serving {
                     Ok(Err(error)) => {
                         tracing::warn!(%error, "the edge refused a plan; keeping the old one");
                         self.tell(Event::Refused);
+                        if matches!(error, LinkError::Fault(Fault { kind: FaultKind::UnknownModel, .. })) {
+                            self.introduce(client);
+                        }
                     }
                     Err(_) => {
                         tracing::warn!("the edge did not answer to a plan; keeping the old one");

@@ -84,6 +84,8 @@ struct Shared {
     actions: mpsc::Sender<(Arc<Serving>, Action)>,
     edge: Mutex<Option<Joined>>,
     edges_configured: bool,
+    /// What was in force when each edge was last looked at, by its address.
+    looked: Mutex<HashMap<String, Looked>>,
     /// How long segments lately waited for a worker: a device that is asked for more than it can do must
     /// take faster exits, or what waits grows without end.
     queue_us: AtomicU64,
@@ -108,9 +110,17 @@ struct Counts {
 /// An edge that told its profile.
 #[derive(Clone, Debug)]
 struct Joined {
+    address: String,
     client: Client,
     /// What is sent there is written in one of these.
     codecs: Vec<CodecTime>,
+}
+
+/// What is in force at an edge, and here.
+#[derive(Clone, Copy, Debug)]
+struct Looked {
+    theirs: Digest,
+    ours: Digest,
 }
 
 impl Device {
@@ -127,6 +137,7 @@ impl Device {
             actions,
             edge: Mutex::default(),
             edges_configured: !settings.edges.is_empty(),
+            looked: Mutex::default(),
             queue_us: AtomicU64::new(0),
             in_flight: Mutex::default(),
             next_id: AtomicU64::new(0),
@@ -221,6 +232,11 @@ impl Shared {
 
     fn set_edge(&self, edge: Option<Joined>) {
         *self.edge.lock().unwrap_or_else(PoisonError::into_inner) = edge;
+    }
+
+    /// Remembers what is in force at an edge and here, and tells what was so before.
+    fn looked(&self, address: &str, now: Looked) -> Option<Looked> {
+        self.looked.lock().unwrap_or_else(PoisonError::into_inner).insert(address.to_owned(), now)
     }
 
     fn edge_is_lost(&self) -> bool {

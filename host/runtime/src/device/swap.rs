@@ -7,15 +7,15 @@
 //! has been answered.
 
 use super::serving::Serving;
-use super::{CALL_TIME_MAX, Device, Joined};
+use super::{CALL_TIME_MAX, Device, Joined, Looked};
 use crate::edge::{fault, us};
 use crate::push::{make_ready, push};
 use crate::shelf::{Shelf, give_way};
 use edgent_bundle::{Bundle, Digest};
-use edgent_link::{Client, Fault, FaultKind, LinkError, PIECE_BYTES, Trial, Version};
+use edgent_link::{Client, CodecTime, Fault, FaultKind, LinkError, PIECE_BYTES, Trial, Version};
 use edgent_planner::Event;
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How often it is looked whether the last request of an old version has been answered.
@@ -137,7 +137,7 @@ impl Device {
             None => next.tell(Event::EdgeLost),
             // It came while this version was being prepared.
             Some(Joined { client, .. }) if !met => next.introduce(&client),
-            Some(Joined { client, .. }) => self.have_it_in_force(&client, next.model()).await,
+            Some(Joined { address, client, .. }) => self.have_it_in_force(&address, &client, next.model()).await,
         }
         self.retire(old);
         Ok(installed(commit_us))
@@ -148,7 +148,9 @@ impl Device {
         let refused = |why| Err(fault(FaultKind::Refused, why));
         let (input, expected) = (next.deployment.input(), old.deployment.input());
         if input != expected {
-            return refused(format!("it takes {input}, and who asks sends {expected}; give another model another name"));
+            return refused(format!(
+                "it takes {input}, and who asks sends {expected}; give another model another name"
+            ));
         }
         let deadline_us = self.shared.plan.deadline_us;
         let alone = |serving: &Serving| serving.lock().local(deadline_us);
@@ -164,10 +166,12 @@ impl Device {
 
     /// The edge puts it in force, too, for its own next start and for other devices. If it cannot now, this is tried
     /// again when it is next looked at.
-    pub(super) async fn have_it_in_force(&self, client: &Client, model: edgent_link::Digest) {
+    pub(super) async fn have_it_in_force(&self, address: &str, client: &Client, model: edgent_link::Digest) {
         match tokio::time::timeout(CALL_TIME_MAX, client.install(model, None)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the edge runs the version in force here, but does not put it in force"),
+            Ok(Ok(_)) => _ = self.shared.looked(address, Looked { theirs: model, ours: model }),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the edge runs the version in force here, but does not put it in force")
+            }
             Err(_) => tracing::warn!("the edge did not say that it put the version in force"),
         }
     }
@@ -245,7 +249,7 @@ impl Serving {
     }
 
     /// Learns what an edge says of this version; if it does not have it, it is given it first.
-    pub(super) async fn meet_or_push(&self, client: &Client) -> Result<(Event, Joined), LinkError> {
+    pub(super) async fn meet_or_push(&self, client: &Client) -> Result<(Event, Vec<CodecTime>), LinkError> {
         match self.meet(client).await {
             Err(LinkError::Fault(Fault { kind: FaultKind::UnknownModel, message })) => {
                 if let Err(error) = make_ready(client, &self.bundle).await {

@@ -92,7 +92,9 @@ fn judge(tried: Seen, current: Seen) -> Result<(), String> {
     }
     let (accuracy, usual) = (tried.accuracy(), current.accuracy());
     if accuracy < usual - LESS_ACCURATE_MAX {
-        return Err(format!("it takes exits of accuracy {accuracy:.3} on average, and the other version of {usual:.3}"));
+        return Err(format!(
+            "it takes exits of accuracy {accuracy:.3} on average, and the other version of {usual:.3}"
+        ));
     }
     Ok(())
 }
