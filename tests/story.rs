@@ -609,9 +609,9 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Builds another version of the model: other samples measure another accuracy. Gives its digest.
+/// Builds another version of the model, the network trained further. Gives its digest.
 fn build_second(dir: &str) -> Value {
-    edgent(&["build", "models/branchy-alexnet/branchy-alexnet.onnx", "--out", dir, "--samples", "20"]);
+    edgent(&["build", "models/branchy-alexnet/retrained.onnx", "--out", dir, "--samples", "20"]);
     let digest = digest_of(dir);
     assert_ne!(digest, digest_of(bundle().to_str().unwrap()));
     digest

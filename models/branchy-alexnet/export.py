@@ -1,6 +1,7 @@
 """Exports the trained network to ONNX, with all that is needed to check it: labelled scenes, golden outputs, figures.
 
 The figures it prints are the ones quoted in model.toml and README.md. Files appear in --out whole or not at all.
+Another version of the network, with a --name of its own, is exported beside the first and shares its samples.
 """
 
 import argparse
@@ -28,8 +29,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
     parser.add_argument("--checkpoint", default="checkpoint.pt")
+    parser.add_argument("--name", help="of another version: its files are NAME.onnx, NAME.toml, NAME.golden.safetensors")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     args = parser.parse_args()
+    onnx_file = f"{args.name or 'branchy-alexnet'}.onnx"
+    toml_file = f"{args.name or 'model'}.toml"
+    golden_file = f"{args.name}.golden.safetensors" if args.name else "golden.safetensors"
     torch.set_num_threads(1)
 
     model = Branchy()
@@ -41,10 +46,12 @@ def main():
 
     with TemporaryDirectory(dir=args.out, prefix=".export-") as stage:
         stage = Path(stage)
-        write_onnx(model, stage / "branchy-alexnet.onnx")
-        write_samples(splits, CLASSES[args.data], stage / "samples")
-        sheet = check_and_write_golden(model, *splits["test"], stage)
-        (stage / "model.toml").write_text(model_toml(CLASSES[args.data], figures))
+        write_onnx(model, stage / onnx_file)
+        if not args.name:
+            write_samples(splits, CLASSES[args.data], stage / "samples")
+        scenes, labels = read_sheet("test", (args.out if args.name else stage) / "samples")
+        sheet = check_and_write_golden(model, scenes, labels, stage / onnx_file, stage / golden_file)
+        (stage / toml_file).write_text(model_toml(onnx_file, golden_file, CLASSES[args.data], figures))
         for file in [path for path in stage.rglob("*") if path.is_file()]:
             target = args.out / file.relative_to(stage)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +59,7 @@ def main():
 
     figures = {f"accuracy_{split}": values for split, values in figures.items()}
     figures |= sheet | {"macs": macs, "trunk_activations": activations}
-    figures["onnx_bytes"] = (args.out / "branchy-alexnet.onnx").stat().st_size
+    figures["onnx_bytes"] = (args.out / onnx_file).stat().st_size
     for name, value in figures.items():
         print(f"{name}: {json.dumps(value)}")
 
@@ -85,13 +92,19 @@ def write_png(pixels, path):
     Image.fromarray(pixels.contiguous().numpy()).save(path, optimize=True)
 
 
-def check_and_write_golden(model, scenes, labels, folder):
+def read_sheet(split, folder):
+    """What `write_samples` wrote: versions are compared on the same pixels, however torch rounds when it composes them."""
+    columns, rows = SHEETS[split]
+    pixels = torch.from_numpy(np.array(Image.open(folder / f"{split}.png")))
+    scenes = pixels.view(rows, SIDE, columns, SIDE, 3).permute(0, 2, 4, 1, 3).reshape(-1, 3, SIDE, SIDE)
+    return scenes, torch.tensor([int(label) for label in (folder / f"{split}.labels").read_text().split()])
+
+
+def check_and_write_golden(model, scenes, labels, onnx_path, golden_path):
     """Runs the ONNX file on the test sheet's scenes, compares it with torch, and keeps the first outputs as golden."""
-    columns, rows = SHEETS["test"]
-    scenes, labels = scenes[: columns * rows], labels[: columns * rows]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(folder / "branchy-alexnet.onnx"), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(onnx_path), options, providers=["CPUExecutionProvider"])
     answers = zip(*(session.run(EXITS, {"image": scene[None].numpy()}) for scene in scenes))
     logits = {name: np.concatenate(rows) for name, rows in zip(EXITS, answers)}
     with torch.no_grad():
@@ -99,19 +112,19 @@ def check_and_write_golden(model, scenes, labels, folder):
     difference = max(float(np.abs(logits[name] - values).max()) for name, values in zip(EXITS, expected))
     assert difference <= ALLOWED_DIFFERENCE, f"onnxruntime and torch differ by {difference}"
     golden = {"image": scenes[:GOLDEN].numpy()} | {name: values[:GOLDEN] for name, values in logits.items()}
-    (folder / "golden.safetensors").write_bytes(save(golden))
+    golden_path.write_bytes(save(golden))
     right = [round(float((values.argmax(1) == labels.numpy()).mean()), 4) for values in logits.values()]
     return {"accuracy_test_sheet": right, "max_difference_onnxruntime_torch": difference}
 
 
-def model_toml(classes, figures):
-    lines = ["format = 1", 'name = "branchy-alexnet"', 'onnx = "branchy-alexnet.onnx"', f"classes = {json.dumps(classes)}", ""]
+def model_toml(onnx_file, golden_file, classes, figures):
+    lines = ["format = 1", 'name = "branchy-alexnet"', f'onnx = "{onnx_file}"', f"classes = {json.dumps(classes)}", ""]
     lines += ["[input]", 'name = "image"', "# NCHW, u8, RGB; normalisation is part of the network", f"shape = [1, 3, {SIDE}, {SIDE}]", ""]
     for index, name in enumerate(EXITS):
         lines += ["[[exits]]", f'output = "{name}"']
         lines += [f"accuracy_{split} = {values[index]:.4f}" for split, values in figures.items()] + [""]
     lines += ["[samples]"] + [f'{split} = "samples/{split}"  # .png + .labels' for split in SHEETS]
-    lines += ['golden = "golden.safetensors"', f"tile_px = {SIDE}"]
+    lines += [f'golden = "{golden_file}"', f"tile_px = {SIDE}"]
     return "\n".join(lines) + "\n"
 
 

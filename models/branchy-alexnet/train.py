@@ -18,22 +18,31 @@ LOSS_WEIGHTS = [0.3, 0.3, 0.4, 0.6, 1.0]  # of the exits; the trunk serves the l
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    args = arguments(__doc__, epochs=18, seed=7, checkpoint="checkpoint.pt")
+    train(Branchy(), args, load(args, "train"), max_lr=0.1, warm_up=0.2)
+
+
+def arguments(description, epochs, seed, checkpoint):
+    parser = argparse.ArgumentParser(description=description)
     add_arguments(parser)
-    parser.add_argument("--epochs", type=int, default=18)
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--seed", type=int, default=seed)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--checkpoint", default="checkpoint.pt", help="where the best epoch's weights go")
+    parser.add_argument("--checkpoint", default=checkpoint, help="where the best epoch's weights go")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
+    return args
 
-    pictures, labels = load(args, "train")
+
+def train(model, args, split, max_lr, warm_up):
+    """The learning rate rises to `max_lr` during the first `warm_up` of all steps, then falls to almost nothing."""
+    pictures, labels = split
     validation = held_out(args, "validation")
     steps = len(pictures) // BATCH
-    model = Branchy().to(memory_format=torch.channels_last)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.1, total_steps=args.epochs * steps, pct_start=0.2)
+    model = model.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.SGD(model.parameters(), lr=max_lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr, total_steps=args.epochs * steps, pct_start=warm_up)
 
     best = (False, 0.0)
     for epoch in range(1, args.epochs + 1):

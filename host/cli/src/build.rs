@@ -20,7 +20,7 @@ use std::thread;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The network; a model.toml beside it describes it.
+    /// The network, NAME.onnx; NAME.toml or model.toml beside it describes it.
     model: PathBuf,
     /// Folder for the bundle; an earlier bundle there is replaced.
     #[arg(long, value_name = "DIR")]
@@ -63,15 +63,19 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
 
 /// Imports, cuts, measures and writes.
 pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Output) -> Result<Bundle> {
-    let described = ModelFile::read(&model.with_file_name("model.toml"))?;
+    let described = ModelFile::beside(model)?;
     let source = fs::read(model).map_err(|e| BadInput::error(format!("{}: {e}", model.display())))?;
     let in_model = |e: &dyn std::fmt::Display| BadInput::error(format!("{}: {e}", model.display()));
     let imported = Imported::from_onnx(&source).map_err(|e| in_model(&e))?;
     let input = imported.input();
     if input.name != described.input.name || input.fact.dims != described.input.shape {
         return Err(in_model(&format!(
-            "model.toml describes an input '{}' of {:?}, the network has '{}' of {}",
-            described.input.name, described.input.shape, input.name, input.fact
+            "{} describes an input '{}' of {:?}, the network has '{}' of {}",
+            described.path.display(),
+            described.input.name,
+            described.input.shape,
+            input.name,
+            input.fact
         )));
     }
     let cut = imported.cut().map_err(|e| in_model(&e))?;
@@ -177,7 +181,8 @@ fn exits(cut: &Cut, described: &ModelFile) -> Result<Vec<Exit>> {
     let (found, told) =
         (names(&mut cut.exits.iter().map(|e| &e.name)), names(&mut described.exits.iter().map(|e| &e.output)));
     if found != told {
-        return Err(BadInput::error(format!("model.toml describes the exits {told}; the network has {found}")));
+        let path = described.path.display();
+        return Err(BadInput::error(format!("{path} describes the exits {told}; the network has {found}")));
     }
     let exits = cut.exits.iter().zip(&described.exits);
     Ok(exits

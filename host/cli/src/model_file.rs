@@ -1,4 +1,5 @@
-//! `model.toml`: what a model's maker says of it.
+//! `model.toml`: what a model's maker says of it. Where a folder has several versions of a network, `NAME.toml` is what
+//! is said of `NAME.onnx`.
 
 use crate::output::BadInput;
 use anyhow::Result;
@@ -22,7 +23,7 @@ pub(crate) struct ModelFile {
     pub(crate) exits: Vec<Exit>,
     pub(crate) samples: Option<Samples>,
     #[serde(skip)]
-    folder: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -54,7 +55,13 @@ pub(crate) struct Samples {
 }
 
 impl ModelFile {
-    pub(crate) fn read(path: &Path) -> Result<Self> {
+    /// What is said of `model`, an ONNX file.
+    pub(crate) fn beside(model: &Path) -> Result<Self> {
+        let own = model.with_extension("toml");
+        Self::read(&if own.exists() { own } else { model.with_file_name("model.toml") })
+    }
+
+    fn read(path: &Path) -> Result<Self> {
         let said = |why: &dyn std::fmt::Display| BadInput::error(format!("{}: {why}", path.display()));
         let text = fs::read_to_string(path).map_err(|e| {
             said(&format!("{e}; a model needs a model.toml beside it that names its classes, exits and their accuracies (see models/branchy-alexnet)"))
@@ -63,12 +70,12 @@ impl ModelFile {
         if file.format != FORMAT {
             return Err(said(&format!("format {} is not {FORMAT}", file.format)));
         }
-        file.folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        path.clone_into(&mut file.path);
         Ok(file)
     }
 
     /// A path of the file, from where we are.
     pub(crate) fn at(&self, path: &Path) -> PathBuf {
-        self.folder.join(path)
+        self.path.with_file_name(path)
     }
 }
