@@ -438,8 +438,12 @@ fn the_demo_answers_every_request_and_leaves_a_report() {
     {
         assert!(!demo[key].is_null(), "{key} is missing: {demo}");
     }
+    assert_eq!((&demo["swaps"], demo["versions"].as_object().unwrap().len()), (&Value::from(1), 2), "{demo}");
     let page = std::fs::read_to_string(out.join("report.html")).unwrap();
     assert!(page.contains("<svg") && page.contains("Emulated"));
+    for event in ["version 2 is in force on both hosts", "the edge is killed", "an edge is there again"] {
+        assert!(page.contains(event), "{event}");
+    }
     assert!(out.join("timeline.svg").exists());
 }
 

@@ -16,6 +16,8 @@ pub(crate) struct Report {
     /// Figures for the tiles: what, and how much.
     pub(crate) tiles: Vec<(String, String)>,
     pub(crate) examples: Vec<Example>,
+    /// What happened to the hosts, and when, in seconds.
+    pub(crate) events: Vec<(f64, String)>,
 }
 
 /// An exit of the network.
@@ -35,6 +37,8 @@ pub(crate) struct RequestRow {
     pub(crate) placement: Placement,
     /// For people: the plan in a few words.
     pub(crate) plan: String,
+    /// For people: the version of the model that answered.
+    pub(crate) version: String,
     pub(crate) degraded: Option<String>,
     pub(crate) estimated_rate_bps: f64,
 }
@@ -106,6 +110,7 @@ pub(crate) fn render(report: &Report) -> String {
         exits_table(report),
         places_table(report)
     );
+    let _ = write!(page, "<div class=columns>{}{}</div>", versions_table(report), events_table(report));
     let _ = write!(page, "<h2>Some of the images</h2><div class=examples>{}</div>", examples(report));
     page
 }
@@ -166,6 +171,7 @@ fn timeline(report: &Report) -> String {
     latency_panel(report, &x, &mut svg);
     exit_panel(report, &x, &mut svg);
     where_panel(report, &x, &mut svg);
+    events_marks(report, &x, &mut svg);
     let step = if seconds > 60.0 {
         20.0
     } else if seconds > 12.0 {
@@ -281,10 +287,28 @@ fn where_panel(report: &Report, x: &impl Fn(f64) -> f64, svg: &mut String) {
     }
 }
 
+/// A line through all panels for each event.
+fn events_marks(report: &Report, x: &impl Fn(f64) -> f64, svg: &mut String) {
+    for (index, (at_s, what)) in report.events.iter().enumerate() {
+        let (x, number) = (x(*at_s), index + 1);
+        let _ = write!(
+            svg,
+            "<path d='M{x:.1} {}V{}' stroke='var(--ink)' stroke-width='1.2' stroke-dasharray='2 3'/>\
+             <circle cx='{x:.1}' cy='{}' r='8' fill='var(--ink)'><title>{at_s:.1} s: {}</title></circle>\
+             <text x='{x:.1}' y='{}' text-anchor='middle' fill='var(--bg)' font-size='11' font-weight='700'>{number}</text>",
+            RATE.top,
+            WHERE.top + WHERE.height,
+            RATE.top,
+            escape(what),
+            RATE.top + 4.0
+        );
+    }
+}
+
 fn legend() -> &'static str {
     "<ul class=legend><li><i style='background:var(--device)'></i>device only<li><i style='background:var(--split)'></i>split\
      <li><i style='background:var(--edge)'></i>edge only<li><i style='background:var(--ink)'></i>link rate\
-     <li><i style='background:var(--estimate)'></i>the device's estimate (dashed)<li><i style='background:var(--bad)'></i>late (cross) or wrong (open ring); deadline (dashed)</ul>"
+     <li><i style='background:var(--estimate)'></i>the device's estimate (dashed)<li><i style='background:var(--bad)'></i>late (cross) or wrong (open ring); deadline (dashed)<li><i style='background:var(--ink)'></i>numbers: events, below</ul>"
 }
 
 fn exits_table(report: &Report) -> String {
@@ -324,6 +348,47 @@ fn places_table(report: &Report) -> String {
         ]
     });
     table(&["where", "requests", "share", "median", "in time"], rows)
+}
+
+fn versions_table(report: &Report) -> String {
+    let mut versions: Vec<&str> = Vec::new();
+    for request in report.requests.iter().filter(|request| request.answered) {
+        if !versions.contains(&request.version.as_str()) {
+            versions.push(&request.version);
+        }
+    }
+    let rows = versions.into_iter().map(|version| {
+        let of_it: Vec<&RequestRow> = report.requests.iter().filter(|r| r.answered && r.version == version).collect();
+        let right = of_it.iter().filter(|r| r.right).count();
+        let met = of_it.iter().filter(|r| r.deadline_met).count();
+        [
+            escape(version),
+            of_it.len().to_string(),
+            percent(of_it.len(), report.requests.len()),
+            percent(right, of_it.len()),
+            percent(met, of_it.len()),
+        ]
+    });
+    table(&["version", "requests", "share", "right", "in time"], rows)
+}
+
+fn events_table(report: &Report) -> String {
+    // From an event to the next one, or to the end.
+    let rows = report.events.iter().enumerate().map(|(index, (at_s, what))| {
+        let until = report.events.get(index + 1).map_or(f64::INFINITY, |(at_s, _)| *at_s);
+        let until_then: Vec<&RequestRow> =
+            report.requests.iter().filter(|r| r.at_s >= *at_s && r.at_s < until).collect();
+        let answered = until_then.iter().filter(|r| r.answered).count();
+        let met = until_then.iter().filter(|r| r.deadline_met).count();
+        [
+            (index + 1).to_string(),
+            format!("{at_s:.1} s"),
+            escape(what),
+            format!("{answered} of {}", until_then.len()),
+            percent(met, until_then.len()),
+        ]
+    });
+    table(&["", "at", "event", "answered from then on", "in time"], rows)
 }
 
 fn table(head: &[&str], rows: impl Iterator<Item = [String; 5]>) -> String {
@@ -407,6 +472,7 @@ mod tests {
             rate: vec![RatePoint { at_s: 0.0, rate_bps: 1e6 }],
             tiles: vec![],
             examples: vec![],
+            events: vec![(5.0, "the edge is <killed>".into())],
         }
     }
 
@@ -420,6 +486,7 @@ mod tests {
             exit: 0,
             placement: Placement::Split,
             plan: "split".into(),
+            version: "abc".into(),
             degraded: None,
             estimated_rate_bps: 1e6,
         }
@@ -429,7 +496,9 @@ mod tests {
     fn every_request_is_on_the_page_and_names_are_not_markup() {
         let page = render(&report(vec![request(1.0, true), request(2.0, true), request(3.0, false)]));
         assert_eq!(page.matches("ms, split</title>").count(), 3);
-        assert_eq!(page.matches("<circle").count(), 2 + 3);
+        assert_eq!(page.matches("<circle").count(), 2 + 3 + 1);
+        assert_eq!(page.matches("the edge is &lt;killed&gt;").count(), 2, "on the time line and in the table");
+        assert!(page.contains("<td>abc<td>3<td>100.0 %<td>100.0 %<td>66.7 %"));
         assert!(!page.contains("<script"));
         assert!(page.contains("&lt;script&gt;"));
         assert!(render(&report(vec![])).contains("</svg>"));

@@ -7,6 +7,8 @@ use crate::samples::{self, Sample};
 use anyhow::{Context, Result, ensure};
 use edgent_bundle::Bundle;
 use edgent_link::{Client, Link};
+use rustix::process::Signal;
+use std::future::Future;
 use std::time::{Duration, Instant};
 
 /// A request follows the last answer after this long: a camera's pace, not a flood.
@@ -23,7 +25,10 @@ pub(crate) struct Rig {
     pub(crate) since: Instant,
     device: HostProcess,
     edge: HostProcess,
-    _link: Link,
+    /// What the edge was started with, and where it listens.
+    edge_arguments: Vec<String>,
+    logs: bool,
+    link: Link,
 }
 
 impl Rig {
@@ -38,7 +43,9 @@ impl Rig {
         let program = std::env::current_exe()?;
         let model = bundle.path().to_str().context("the bundle's path is not UTF-8")?;
         let common = ["--listen", "127.0.0.1:0", "--workers", "1", "--model", model];
-        let edge = HostProcess::start(&program, &[&["--role", "edge"], &common[..], edge].concat(), logs).await?;
+        let edge_arguments = [&["--role", "edge"], &common[..], edge].concat();
+        let edge = HostProcess::start(&program, &edge_arguments, logs).await?;
+        let edge_arguments = edge_arguments.into_iter().map(str::to_owned).collect();
         let relay = Relay::start("127.0.0.1:0", edge.address(), shape).await?;
         let since = Instant::now();
         let behind = relay.local_addr().to_string();
@@ -46,7 +53,34 @@ impl Rig {
         let device = HostProcess::start(&program, &arguments, logs).await?;
         let link = Link::start()?;
         let client = connect(&link, &device.address().to_string()).await?;
-        Ok(Self { client, relay, since, device, edge, _link: link })
+        Ok(Self { client, relay, since, device, edge, edge_arguments, logs, link })
+    }
+
+    /// Gives a client of the edge that does not go through the relay.
+    pub(crate) async fn beside_the_relay(&self) -> Result<Client> {
+        connect(&self.link, &self.edge.address().to_string()).await
+    }
+
+    /// Kills the edge, in the middle of whatever it does.
+    pub(crate) fn kill_edge(&self) -> Result<()> {
+        self.edge.signal(Signal::KILL)
+    }
+
+    /// Starts another edge in the place of one that was killed.
+    pub(crate) fn another_edge(&self) -> impl Future<Output = Result<HostProcess>> + Send + 'static {
+        let (mut arguments, logs, listen) = (self.edge_arguments.clone(), self.logs, self.edge.address().to_string());
+        async move {
+            if let Some(address) = arguments.iter_mut().skip_while(|argument| *argument != "--listen").nth(1) {
+                *address = listen;
+            }
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            HostProcess::start(&std::env::current_exe()?, &arguments, logs).await
+        }
+    }
+
+    /// Has it be this rig's edge.
+    pub(crate) fn set_edge(&mut self, edge: HostProcess) {
+        self.edge = edge;
     }
 
     /// The processes of the device and the edge.

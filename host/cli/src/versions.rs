@@ -5,7 +5,7 @@ use crate::output::{BadInput, Output};
 use anyhow::{Context, Result};
 use edgent_bundle::Bundle;
 use edgent_link::{Client, Fault, FaultKind, Link, LinkError, Trial, Version};
-use edgent_runtime::{PushError, push};
+use edgent_runtime::{PushError, make_ready, push};
 use serde::Serialize;
 use std::future::Future;
 use std::path::PathBuf;
@@ -30,6 +30,10 @@ pub(crate) struct How {
     /// Address of a host that was started with --store.
     #[arg(long, value_name = "ADDR")]
     to: String,
+    /// Give it to this host, too, before, so that the two need not pass it over their link; it comes into force there
+    /// together with the other.
+    #[arg(long, value_name = "ADDR")]
+    ready: Vec<String>,
     /// Try it on this share of the requests first; it comes into force if it fails at none, is not late more often, and
     /// takes exits as accurate (a device only).
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
@@ -111,11 +115,20 @@ impl From<Version> for Row {
 
 pub(crate) fn push_bundle(arguments: &Push, output: &Output) -> Result<()> {
     let bundle = Bundle::open(&arguments.bundle).map_err(BadInput::error)?;
-    let trial = arguments.how.trial()?;
-    change(&arguments.how.to, output, async |client| Ok(push(&client, &bundle, trial).await?))
+    arguments.how.push(&bundle, output)
 }
 
 impl How {
+    fn push(&self, bundle: &Bundle, output: &Output) -> Result<()> {
+        let trial = self.trial()?;
+        for address in &self.ready {
+            with_host(address, async |client| Ok(make_ready(&client, bundle).await?))
+                .with_context(|| format!("{address} cannot serve it"))?;
+            output.progress(format_args!("{address} is ready"));
+        }
+        change(&self.to, output, async |client| Ok(push(&client, bundle, trial).await?))
+    }
+
     fn trial(&self) -> Result<Option<Trial>> {
         let Some(share) = self.trial else { return Ok(None) };
         if !(share > 0.0 && share <= 1.0) {
@@ -131,14 +144,14 @@ impl How {
 /// Pushes what lies in a folder, and again each time that it changes. A version that is refused, or a host that is
 /// away, is said and waited out: the next change, or the host's return, is another chance.
 pub(crate) fn watch(arguments: &Watch, output: &Output) -> Result<()> {
-    let trial = arguments.how.trial()?;
+    arguments.how.trial()?;
     let (mut done, mut said) = (None, String::new());
     loop {
-        let attempt = Bundle::open(&arguments.dir).map_err(anyhow::Error::from).and_then(|bundle| {
+        let attempt = Bundle::open(&arguments.dir).map_err(BadInput::error).and_then(|bundle| {
             if done == Some(bundle.digest()) {
                 return Ok(());
             }
-            let pushed = change(&arguments.how.to, output, async |client| Ok(push(&client, &bundle, trial).await?));
+            let pushed = arguments.how.push(&bundle, output);
             let refused = pushed.as_ref().err().is_some_and(is_refusal);
             if pushed.is_ok() || refused {
                 done = Some(bundle.digest());

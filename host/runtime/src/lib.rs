@@ -22,5 +22,5 @@ pub use deployment::{Deployment, PrepareError, Ran, RunError, memory_bytes};
 pub use device::{Device, DeviceSettings, LATE};
 pub use edge::Edge;
 pub use host::{Host, HostError, Settings, build_name};
-pub use push::{PushError, push};
+pub use push::{PushError, make_ready, push};
 pub use workers::{Busy, Workers};

@@ -6,9 +6,12 @@ use edgent_link::{Client, LinkError, PIECE_BYTES, Trial, Version};
 use std::time::{Duration, Instant};
 
 /// About how long a piece of a blob may hold up a request that comes behind it.
-const PIECE_TIME: Duration = Duration::from_millis(10);
+const HOLDS_UP: Duration = Duration::from_micros(1_500);
 
-const PIECE_BYTES_MIN: usize = 4 << 10;
+const PIECE_BYTES_MIN: usize = 1 << 10;
+
+/// A piece that took longer met something else than its own bytes; nobody waits for as long after it.
+const PAUSE_MAX: Duration = Duration::from_millis(250);
 
 /// Gives a host a bundle, and has it serve it: after a trial, if it is to have one. Returns once it is in force there.
 pub async fn push(client: &Client, bundle: &Bundle, trial: Option<Trial>) -> Result<Version, PushError> {
@@ -17,34 +20,70 @@ pub async fn push(client: &Client, bundle: &Bundle, trial: Option<Trial>) -> Res
 }
 
 /// Gives a host a bundle, and has it serve it to who asks for it by its digest, whatever is in force there.
-pub(crate) async fn make_ready(client: &Client, bundle: &Bundle) -> Result<Version, PushError> {
+pub async fn make_ready(client: &Client, bundle: &Bundle) -> Result<Version, PushError> {
     send(client, bundle).await?;
     Ok(client.prepare(edgent_link::Digest(bundle.digest().0)).await?)
 }
 
-/// The blobs that a host lacks. They go in pieces as large as the link takes in a few milliseconds, so that requests
-/// need not wait long behind one.
+/// The blobs that a host lacks, in pieces.
 async fn send(client: &Client, bundle: &Bundle) -> Result<(), PushError> {
     let manifest = Bytes::copy_from_slice(bundle.sealed().bytes());
     let missing = client.offer(manifest).await?;
-    let mut piece_bytes = PIECE_BYTES_MIN;
+    let mut pieces = Pieces::new();
     for wanted in missing {
         let blobs = bundle.sealed().blobs();
         let blob = blobs.iter().find(|blob| blob.digest.0 == wanted.digest.0).ok_or(PushError::Wanted)?;
         let (bytes, mut offset) = (Bytes::from(bundle.blob(blob)?), 0);
         while offset < bytes.len() {
-            let piece = bytes.slice(offset..bytes.len().min(offset + piece_bytes));
+            let piece = bytes.slice(offset..bytes.len().min(offset + pieces.bytes()));
             let since = Instant::now();
             offset += piece.len();
             client.put_blob(wanted.digest, (offset - piece.len()) as u64, piece).await?;
-            let took = since.elapsed();
-            let fitting = if took < PIECE_TIME { piece_bytes * 2 } else { piece_bytes / 2 };
-            piece_bytes = fitting.clamp(PIECE_BYTES_MIN, PIECE_BYTES);
-            // As long again, the link is left to requests.
-            tokio::time::sleep(took.min(PIECE_TIME)).await;
+            pieces.took(since.elapsed()).await;
         }
     }
     Ok(())
+}
+
+/// How large the pieces of a blob are: so that each holds the link for a moment only, and leaves it to requests as long
+/// again. What a piece takes longer than the fastest one is what it holds the link for; the rest is the way there and
+/// back, on which others do not wait for it.
+#[derive(Debug)]
+pub(crate) struct Pieces {
+    bytes: usize,
+    fastest: Duration,
+}
+
+impl Pieces {
+    pub(crate) fn new() -> Self {
+        Self { bytes: PIECE_BYTES_MIN, fastest: Duration::MAX }
+    }
+
+    /// The size of the next one.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// One took so long; pauses for the requests that have come meanwhile.
+    pub(crate) async fn took(&mut self, time: Duration) {
+        let held = self.fit(time);
+        if !held.is_zero() {
+            tokio::time::sleep(held.min(PAUSE_MAX)).await;
+        }
+    }
+
+    /// Makes the next one as large as fits; gives how long this one held the link.
+    fn fit(&mut self, time: Duration) -> Duration {
+        self.fastest = self.fastest.min(time);
+        let held = time.saturating_sub(self.fastest);
+        if held < HOLDS_UP / 3 {
+            self.bytes *= 2;
+        } else if held > HOLDS_UP {
+            self.bytes /= 2;
+        }
+        self.bytes = self.bytes.clamp(PIECE_BYTES_MIN, PIECE_BYTES);
+        held
+    }
 }
 
 /// Why a bundle did not get to another host, or is not served there.
@@ -59,4 +98,26 @@ pub enum PushError {
     /// The host asked for what is not part of the bundle.
     #[error("the host asked for a blob that is not part of the bundle")]
     Wanted,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_hold_the_link_for_a_moment_only_at_every_rate_and_delay() {
+        for rate_bps in [20e3, 1e6, 20e6, 1e9, 1e11] {
+            for delay_us in [50.0, 4_000.0, 300_000.0] {
+                let mut pieces = Pieces::new();
+                for _ in 0..100 {
+                    let on_link_us = pieces.bytes() as f64 * 8e6 / rate_bps;
+                    pieces.fit(Duration::from_secs_f64((delay_us + on_link_us) / 1e6));
+                }
+                let held_us = pieces.bytes() as f64 * 8e6 / rate_bps;
+                let is_short = held_us <= 2.0 * HOLDS_UP.as_secs_f64() * 1e6 || pieces.bytes() == PIECE_BYTES_MIN;
+                let is_used = held_us * 8.0 > HOLDS_UP.as_secs_f64() * 1e6 || pieces.bytes() == PIECE_BYTES;
+                assert!(is_short && is_used, "{} bytes hold {rate_bps} bit/s for {held_us} us", pieces.bytes());
+            }
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! `edgent demo`: two hosts, a real network, real images, a link whose rate changes.
 
+mod events;
 mod record;
 
 use crate::ask::{ask, placement};
@@ -13,6 +14,7 @@ use crate::trace::Trace;
 use anyhow::{Context, Result, bail, ensure};
 use edgent_bundle::Bundle;
 use edgent_link::{Answer, LinkError, Stats};
+use events::Events;
 use record::{Record, Request};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -31,6 +33,9 @@ pub(crate) struct Arguments {
     /// The network.
     #[arg(long, default_value = "models/branchy-alexnet/branchy-alexnet.onnx")]
     model: PathBuf,
+    /// The version that both hosts change to half way; retrained.onnx beside the network, if it is there.
+    #[arg(long, value_name = "MODEL")]
+    next: Option<PathBuf>,
     /// Time from a request to its answer.
     #[arg(long, allow_negative_numbers = true, default_value_t = 100.0)]
     deadline_ms: f64,
@@ -49,9 +54,12 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     bounds::check(arguments.deadline_ms, arguments.slowdown)?;
     let bundle = build(&arguments.model, &arguments.out.join("bundle"), CODEC_SAMPLES, output)
         .context("the demo runs from the project's folder; elsewhere, give --model")?;
+    let beside = arguments.model.with_file_name("retrained.onnx");
+    let next = arguments.next.clone().or_else(|| Some(beside).filter(|file| file.is_file()));
+    let next = next.map(|file| build(&file, &arguments.out.join("next"), CODEC_SAMPLES, output)).transpose()?;
     let samples = test_samples(&bundle)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let record = runtime.block_on(show(arguments, &bundle, &samples, output))?;
+    let record = runtime.block_on(show(arguments, &bundle, next.as_ref(), &samples, output))?;
     let page = record.write(&arguments.out, &samples)?;
     let summary = record.summary();
     output.line("");
@@ -60,17 +68,30 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     output.result(&summary)?;
     ensure!(summary.lost == 0, "{} requests were not answered", summary.lost);
     ensure!(summary.answered > 0, "no request was answered");
+    ensure!(next.is_none() || summary.swaps == 1, "the second version did not come into force");
     Ok(())
 }
 
 /// Starts both hosts, asks until the time is over, ends both hosts.
-async fn show(arguments: &Arguments, bundle: &Bundle, samples: &[Sample], output: &Output) -> Result<Record> {
+async fn show(
+    arguments: &Arguments,
+    bundle: &Bundle,
+    next: Option<&Bundle>,
+    samples: &[Sample],
+    output: &Output,
+) -> Result<Record> {
     output.progress("starting the edge, and the device behind a slow link");
     let trace = Trace::seeded(arguments.seed, arguments.seconds);
     let (deadline, slowdown) = (arguments.deadline_ms.to_string(), arguments.slowdown.to_string());
-    let device = ["--deadline-ms", &deadline, "--emulate-slowdown", &slowdown];
-    let rig = Rig::start(bundle, Shape { trace: trace.clone(), delay: DELAY }, &device, &[], arguments.logs).await?;
+    // Of this demo alone: the next one begins with the first version again.
+    let stores = tempfile::tempdir()?;
+    let store = |host: &str| stores.path().join(host).display().to_string();
+    let (device_store, edge_store) = (store("device"), store("edge"));
+    let device = ["--deadline-ms", &deadline, "--emulate-slowdown", &slowdown, "--store", &device_store];
+    let (edge, shape) = (["--store", &edge_store], Shape { trace: trace.clone(), delay: DELAY });
+    let mut rig = Rig::start(bundle, shape, &device, &edge, arguments.logs).await?;
 
+    let mut events = Events::new(Duration::from_secs(arguments.seconds), next);
     let start = Instant::now();
     // The link has been changing since the relay started; the device needed a moment to prepare.
     let before = start - rig.since;
@@ -83,7 +104,14 @@ async fn show(arguments: &Arguments, bundle: &Bundle, samples: &[Sample], output
         // A stride that has no factor in common with the number of samples visits them all, mixed.
         let sample = index * 7 % samples.len();
         let at = start.elapsed();
-        let answered = ask(&rig.client, &samples[sample].image, 0.0).await;
+        for event in events.due(at, &mut rig).await? {
+            record.happened(event, output);
+        }
+        let asked = ask(&rig.client, &samples[sample].image, 0.0);
+        let (answered, killed) = tokio::join!(asked, events.kill_if_due(at, &rig));
+        if let Some(killed) = killed? {
+            record.happened(killed, output);
+        }
         let latency = start.elapsed() - at;
         let truth = samples[sample].label;
         let changed = record.add(Request { at, latency, sample, truth, answer: outcome(answered)? });
@@ -93,6 +121,9 @@ async fn show(arguments: &Arguments, bundle: &Bundle, samples: &[Sample], output
         }
         index += 1;
         tokio::time::sleep(PAUSE).await;
+    }
+    for event in events.finish(start, &mut rig).await? {
+        record.happened(event, output);
     }
     record.finish(&rig.client.stats().await.unwrap_or_else(|_| Stats::default()));
     rig.end().await?;

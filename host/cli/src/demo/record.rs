@@ -1,5 +1,6 @@
 //! What happened in a demo: the live table, the summary, and what the report is made of.
 
+use super::events::{Event, What};
 use super::place;
 use crate::output::Output;
 use crate::report::{Example, ExitInfo, Placement, RatePoint, Report, RequestRow, render, timeline_svg};
@@ -33,6 +34,7 @@ pub(super) struct Record {
     deadline_ms: f64,
     slowdown: f64,
     requests: Vec<Request>,
+    events: Vec<Event>,
     plan_changes: u64,
 }
 
@@ -54,7 +56,9 @@ pub(super) struct Summary {
     placements: BTreeMap<String, usize>,
     bandwidth_changes: usize,
     plan_changes: u64,
-    swaps: usize,
+    pub(super) swaps: usize,
+    /// Requests by the version that answered.
+    versions: BTreeMap<String, usize>,
     emulated_slowdown: f64,
 }
 
@@ -74,6 +78,7 @@ impl Record {
             deadline_ms,
             slowdown,
             requests: Vec::new(),
+            events: Vec::new(),
             plan_changes: 0,
         }
     }
@@ -85,6 +90,12 @@ impl Record {
         let changed = plan(&request) != before;
         self.requests.push(request);
         changed
+    }
+
+    /// Notes an event, and says it.
+    pub(super) fn happened(&mut self, event: Event, output: &Output) {
+        output.line(format_args!("{:>6.1}s {}", event.at.as_secs_f64(), event.what.in_words()));
+        self.events.push(event);
     }
 
     pub(super) fn finish(&mut self, stats: &Stats) {
@@ -150,7 +161,8 @@ impl Record {
             placements: count(&|answer| place(answer)),
             bandwidth_changes: self.rates.windows(2).filter(|pair| pair[0].rate_bps != pair[1].rate_bps).count(),
             plan_changes: self.plan_changes,
-            swaps: 0,
+            swaps: self.events.iter().filter(|event| matches!(event.what, What::Swap { refused: None, .. })).count(),
+            versions: count(&|answer| self.version(answer)),
             emulated_slowdown: self.slowdown,
         }
     }
@@ -194,6 +206,7 @@ impl Record {
             rate: self.rates.clone(),
             tiles: self.summary().tiles(),
             examples: examples.collect::<Result<_>>()?,
+            events: self.events.iter().map(|event| (event.at.as_secs_f64(), event.what.in_words())).collect(),
         })
     }
 
@@ -216,6 +229,7 @@ impl Record {
                 Some(edgent_link::Placement::EdgeOnly) => Placement::EdgeOnly,
                 Some(edgent_link::Placement::DeviceOnly) | None => Placement::DeviceOnly,
             },
+            version: answer.map_or_else(String::new, |answer| self.version(answer)),
             degraded: answer.and_then(|answer| answer.degraded.clone()),
             estimated_rate_bps: answer.map_or(0.0, |answer| answer.rate_bps as f64),
         }
@@ -229,6 +243,11 @@ impl Record {
     fn exit_name(&self, answer: &Answer) -> String {
         let exit = usize::from(answer.exit);
         self.manifest.exits.get(exit).map_or_else(|| exit.to_string(), |exit| exit.name.clone())
+    }
+
+    /// The version that answered, by the start of its digest.
+    fn version(&self, answer: &Answer) -> String {
+        answer.model.map_or_else(String::new, |model| edgent_bundle::Digest(model.0).short())
     }
 
     fn class(&self, index: usize) -> String {
@@ -249,6 +268,7 @@ impl Summary {
             ("median latency", format!("{:.1} ms", self.p50_ms)),
             ("changes of the link", self.bandwidth_changes.to_string()),
             ("changes of plan", self.plan_changes.to_string()),
+            ("versions that answered", self.versions.len().to_string()),
         ]
         .map(|(what, value)| (what.to_owned(), value))
         .into()
@@ -269,10 +289,22 @@ impl Summary {
             ("exits", list(&self.exits)),
             ("where", list(&self.placements)),
             ("degraded", self.degraded.to_string()),
+            ("versions", format!("{}; {} swapped", list(&self.versions), self.swaps)),
             ("changes", format!("{} of the link's rate, {} of the plan", self.bandwidth_changes, self.plan_changes)),
         ]
         .map(|(what, value)| (what.to_owned(), value))
         .into()
+    }
+}
+
+impl What {
+    fn in_words(&self) -> String {
+        match self {
+            Self::Swap { version, refused: None } => format!("version {version} is in force on both hosts"),
+            Self::Swap { refused: Some(why), .. } => format!("the next version was refused: {why}"),
+            Self::EdgeKilled => "the edge is killed".to_owned(),
+            Self::EdgeStarted => "an edge is there again".to_owned(),
+        }
     }
 }
 

@@ -9,10 +9,10 @@
 use super::serving::Serving;
 use super::{CALL_TIME_MAX, Device, Joined, Looked};
 use crate::edge::{fault, us};
-use crate::push::{make_ready, push};
+use crate::push::{Pieces, make_ready, push};
 use crate::shelf::{Shelf, give_way};
 use edgent_bundle::{Bundle, Digest};
-use edgent_link::{Client, CodecTime, Fault, FaultKind, LinkError, PIECE_BYTES, Trial, Version};
+use edgent_link::{Client, CodecTime, Fault, FaultKind, LinkError, Trial, Version};
 use edgent_planner::Event;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -65,10 +65,13 @@ impl Device {
         }
         let followed = async {
             let manifest = client.manifest(digest).await.map_err(said)?;
+            let mut pieces = Pieces::new();
             for wanted in self.on_shelf(move |shelf| shelf.offer(&manifest)).await? {
                 let mut offset = 0;
                 while offset < wanted.bytes {
-                    let piece = client.blob(wanted.digest, offset, PIECE_BYTES as u32).await.map_err(said)?;
+                    let since = Instant::now();
+                    let piece = client.blob(wanted.digest, offset, pieces.bytes() as u32).await.map_err(said)?;
+                    pieces.took(since.elapsed()).await;
                     let (at, digest) = (offset, Digest(wanted.digest.0));
                     offset += piece.len() as u64;
                     self.on_shelf(move |shelf| shelf.put(digest, at, &piece)).await?;
