@@ -17,7 +17,7 @@ use crate::{Workers, codec, confidence};
 use bytes::Bytes;
 use edgent_link::{
     Answer, AskRequest, BlobName, Client, CodecTime, Description, Digest, Direction, Fault, FaultKind, Hello, Limits,
-    Link, ModelProfile, Placement, Reply, Service, Stats, Version,
+    Link, ModelProfile, Placement, Reply, Service, Signature, Stats, Version,
 };
 use edgent_planner::{self as planner, Action, Controller, Planned};
 use serving::{Asked, Outcome, Serving, logits};
@@ -285,6 +285,11 @@ impl Service for DeviceService {
     fn profile(&self, model: Digest, reply: Reply<ModelProfile>) {
         let _ = model;
         reply.send(Err(fault(FaultKind::Unsupported, "devices keep their profile to themselves; ask the edge")));
+    }
+
+    fn sign(&self, model: Digest, signatures: Vec<Signature>, reply: Reply<()>) {
+        let digest = edgent_bundle::Digest(model.0);
+        self.0.shelf.answer(&self.0.runtime, reply, move |shelf| shelf.sign(digest, &signatures));
     }
 
     fn offer(&self, manifest: Bytes, reply: Reply<Vec<BlobName>>) {
