@@ -43,6 +43,23 @@ oci:
     cargo run --release -- inspect target/oci/copy@model:1
     cargo run --release -- verify target/oci/copy
 
+# Debian's minisign and edgent take each other's keys and signatures.
+minisign:
+    rm -rf target/minisign
+    mkdir -p target/minisign
+    cargo run --release -- build host/nn/tests/data/branching.onnx --out target/minisign/bundle
+    cargo run --release -- keygen --out target/minisign/ours --no-password
+    cargo run --release -- sign target/minisign/bundle --secret-key target/minisign/ours.key --version 3 --out target/minisign/ours.txt
+    minisign -V -m target/minisign/ours.txt -p target/minisign/ours.pub
+    printf 'correct horse\n' > target/minisign/password
+    printf 'correct horse\ncorrect horse\n' | minisign -G -p target/minisign/theirs.pub -s target/minisign/theirs.key
+    cargo run --release -- sign target/minisign/bundle --secret-key target/minisign/theirs.key --password-file target/minisign/password --version 4 --out target/minisign/theirs.txt
+    minisign -V -m target/minisign/theirs.txt -p target/minisign/theirs.pub
+    ! minisign -V -m target/minisign/theirs.txt -p target/minisign/ours.pub
+    cargo run --release -- verify target/minisign/bundle --key target/minisign/theirs.pub
+    skopeo copy --quiet --all --preserve-digests oci:target/minisign/bundle:branching oci:target/minisign/copy:model
+    cargo run --release -- verify target/minisign/copy --key target/minisign/ours.pub
+
 # Good and bad versions pushed to two hosts while they answer: nothing lost, nothing mixed.
 swap:
     cargo run --release -- bench swap --swaps 16
@@ -55,4 +72,4 @@ bench:
     cargo run --release -- bench plan
 
 # All of CI's steps.
-ci: test lint model fresh audit demo oci swap bench
+ci: test lint model fresh audit demo oci minisign swap bench

@@ -3,7 +3,7 @@
 # bytes with the committed ones, which only the compiler that made those can do.
 set -euo pipefail
 cd "$(dirname "$0")"
-guests=(segment hostile)
+guests=(segment hostile template)
 scratch=$(mktemp -d); trap 'rm -rf "$scratch"' EXIT
 compiler=$(./toolchain.sh rustc)
 echo "guests' compiler: $compiler" >&2

@@ -80,7 +80,14 @@ interface Host {
   retire @15 (model :Data) -> (outcome :Outcome(Done));
   # The caller asks for this bundle no more.
 
-  prepare @16 (model :Data) -> (outcome :Outcome(Version));
+  sign @16 (model :Data, signatures :Signatures) -> (outcome :Outcome(Done));
+  # Who answers for the bundle that is offered next. A host may offer and install without; whether it is
+  # taken then, the host's policy says.
+
+  signatures @17 (model :Data) -> (outcome :Outcome(Signatures));
+  # Of a bundle that the host has.
+
+  prepare @18 (model :Data) -> (outcome :Outcome(Version));
   # As install, but it does not come into force: it is there for who asks for it by its digest.
 
   # The Data of offer and putBlob are the last pointers of their kind, as Activation.bytes is.
@@ -305,4 +312,13 @@ struct Versions {
 
 struct Piece {
   bytes @0 :Data;         # the last of its kind: host/link/src/splice.rs relies on it
+}
+
+struct Signatures {
+  signatures @0 :List(Signature);
+}
+
+struct Signature {
+  statement @0 :Data;     # the text that is signed: it names the manifest's digest, the model and its version
+  minisig @1 :Data;       # the signature of that text, as the file that minisign reads
 }

@@ -2,14 +2,15 @@
 //! and images are still answered. Two real processes, a real model, real images.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use bytes::Bytes;
 use edgent_bundle::{Bundle, Draft};
 use edgent_cli::hosts::HostProcess;
 use edgent_cli::relay::{Relay, Shape};
 use edgent_cli::trace::Trace;
-use edgent_link::{Codec, Digest, Direction, Hello, InferRequest, Limits, Link, Plan, Role};
-use edgent_nn::{Stop, synthetic};
-use edgent_runtime::Deployment;
+use edgent_link::{Codec, Digest, Direction, Hello, InferRequest, Limits, Link, Plan, Role, Signature};
+use edgent_nn::{Stop, Tensor, synthetic};
 use edgent_runtime::codec::encode_all;
+use edgent_runtime::{Deployment, tell_signatures};
 use edgent_sandbox::Engine;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -647,6 +648,184 @@ async fn hosts_with_stores(scratch: &Path, listen: &str) -> (HostProcess, HostPr
     (edge, device)
 }
 
+/// A version of the bundle that answers as it does and is another one; where it lies.
+fn version(number: u32, dir: &Path) -> String {
+    let (first, mut draft) = (Bundle::open(bundle()).unwrap(), Draft::default());
+    let mut manifest = first.manifest().clone();
+    manifest.exits[0].accuracy += f64::from(number) * 1e-9;
+    for blob in first.sealed().blobs() {
+        draft.add(first.blob(&blob).unwrap());
+    }
+    let dir = dir.join(format!("version-{number}"));
+    draft.write(&dir, &manifest).unwrap();
+    dir.to_str().unwrap().to_owned()
+}
+
+/// Hosts whose operator trusts one publisher take that publisher's versions and nobody else's, and none that the
+/// publisher has called back; whatever else is sent, they stay alive and answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_a_trusted_key_signed_is_run() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
+    // Keys: one without a password, one with, which is asked for; and a stranger's.
+    let acme = edgent(&["keygen", "--out", &path("acme"), "--no-password"]);
+    std::fs::write(path("password"), "correct horse\n").unwrap();
+    std::fs::write(path("wrong"), "wrong horse\n").unwrap();
+    let next = edgent(&["keygen", "--out", &path("next"), "--password-file", &path("password")]);
+    edgent(&["keygen", "--out", &path("stranger"), "--no-password"]);
+    for key in ["acme.key", "next.key"] {
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path(key)).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600, "{key} is its owner's alone");
+    }
+    let (code, _, said) = run(&["keygen", "--out", &path("acme"), "--no-password"]);
+    assert!(code == 2 && said.contains("is there already"), "{said}");
+
+    let versions: Vec<String> = (1..=4).map(|number| version(number, scratch.path())).collect();
+    let unsigned = version(5, scratch.path());
+    let sign = |number: usize, key: &str, more: &[&str]| {
+        let (key, number_text) = (path(key), number.to_string());
+        let command = ["sign", &versions[number - 1], "--secret-key", &key, "--version", &number_text];
+        run(&[&command, more].concat())
+    };
+    for number in 1..=2 {
+        assert_eq!(sign(number, "acme.key", &[]).0, 0);
+    }
+    let (code, _, said) = sign(3, "next.key", &["--password-file", &path("wrong")]);
+    assert!(code == 2 && said.contains("Wrong password"), "{said}");
+    let statement = path("statement.txt");
+    let more = ["--minimum-version", "3", "--password-file", &path("password"), "--out", &statement];
+    assert_eq!(sign(3, "next.key", &more).0, 0);
+    assert!(std::fs::read_to_string(&statement).unwrap().contains("minimum-version: 3"));
+    assert!(std::fs::read_to_string(format!("{statement}.minisig")).unwrap().starts_with("untrusted comment: "));
+    assert_eq!(sign(4, "stranger.key", &[]).0, 0);
+    let (code, _, said) = sign(4, "acme.key", &["--minimum-version", "5"]);
+    assert!(code == 2 && said.contains("not from 1 to 4"), "{said}");
+
+    // Whoever gets a bundle can look before anything of it is run.
+    let verified = edgent(&["verify", &versions[0], "--key", &path("acme.pub")]);
+    let signer = &verified["signatures"][0];
+    assert_eq!((&signer["key_id"], &signer["holds"], &signer["version"]), (&acme["key_id"], &true.into(), &1.into()));
+    let (code, stdout, said) = run(&["verify", &versions[3], "--key", &path("acme.pub"), "--key", &path("next.pub")]);
+    assert!(code == 1 && stdout.is_empty() && said.contains("none of the keys"), "{said}");
+    let digest = digest_of;
+
+    let policy = path("policy.toml");
+    let trusting = |keys: &str| {
+        let head = "format = 1\nunsigned = \"refuse\"\n[[publisher]]\nname = \"acme\"\nallow = [\"native\"]\n";
+        std::fs::write(&policy, format!("{head}keys = [{keys}]\n")).unwrap();
+    };
+    let acme_line = acme["public_key"].as_str().unwrap();
+    trusting(&format!("\"{acme_line}\", \"next.pub\""));
+    let (edge_store, device_store) = (path("edge"), path("device"));
+    let common = ["--listen", "127.0.0.1:0", "--model", &versions[0], "--policy", &policy, "--store"];
+    let start = async |arguments: &[&str], store: &str| {
+        let arguments = [arguments, &common[..], &[store]].concat();
+        HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await
+    };
+    let edge = start(&["--role", "edge"], &edge_store).await.unwrap();
+    let edge_address = edge.address().to_string();
+    let device = start(&["--role", "device", "--edge", &edge_address], &device_store).await.unwrap();
+    let address = device.address().to_string();
+    let first = digest(&versions[0]);
+    ask_until(&device, "by the first", |answer| answer["model"] == first && answer["degraded"].is_null());
+
+    let push = |path: &str, to: &str| run(&["push", path, "--to", to]);
+    for to in [&address, &edge_address] {
+        let (code, _, said) = push(&unsigned, to);
+        assert!(code == 1 && said.contains("nobody signed it") && said.contains("policy.toml"), "{said}");
+        let (code, _, said) = push(&versions[3], to);
+        assert!(code == 1 && said.contains("trusts no such key"), "{said}");
+    }
+    // With the old key, and back; then with the new one, which calls back everything before.
+    for (number, pushed) in [(1, true), (0, false), (2, true)] {
+        if pushed {
+            edgent(&["push", &versions[number], "--to", &address]);
+        } else {
+            edgent(&["rollback", "--to", &address]);
+        }
+        let digest = digest(&versions[number]);
+        assert!(ask(&device).iter().all(|answer| answer["model"] == digest), "version {} is in force", number + 1);
+        let at_edge = edgent(&["status", &edge_address]);
+        let current = at_edge["versions"].as_array().unwrap().iter().find(|version| version["current"] == true);
+        assert_eq!(current.unwrap()["digest"], digest, "the signature went on to the edge");
+    }
+    for to in [&address, &edge_address] {
+        for back in [run(&["rollback", "--to", to]), push(&versions[1], to), push(&versions[0], to)] {
+            assert!(back.0 == 1 && back.2.contains("nothing below 3 is to be run"), "{}", back.2);
+        }
+    }
+
+    // Every other way in, over the link, for a bundle that no host here has: none is taken, and the hosts go on.
+    let fresh = version(6, scratch.path());
+    edgent(&["sign", &fresh, "--secret-key", &path("acme.key"), "--version", "9"]);
+    let [fresh, unsigned] = [&fresh, &unsigned].map(|path| Bundle::open(Path::new(path)).unwrap());
+    let link = Link::start().unwrap();
+    let hello = Hello::new(Role::Tool, "test");
+    for to in [&address, &edge_address] {
+        let client = link.connect(to, hello.clone(), Limits::default()).await.unwrap();
+        let mutated = mutations(&fresh, &unsigned);
+        assert!(mutated.len() >= 1_000);
+        for (kind, model, signature, manifest) in mutated {
+            // What is no signature is refused as such; what is one is remembered, and then found not to hold.
+            let told = client.sign(model, vec![signature]).await;
+            let offered = client.offer(manifest).await;
+            assert!(offered.is_err(), "{kind}: {told:?}, {offered:?}");
+        }
+        tell_signatures(&client, &fresh).await.unwrap();
+        client.offer(Bytes::copy_from_slice(fresh.sealed().bytes())).await.expect("as it is, it would be taken");
+    }
+    let third = digest(&versions[2]);
+    assert!(ask(&device).iter().all(|answer| answer["model"] == third && answer["degraded"].is_null()));
+
+    // A key that is trusted no more takes what it signed with it, also at the next start.
+    assert!(device.end().await.unwrap().success() && edge.end().await.unwrap().success());
+    trusting("\"next.pub\"");
+    start(&["--role", "edge"], &edge_store).await.unwrap().end().await.unwrap();
+    trusting(&format!("\"{acme_line}\""));
+    let arguments = [&["--role", "edge"], &common[..], &[&edge_store]].concat();
+    let host = Command::new(EDGENT_HOST).args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&host.stderr).into_owned();
+    let next_id = next["key_id"].as_str().unwrap();
+    assert!(!host.status.success() && said.contains(next_id) && said.contains("trusts no such key"), "{said}");
+}
+
+/// A signed bundle, and one that is not, offered as they were not signed: how, under which name, with what, and what
+/// is shown.
+fn mutations(signed: &Bundle, unsigned: &Bundle) -> Vec<(&'static str, Digest, Signature, Bytes)> {
+    let name = |bundle: &Bundle| Digest(bundle.digest().0);
+    let (manifest, other) = [signed, unsigned].map(|bundle| Bytes::copy_from_slice(bundle.sealed().bytes())).into();
+    let files = &signed.signatures()[0];
+    let files = [files.statement().text().into_bytes(), files.text().as_bytes().to_vec()];
+    let signature =
+        |[statement, minisig]: [Vec<u8>; 2]| Signature { statement: statement.into(), minisig: minisig.into() };
+    let mut seed = 29_u64;
+    let mut below = |end: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % end
+    };
+    let mut all = vec![("of another bundle", name(unsigned), signature(files.clone()), other.clone())];
+    for index in 0..1_000 {
+        let mut changed = files.clone();
+        let file = &mut changed[index % 2];
+        let at = below(file.len());
+        if index % 4 < 2 {
+            file[at] ^= 1 << below(8);
+            all.push(("bit flipped", name(signed), signature(changed), manifest.clone()));
+        } else {
+            file.truncate(at);
+            all.push(("truncated", name(signed), signature(changed), manifest.clone()));
+        }
+    }
+    for _ in 0..100 {
+        let mut changed = manifest.to_vec();
+        let at = below(changed.len());
+        changed[at] ^= 1 << below(8);
+        let digest = Digest(edgent_bundle::Digest::of(&changed).0);
+        all.push(("manifest changed", digest, signature(files.clone()), changed.into()));
+    }
+    all
+}
+
 /// What is pushed to a host without a store is refused, with what to do about it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_without_a_store_keeps_its_version() {
@@ -654,6 +833,43 @@ async fn a_host_without_a_store_keeps_its_version() {
     let model = bundle().to_str().unwrap();
     let (code, _, said) = run(&["push", model, "--to", &device.address().to_string()]);
     assert!(code == 1 && said.contains("start it with --store DIR"), "{said}");
+}
+
+/// The template for authors, as the first segment's guest: it does what the standard one does with good pictures, and
+/// puts pixels into range that are out of it.
+#[test]
+fn a_segment_of_an_authors_own_takes_the_standard_ones_place() {
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("own").to_str().unwrap().to_owned();
+    let onnx = "models/branchy-alexnet/branchy-alexnet.onnx";
+    let with = |guest: &str| run(&["build", onnx, "--out", &out, "--samples", "1", "--guest", guest]);
+    assert_eq!(with("0=guest-layers/prebuilt/template.wasm").0, 0);
+    let verified = edgent(&["verify", &out]);
+    assert_eq!(verified["cuts_bit_exact"], verified["cuts_checked"]);
+
+    let run_with = |path: &Path, pixel: f32| {
+        let bundle = Bundle::open(path).unwrap();
+        let deployment = Deployment::prepare(&bundle, &Engine::new().unwrap(), 1.0).unwrap();
+        let elements = deployment.input().bytes() / 4;
+        let mut pixels = vec![0.25_f32; elements];
+        pixels[7] = pixel;
+        let bytes: Vec<u8> = pixels.iter().flat_map(|pixel| pixel.to_le_bytes()).collect();
+        let input = Tensor::from_bytes(deployment.input().element_type, &deployment.input().dims, &bytes).unwrap();
+        let end = bundle.manifest().exits[0].path.len();
+        deployment.run(0, 0..end, vec![input], &Stop::never()).unwrap().output[0].bytes().to_vec()
+    };
+    for (given, fitting) in [(9.0, 1.0), (-3.0, 0.0), (f32::NAN, 0.0), (f32::INFINITY, 1.0)] {
+        assert_eq!(run_with(Path::new(&out), given), run_with(bundle(), fitting), "{given}");
+        assert_ne!(run_with(bundle(), given), run_with(bundle(), fitting), "{given} makes a difference");
+    }
+    for (guest, code, expected) in [
+        ("999=guest-layers/prebuilt/template.wasm", 2, "there is no segment 999"),
+        ("0=Cargo.toml", 2, "Cargo.toml: malformed WebAssembly"),
+        ("template.wasm", 2, "SEGMENT=FILE"),
+    ] {
+        let (found, _, said) = with(guest);
+        assert!(found == code && said.contains(expected), "{guest}: {said}");
+    }
 }
 
 /// A network that branches is cut through several tensors at once, and they cross to the edge together.

@@ -3,7 +3,7 @@
 use crate::disk::RealDisk;
 use crate::layout::Layout;
 use crate::refs::Refs;
-use crate::{Blob, BundleError, Digest, Manifest, ManifestError, Reference, SealedManifest, Store};
+use crate::{Blob, BundleError, Digest, Manifest, ManifestError, Reference, SealedManifest, Signature, Store};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ pub struct Bundle {
     layout: Layout,
     path: PathBuf,
     sealed: SealedManifest,
+    signatures: Vec<Signature>,
 }
 
 impl Bundle {
@@ -49,14 +50,19 @@ impl Bundle {
         };
         let entry =
             entry.ok_or_else(|| BundleError::Ambiguous { dir: layout.dir().to_owned(), known: refs.known() })?.clone();
-        let sealed = layout.manifest(&entry)?;
-        Ok(Self { path: layout.dir().to_owned(), layout, sealed })
+        let (sealed, signatures) = (layout.manifest(&entry)?, layout.signatures(&entry)?);
+        Ok(Self { path: layout.dir().to_owned(), layout, sealed, signatures })
     }
 
-    pub(crate) fn new(layout: Layout, reference: &Reference, sealed: SealedManifest) -> Self {
+    pub(crate) fn new(
+        layout: Layout,
+        reference: &Reference,
+        sealed: SealedManifest,
+        signatures: Vec<Signature>,
+    ) -> Self {
         let mut path = layout.dir().as_os_str().to_owned();
         path.push(format!("@{}", reference.to_string().trim_start_matches('@')));
-        Self { path: path.into(), layout, sealed }
+        Self { path: path.into(), layout, sealed, signatures }
     }
 
     /// The checked manifest.
@@ -72,6 +78,11 @@ impl Bundle {
     /// The SHA-256 of the manifest: the bundle's name.
     pub fn digest(&self) -> Digest {
         self.sealed.digest()
+    }
+
+    /// Who signed it, by their own account: a [`PublicKey`](crate::PublicKey) tells whether a signature holds.
+    pub fn signatures(&self) -> &[Signature] {
+        &self.signatures
     }
 
     /// The folder that it lies in.

@@ -60,6 +60,11 @@ pub fn split(component: &[u8]) -> Result<(Vec<u8>, &[u8]), ComponentError> {
     Ok((code, graph))
 }
 
+/// The names of what a component asks of its host.
+pub fn imports(component: &[u8]) -> Result<Vec<String>, ComponentError> {
+    Ok(interfaces(component)?.imports)
+}
+
 /// What a component asks of its host, and what it offers.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Interfaces {

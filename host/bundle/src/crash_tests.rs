@@ -6,7 +6,7 @@ use crate::layout::Layout;
 use crate::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 const DIR: &str = "/store";
 const MODEL: &str = "tiny";
@@ -59,44 +59,68 @@ fn install(store: &Store, number: u64) -> Result<u64, BundleError> {
         let bytes = bytes.iter().find(|bytes| Digest::of(bytes) == blob.digest).unwrap();
         writer.put_blob(&blob, bytes)?;
     }
-    writer.publish(MODEL, None, &sealed)
+    writer.publish(MODEL, None, &sealed, &[])
 }
 
-/// What users see of a store: the versions there are, and the current one.
-type Seen = (Vec<u64>, Option<u64>);
+/// Of the second version, always the same.
+fn signature() -> &'static Signature {
+    static SIGNATURE: OnceLock<Signature> = OnceLock::new();
+    SIGNATURE.get_or_init(|| {
+        let (sealed, _) = bundle(2);
+        let statement = Statement { manifest: sealed.digest(), name: MODEL.into(), version: 7, minimum_version: 6 };
+        let keys = minisign::KeyPair::generate_unencrypted_keypair().unwrap();
+        let text = statement.text();
+        let signed = minisign::sign(None, &keys.sk, text.as_bytes(), Some("comment"), None).unwrap();
+        Signature::of(&statement, &signed.into_string()).unwrap()
+    })
+}
+
+/// What users see of a store: the versions there are, the current one, how many of them are signed, and the lowest
+/// version that may come into force.
+type Seen = (Vec<u64>, Option<u64>, usize, u64);
 type Step = (&'static str, fn(&Store) -> Result<(), BundleError>, Seen);
 
 /// A store's life, and what is to be seen after each step.
 fn life() -> Vec<Step> {
     type Run = fn(&Store) -> Result<(), BundleError>;
-    let step = |name, run: Run, versions: &[u64], current| (name, run, (versions.to_vec(), current));
+    let step = |name, run: Run, versions: &[u64], current, signed, minimum| {
+        (name, run, (versions.to_vec(), current, signed, minimum))
+    };
+    fn swap_signed(store: &Store) -> Result<(), BundleError> {
+        store.lock()?.set_current_signed(MODEL, 2, Some((signature().key(), 6)))
+    }
     vec![
-        step("install 1", |s| install(s, 1).map(drop), &[1], None),
-        step("swap to 1", |s| s.lock()?.set_current(MODEL, 1), &[1], Some(1)),
-        step("install 2", |s| install(s, 2).map(drop), &[1, 2], Some(1)),
-        step("swap to 2", |s| s.lock()?.set_current(MODEL, 2), &[1, 2], Some(2)),
-        step("install 2 again", |s| install(s, 2).map(drop), &[1, 2], Some(2)),
-        step("install 3", |s| install(s, 3).map(drop), &[1, 2, 3], Some(2)),
-        step("swap to 3", |s| s.lock()?.set_current(MODEL, 3), &[1, 2, 3], Some(3)),
-        step("roll back", |s| s.lock()?.rollback(MODEL).map(drop), &[1, 2, 3], Some(2)),
-        step("collect", |s| s.lock()?.collect(&[]).map(drop), &[2, 3], Some(2)),
+        step("install 1", |s| install(s, 1).map(drop), &[1], None, 0, 0),
+        step("swap to 1", |s| s.lock()?.set_current(MODEL, 1), &[1], Some(1), 0, 0),
+        step("install 2", |s| install(s, 2).map(drop), &[1, 2], Some(1), 0, 0),
+        step("sign 2", |s| s.lock()?.sign(&bundle(2).0.digest(), signature()), &[1, 2], Some(1), 1, 0),
+        step("swap to 2", swap_signed, &[1, 2], Some(2), 1, 6),
+        step("install 2 again", |s| install(s, 2).map(drop), &[1, 2], Some(2), 1, 6),
+        step("install 3", |s| install(s, 3).map(drop), &[1, 2, 3], Some(2), 1, 6),
+        step("swap to 3", |s| s.lock()?.set_current(MODEL, 3), &[1, 2, 3], Some(3), 1, 6),
+        step("roll back", |s| s.lock()?.rollback(MODEL).map(drop), &[1, 2, 3], Some(2), 1, 6),
+        step("collect", |s| s.lock()?.collect(&[]).map(drop), &[2, 3], Some(2), 1, 6),
     ]
 }
 
 /// Opens everything, blobs and all: a version that is named must be whole.
 fn seen(store: &Store) -> Seen {
     let list = store.list().unwrap();
+    let mut signed = 0;
     for installed in &list {
         let opened = store.open(&Reference::Version(MODEL.into(), installed.version)).unwrap();
         opened.check_blobs().unwrap();
         assert_eq!(opened.digest(), bundle(installed.version).0.digest());
+        assert!(opened.signatures().iter().all(|found| found == signature()));
+        signed += opened.signatures().len();
     }
     let current = store.current(MODEL).unwrap();
     if let Some(version) = current {
         let opened = store.open(&Reference::Current(MODEL.into())).unwrap();
         assert_eq!(opened.digest(), bundle(version).0.digest());
     }
-    (list.into_iter().map(|installed| installed.version).collect(), current)
+    let minimum = store.minimum_version(MODEL, signature().key()).unwrap();
+    (list.into_iter().map(|installed| installed.version).collect(), current, signed, minimum)
 }
 
 /// Whatever happened before: the next version installs, serves, and leaves no garbage but what it should.
@@ -136,7 +160,7 @@ fn check(store: &Store, allowed: [&Seen; 2], when: &str) {
 #[test]
 fn a_power_cut_leaves_the_old_or_the_new_version() {
     let disk = FakeDisk::default();
-    let mut before: Seen = (vec![], None);
+    let mut before: Seen = (vec![], None, 0, 0);
     let mut states = 0;
     for (name, run, after) in life() {
         let start = disk.log().len();
@@ -185,7 +209,7 @@ fn a_power_cut_while_building_anew_leaves_the_old_or_the_new_bundle() {
 fn a_power_cut_after_a_killed_process_leaves_the_old_or_the_new_version() {
     let mut states = 0;
     let disk = FakeDisk::default();
-    let mut before: Seen = (vec![], None);
+    let mut before: Seen = (vec![], None, 0, 0);
     for (name, run, after) in life() {
         let healthy = disk.copy(None);
         run(&store(&disk)).unwrap();
@@ -230,7 +254,7 @@ fn a_failing_disk_is_named_and_the_old_version_goes_on() {
         (24, "Too many open files", "ulimit -n"),
     ];
     let disk = FakeDisk::default();
-    let mut before: Seen = (vec![], None);
+    let mut before: Seen = (vec![], None, 0, 0);
     let mut tried = 0;
     for (name, run, after) in life() {
         let healthy = disk.copy(None);
@@ -316,7 +340,7 @@ fn a_full_disk_gets_its_space_back() {
 #[test]
 fn a_bit_that_flips_is_found_when_the_bundle_is_opened() {
     let disk = FakeDisk::default();
-    for (_, run, _) in &life()[..4] {
+    for (_, run, _) in &life()[..5] {
         run(&store(&disk)).unwrap();
     }
     let reachable = |version| {
@@ -360,11 +384,11 @@ fn a_bit_that_flips_is_found_when_the_bundle_is_opened() {
     disk.damage(&path, |bytes| bytes[3] ^= 1);
     assert!(store(&disk).lock().unwrap().set_current(MODEL, 2).unwrap_err().to_string().contains(&blob));
     assert_eq!(install(&store(&disk), 2).unwrap(), 2);
-    assert_eq!(seen(&store(&disk)), (vec![1, 2], Some(2)));
+    assert_eq!(seen(&store(&disk)), (vec![1, 2], Some(2), 1, 6));
     // And for good, also where it was gone altogether.
     disk.remove(&path).unwrap();
     disk.sync_dir(path.parent().unwrap()).unwrap();
     assert_eq!(install(&store(&disk), 2).unwrap(), 2);
     let lost = FakeDisk::after_power_cut(&disk.log(), Bytes::None, Names::First(0));
-    assert_eq!(seen(&store(&lost)), (vec![1, 2], Some(2)));
+    assert_eq!(seen(&store(&lost)), (vec![1, 2], Some(2), 1, 6));
 }

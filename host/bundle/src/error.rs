@@ -1,6 +1,6 @@
 //! Why a bundle cannot be read or written: what, where, and what to do.
 
-use crate::{Blob, ComponentError, Digest, Reference};
+use crate::{Blob, ComponentError, Digest, Reference, SIGNATURES_MAX};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -73,6 +73,9 @@ pub enum BundleError {
     /// Another process, or another thread of this one, writes to the store.
     #[error("{} is being written to by another process; try again when it is done", .0.display())]
     Locked(PathBuf),
+    /// A bundle with as many signatures as it may have.
+    #[error("the bundle in {} has {SIGNATURES_MAX} signatures, as many as it may have; build it anew to sign it", .0.display())]
+    Signatures(PathBuf),
     /// No such bundle.
     #[error("{} has no {reference}; it has {known}", dir.display())]
     Unknown {

@@ -15,7 +15,10 @@ use crate::bundle::MANIFEST_BYTES_MAX;
 use crate::disk::{Disk, Lock};
 use crate::error::cannot;
 use crate::oci::{self, Artifact, DOCUMENT_BYTES_MAX, Descriptor, Index};
-use crate::{BLOB_BYTES_MAX, Blob, BundleError, Digest, ManifestError, SealedManifest};
+use crate::{
+    BLOB_BYTES_MAX, Blob, BundleError, Digest, ManifestError, SIGNATURE_BYTES_MAX, SIGNATURES_MAX, STATEMENT_BYTES_MAX,
+    SealedManifest, Signature,
+};
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
@@ -98,6 +101,25 @@ impl Layout {
         }
         let bytes = self.limited(&artifact.config, MANIFEST_BYTES_MAX)?;
         SealedManifest::read(bytes).map_err(|ManifestError(why)| malformed(&artifact.config)(why))
+    }
+
+    /// The signatures of a bundle, by its index. Their form is checked here, and whether they hold by who trusts a key.
+    pub fn signatures(&self, bundle: &Descriptor) -> Result<Vec<Signature>, BundleError> {
+        let malformed = |descriptor: &Descriptor| wrong(&self.path_of(&descriptor.digest));
+        let index = Index::read(&self.document(bundle)?).map_err(malformed(bundle))?;
+        if index.signatures().nth(SIGNATURES_MAX).is_some() {
+            return Err(malformed(bundle)(format!("it has over {SIGNATURES_MAX} signatures")));
+        }
+        let read = |entry: &Descriptor| {
+            let artifact = Artifact::read(&self.document(entry)?).map_err(malformed(entry))?;
+            let [statement, signature] = &artifact.layers[..] else {
+                return Err(malformed(entry)("it has not the two layers of a signature".to_owned()));
+            };
+            let text = self.limited(statement, STATEMENT_BYTES_MAX as u64)?;
+            let minisig = self.limited(signature, SIGNATURE_BYTES_MAX as u64)?;
+            Signature::read(&text, &minisig).map_err(|e| malformed(entry)(e.to_string()))
+        };
+        index.signatures().map(read).collect()
     }
 
     /// Every blob that can be reached from `index`, and not only those of bundles: what others put here stays.

@@ -30,10 +30,11 @@ mod oci;
 mod reference;
 mod refs;
 mod sealed;
+mod signature;
 mod store;
 
 pub use bundle::{BLOB_BYTES_MAX, Bundle, Draft, MANIFEST_BYTES_MAX};
-pub use component::{ComponentError, GRAPH_SECTION, compose, split, standard_guest};
+pub use component::{ComponentError, GRAPH_SECTION, compose, imports, split, standard_guest};
 pub use digest::{Digest, DigestError};
 pub use error::{BundleError, ReferenceError};
 pub use manifest::{
@@ -42,4 +43,7 @@ pub use manifest::{
 };
 pub use reference::Reference;
 pub use sealed::SealedManifest;
+pub use signature::{
+    KeyId, PublicKey, SIGNATURE_BYTES_MAX, SIGNATURES_MAX, STATEMENT_BYTES_MAX, Signature, SignatureError, Statement,
+};
 pub use store::{Collected, Installed, Store, Writer};

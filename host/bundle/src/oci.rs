@@ -4,16 +4,17 @@
 //! index of a bundle
 //! ├─ manifest of a Wasm component     one for each distinct component, as `wkg` and `wash` pull them
 //! ├─ manifest of a ModelPack          layer: the ONNX file that the segments were cut from
-//! └─ manifest, artifactType of ours   config: the bundle's own manifest; layers: evidence
+//! ├─ manifest, artifactType of ours   config: the bundle's own manifest; layers: evidence
+//! └─ manifest of a signature          subject: the one before; layers: what is signed, and the signature
 //! ```
 //!
-//! All of it follows from the bundle's own manifest and its components, byte for byte: two hosts that hold the
-//! same bundle hold the same documents. Tools that copy write an index anew, and some leave out what they do not
+//! All of it but the signatures follows from the bundle's own manifest and its components, byte for byte: two hosts
+//! that hold the same bundle hold the same documents. Signatures come and go without changing it. Tools that copy write an index anew, and some leave out what they do not
 //! know, `artifactType` among it. So the index has but fields of OCI 1.0, in the order in which those tools write
 //! them: then their copy is the same bytes. Nothing here does IO.
 
 use crate::component::Interfaces;
-use crate::{Blob, Digest, MANIFEST_BYTES_MAX, SealedManifest};
+use crate::{Blob, Digest, MANIFEST_BYTES_MAX, SealedManifest, Signature};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -24,13 +25,18 @@ pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// What a bundle is: the artifact type of the manifest of ours, and of the entries in `index.json` that we wrote.
 pub(crate) const BUNDLE: &str = "application/vnd.edgent.bundle.v1+json";
 const BUNDLE_CONFIG: &str = "application/vnd.edgent.bundle.config.v1+json";
+/// What each of a bundle's signatures is.
+pub(crate) const SIGNATURE: &str = "application/vnd.edgent.signature.v1";
+const STATEMENT: &str = "text/plain";
+const MINISIG: &str = "application/vnd.edgent.minisig.v1";
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const WASM: &str = "application/wasm";
 const WASM_CONFIG: &str = "application/vnd.wasm.config.v0+json";
 const MODEL: &str = "application/vnd.cncf.model.manifest.v1+json";
 const MODEL_CONFIG: &str = "application/vnd.cncf.model.config.v1+json";
 const MODEL_WEIGHTS: &str = "application/vnd.cncf.model.weight.v1.raw";
 const MODEL_FILE: &str = "org.cncf.model.filepath";
-/// On the manifest of ours, in a bundle's index: [`BUNDLE`].
+/// On manifests of ours, in a bundle's index: [`BUNDLE`] or [`SIGNATURE`].
 const KIND: &str = "vnd.edgent.type";
 const TITLE: &str = "org.opencontainers.image.title";
 pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -86,6 +92,8 @@ pub(crate) struct Index {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     media_type: Option<String>,
     pub manifests: Vec<Descriptor>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
@@ -96,6 +104,7 @@ impl Default for Index {
             schema_version: SCHEMA_VERSION,
             media_type: Some(INDEX.to_owned()),
             manifests: Vec::new(),
+            annotations: BTreeMap::new(),
             rest: Map::new(),
         }
     }
@@ -112,6 +121,8 @@ pub(crate) struct Artifact {
     pub artifact_type: Option<String>,
     pub config: Descriptor,
     pub layers: Vec<Descriptor>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    subject: Option<Descriptor>,
 }
 
 const SCHEMA_VERSION: u32 = 2;
@@ -125,13 +136,21 @@ impl Index {
 
     /// The manifest of ours in a bundle's index.
     pub fn bundle(&self) -> Result<&Descriptor, String> {
-        let mut ours =
-            self.manifests.iter().filter(|manifest| manifest.annotations.get(KIND).is_some_and(|kind| kind == BUNDLE));
+        let mut ours = self.of_kind(BUNDLE);
         match (ours.next(), ours.next()) {
             (Some(one), None) => Ok(one),
             (None, _) => Err(format!("no {BUNDLE} in it: this is not a bundle")),
             (Some(_), Some(_)) => Err(format!("more than one {BUNDLE} in it")),
         }
+    }
+
+    /// The manifests of its signatures.
+    pub fn signatures(&self) -> impl Iterator<Item = &Descriptor> {
+        self.of_kind(SIGNATURE)
+    }
+
+    fn of_kind(&self, wanted: &'static str) -> impl Iterator<Item = &Descriptor> {
+        self.manifests.iter().filter(move |entry| entry.annotations.get(KIND).is_some_and(|kind| kind == wanted))
     }
 }
 
@@ -172,7 +191,7 @@ pub(crate) struct Documents {
 
 impl Documents {
     /// Those of a bundle, and the descriptor of its index. `interfaces` are those of each distinct component.
-    pub fn of(sealed: &SealedManifest, interfaces: &[Interfaces]) -> (Self, Descriptor) {
+    pub fn of(sealed: &SealedManifest, interfaces: &[Interfaces], signatures: &[Signature]) -> (Self, Descriptor) {
         let mut documents = Self::default();
         let mut index = Index::default();
         for (component, interfaces) in sealed.components().iter().zip(interfaces) {
@@ -183,7 +202,11 @@ impl Documents {
         if let Some(source) = &sealed.manifest().evidence.source {
             index.manifests.push(documents.model(&sealed.manifest().name, source));
         }
-        index.manifests.push(documents.bundle(sealed).annotated(KIND, BUNDLE));
+        let bundle = documents.bundle(sealed);
+        index.manifests.push(bundle.clone().annotated(KIND, BUNDLE));
+        for signature in signatures {
+            index.manifests.push(documents.signature(signature, &bundle).annotated(KIND, SIGNATURE));
+        }
         let descriptor = documents.add(INDEX, write(&index));
         (documents, Descriptor { artifact_type: Some(BUNDLE.to_owned()), ..descriptor })
     }
@@ -200,7 +223,17 @@ impl Documents {
             blob.as_ref().map(|blob| Descriptor::of(media_type, blob).annotated(TITLE, title))
         };
         let layers = files.into_iter().filter_map(layer).collect();
-        self.artifact(Some(BUNDLE), config, layers)
+        self.artifact(Some(BUNDLE), config, layers, None)
+    }
+
+    /// As registries list what refers to a manifest.
+    fn signature(&mut self, signature: &Signature, bundle: &Descriptor) -> Descriptor {
+        let config = self.add(EMPTY, b"{}".to_vec());
+        let layers = vec![
+            self.add(STATEMENT, signature.statement().text().into_bytes()).annotated(TITLE, "statement.txt"),
+            self.add(MINISIG, signature.text().as_bytes().to_vec()).annotated(TITLE, "statement.txt.minisig"),
+        ];
+        self.artifact(Some(SIGNATURE), config, layers, Some(bundle.clone()))
     }
 
     fn component(&mut self, component: &Blob, interfaces: &Interfaces) -> Descriptor {
@@ -212,7 +245,7 @@ impl Documents {
             "os": "wasip2",
         });
         let config = self.add(WASM_CONFIG, write(&config));
-        self.artifact(None, config, vec![Descriptor::of(WASM, component)])
+        self.artifact(None, config, vec![Descriptor::of(WASM, component)], None)
     }
 
     fn model(&mut self, name: &str, source: &Blob) -> Descriptor {
@@ -223,16 +256,23 @@ impl Documents {
         });
         let config = self.add(MODEL_CONFIG, write(&config));
         let layer = Descriptor::of(MODEL_WEIGHTS, source).annotated(MODEL_FILE, "model.onnx");
-        self.artifact(Some(MODEL), config, vec![layer])
+        self.artifact(Some(MODEL), config, vec![layer], None)
     }
 
-    fn artifact(&mut self, artifact_type: Option<&str>, config: Descriptor, layers: Vec<Descriptor>) -> Descriptor {
+    fn artifact(
+        &mut self,
+        artifact_type: Option<&str>,
+        config: Descriptor,
+        layers: Vec<Descriptor>,
+        subject: Option<Descriptor>,
+    ) -> Descriptor {
         let artifact = Artifact {
             schema_version: SCHEMA_VERSION,
             media_type: Some(MANIFEST.to_owned()),
             artifact_type: artifact_type.map(str::to_owned),
             config,
             layers,
+            subject,
         };
         self.add(MANIFEST, write(&artifact))
     }

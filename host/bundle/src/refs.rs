@@ -6,13 +6,17 @@
 //!
 //! Other tools copy an entry alone. One named `NAME` without any version counts as the version after the newest.
 
-use crate::Digest;
 use crate::oci::{self, Descriptor, Index, REF_NAME};
 use crate::reference::Reference;
+use crate::{Digest, KeyId};
 use std::collections::BTreeSet;
 
 /// On the entry of a current version: the version that was current before.
 const PREVIOUS: &str = "vnd.edgent.previous";
+
+/// On the index itself, with a key's id and a model's name behind it: the lowest version that may come into force.
+/// It stands here so that it is raised in the step that puts the version in force which demands it.
+const MINIMUM: &str = "vnd.edgent.minimum";
 
 /// The entries of an index, understood.
 #[derive(Debug, Default)]
@@ -30,6 +34,11 @@ impl Refs {
             }
         }
         refs
+    }
+
+    /// The entries as they stand there: nothing is made of what other tools copied.
+    pub fn as_written(index: Index) -> Self {
+        Self { index }
     }
 
     /// What to write.
@@ -121,6 +130,26 @@ impl Refs {
         self.index.manifests.retain(|entry| refers(entry).as_ref() != Some(&reference));
     }
 
+    /// Has every entry that refers to one document refer to another, and say of it what it said.
+    pub fn replace(&mut self, old: &Digest, new: &Descriptor) {
+        for entry in self.index.manifests.iter_mut().filter(|entry| entry.digest == *old) {
+            (entry.digest, entry.size) = (new.digest, new.size);
+        }
+    }
+
+    /// The lowest version of a model that may come into force with a key's signature; 0 if nothing is known of it.
+    pub fn minimum_version(&self, name: &str, key: KeyId) -> Result<u64, String> {
+        let annotation = minimum(name, key);
+        let Some(value) = self.index.annotations.get(&annotation) else { return Ok(0) };
+        value.parse().map_err(|_| format!("the annotation {annotation} is not a number"))
+    }
+
+    pub fn raise_minimum_version(&mut self, name: &str, key: KeyId, to: u64) -> Result<(), String> {
+        let raised = to.max(self.minimum_version(name, key)?);
+        self.index.annotations.insert(minimum(name, key), raised.to_string());
+        Ok(())
+    }
+
     fn push(&mut self, reference: &Reference, mut bundle: Descriptor, previous: Option<u64>) {
         bundle.annotations.remove(PREVIOUS);
         let mut entry = bundle.annotated(REF_NAME, &reference.to_string());
@@ -137,6 +166,10 @@ impl Refs {
     fn entries(&self) -> impl Iterator<Item = (&Descriptor, Reference)> {
         self.index.manifests.iter().filter_map(|entry| Some((entry, refers(entry)?)))
     }
+}
+
+fn minimum(name: &str, key: KeyId) -> String {
+    format!("{MINIMUM}/{key}/{name}")
 }
 
 fn refers(entry: &Descriptor) -> Option<Reference> {

@@ -6,7 +6,7 @@ use crate::layout::Layout;
 use crate::oci::{Descriptor, Documents};
 use crate::reference::check_name;
 use crate::refs::{Refs, is_ours};
-use crate::{Blob, Bundle, BundleError, Digest, Reference, SealedManifest};
+use crate::{Blob, Bundle, BundleError, Digest, KeyId, Reference, SIGNATURES_MAX, SealedManifest, Signature};
 use std::io::ErrorKind;
 use std::ops::Deref;
 use std::path::Path;
@@ -25,7 +25,7 @@ use std::sync::Arc;
 /// for blob in store.missing(&manifest) {
 ///     store.put_blob(&blob, &from_peer(&blob))?;
 /// }
-/// let version = store.publish("model", None, &manifest)?;
+/// let version = store.publish("model", None, &manifest, &[])?;
 /// store.set_current("model", version)?;
 /// # Ok(())
 /// # }
@@ -103,8 +103,21 @@ impl Store {
             Reference::Digest(digest) => self.find(digest, refs.bundles())?,
         };
         let entry = entry.ok_or_else(|| self.unknown(reference.clone(), &refs))?;
-        let sealed = self.layout.manifest(entry)?;
-        Ok(Bundle::new(self.layout.clone(), reference, sealed))
+        let (sealed, signatures) = (self.layout.manifest(entry)?, self.layout.signatures(entry)?);
+        Ok(Bundle::new(self.layout.clone(), reference, sealed, signatures))
+    }
+
+    /// The signatures that are kept of a bundle; none if it is not here.
+    pub fn signatures(&self, bundle: &Digest) -> Result<Vec<Signature>, BundleError> {
+        let refs = self.refs()?;
+        let entry = self.find(bundle, refs.bundles())?;
+        entry.map_or(Ok(Vec::new()), |entry| self.layout.signatures(entry))
+    }
+
+    /// The lowest version of a model that may come into force, by what has been in force with a key's signature; 0
+    /// if none has.
+    pub fn minimum_version(&self, name: &str, key: KeyId) -> Result<u64, BundleError> {
+        self.refs()?.minimum_version(name, key).map_err(|why| self.malformed_index(why))
     }
 
     /// The blobs of a bundle that are not here, or are damaged. Reads all that are.
@@ -151,6 +164,10 @@ impl Store {
         Ok(None)
     }
 
+    fn malformed_index(&self, why: String) -> BundleError {
+        BundleError::Manifest { path: self.layout.dir().join("index.json"), why }
+    }
+
     fn unknown(&self, reference: Reference, refs: &Refs) -> BundleError {
         BundleError::Unknown { dir: self.layout.dir().to_owned(), reference, known: refs.known() }
     }
@@ -177,7 +194,7 @@ impl Writer {
         for blob in self.missing(bundle.sealed()) {
             self.put_blob(&blob, &bundle.blob(&blob)?)?;
         }
-        self.publish(name, version, bundle.sealed())
+        self.publish(name, version, bundle.sealed(), bundle.signatures())
     }
 
     /// Adds a blob. Until a bundle with it is published, it is garbage.
@@ -189,12 +206,19 @@ impl Writer {
     }
 
     /// Makes blobs that were put a version of `name`, and returns its number: the one given, or the next one. The
-    /// version that is current stays so. A bundle that is a version already stays that version.
+    /// version that is current stays so. A bundle that is a version already stays that version, and has its signatures
+    /// and those given, the latter first, as far as there is room.
     ///
     /// # Errors
     /// [`BundleError::Io`] or [`BundleError::Rotten`] for a blob that is not here; [`BundleError::Version`] if the
     /// version given is not above all others.
-    pub fn publish(&self, name: &str, version: Option<u64>, sealed: &SealedManifest) -> Result<u64, BundleError> {
+    pub fn publish(
+        &self,
+        name: &str,
+        version: Option<u64>,
+        sealed: &SealedManifest,
+        signatures: &[Signature],
+    ) -> Result<u64, BundleError> {
         check_name(name)?;
         let mut refs = self.refs()?;
         let found = self.version_of(name, sealed, &refs)?;
@@ -213,12 +237,41 @@ impl Writer {
             (None, None) if newest == u64::MAX => return refused(newest, "there is none above it".to_owned()),
             (given, found) => found.or(given).unwrap_or(newest + 1),
         };
-        let bundle = self.put_documents(sealed)?;
-        if found.is_none() {
-            refs.add(name, version, bundle);
+        let kept = match found.and_then(|found| refs.version(name, found)) {
+            Some(entry) => self.layout.signatures(entry)?,
+            None => Vec::new(),
+        };
+        let bundle = self.put_documents(sealed, &merged(signatures, &kept))?;
+        match found.and_then(|found| refs.version(name, found)).map(|entry| entry.digest) {
+            None => refs.add(name, version, bundle),
+            Some(old) => refs.replace(&old, &bundle),
         }
         self.layout.commit(refs.index())?;
         Ok(version)
+    }
+
+    /// Adds a signature to a bundle that is here, in place of others that the same key made of it.
+    ///
+    /// # Errors
+    /// [`BundleError::Unknown`]; [`BundleError::Signatures`] if it has as many as it may have.
+    pub fn sign(&self, bundle: &Digest, signature: &Signature) -> Result<(), BundleError> {
+        let mut refs = Refs::as_written(self.layout.index()?);
+        let entry = self.find(bundle, refs.bundles())?.cloned();
+        let entry = entry.ok_or_else(|| self.unknown(Reference::Digest(*bundle), &refs))?;
+        let mut signatures = self.layout.signatures(&entry)?;
+        signatures.retain(|other| other.key() != signature.key());
+        if signatures.len() == SIGNATURES_MAX {
+            return Err(BundleError::Signatures(self.layout.dir().to_owned()));
+        }
+        signatures.push(signature.clone());
+        let signed = self.put_documents(&self.layout.manifest(&entry)?, &signatures)?;
+        refs.replace(&entry.digest, &signed);
+        self.layout.commit(refs.index())?;
+        // A bundle alone has nothing on its way to it; elsewhere, what is superseded goes when somebody collects.
+        if refs.is_one_bundle() && refs.versions().next().is_none() {
+            self.layout.sweep(&self.layout.reachable(refs.index())?)?;
+        }
+        Ok(())
     }
 
     /// Puts a version in force, in one step. The one that was so stays, to roll back to.
@@ -226,6 +279,17 @@ impl Writer {
     /// # Errors
     /// [`BundleError::Unknown`]; or, with nothing changed, what is wrong with one of its blobs.
     pub fn set_current(&self, name: &str, version: u64) -> Result<(), BundleError> {
+        self.set_current_signed(name, version, None)
+    }
+
+    /// The same of a version that a key signed, with the lowest version that may come into force from then on. Both
+    /// hold, or neither does.
+    pub fn set_current_signed(
+        &self,
+        name: &str,
+        version: u64,
+        signed: Option<(KeyId, u64)>,
+    ) -> Result<(), BundleError> {
         let reference = Reference::Version(name.to_owned(), version);
         let mut refs = self.refs()?;
         if refs.version(name, version).is_none() {
@@ -234,6 +298,9 @@ impl Writer {
         self.open(&reference)?.check_blobs()?;
         if refs.current_version(name) != Some(version) {
             refs.point(name, version);
+        }
+        if let Some((key, minimum_version)) = signed {
+            refs.raise_minimum_version(name, key, minimum_version).map_err(|why| self.malformed_index(why))?;
         }
         self.layout.commit(refs.index())
     }
@@ -282,14 +349,14 @@ impl Writer {
             return Err(BundleError::Occupied(self.layout.dir().to_owned()));
         }
         let mut refs = Refs::default();
-        refs.add_current(name, self.put_documents(sealed)?);
+        refs.add_current(name, self.put_documents(sealed, &[])?);
         let reachable = self.layout.reachable(refs.index())?;
         self.layout.commit(refs.index())?;
         self.layout.sweep(&reachable).map(drop)
     }
 
     /// Makes sure that every blob is here and sound, and writes what makes them a bundle.
-    fn put_documents(&self, sealed: &SealedManifest) -> Result<Descriptor, BundleError> {
+    fn put_documents(&self, sealed: &SealedManifest, signatures: &[Signature]) -> Result<Descriptor, BundleError> {
         let components = sealed.components();
         let mut found = Vec::with_capacity(components.len());
         for blob in sealed.blobs() {
@@ -299,7 +366,7 @@ impl Writer {
                 found.push(interfaces(&bytes).map_err(component)?);
             }
         }
-        let (documents, bundle) = Documents::of(sealed, &found);
+        let (documents, bundle) = Documents::of(sealed, &found, signatures);
         for (blob, bytes) in &documents.blobs {
             if self.layout.blob(blob).is_err() {
                 self.layout.put(blob, bytes)?;
@@ -316,4 +383,15 @@ impl Writer {
         }
         Ok(None)
     }
+}
+
+/// Those given and those kept, each once, the given first; no more than a bundle may have.
+fn merged(given: &[Signature], kept: &[Signature]) -> Vec<Signature> {
+    let mut all: Vec<Signature> = Vec::with_capacity(SIGNATURES_MAX);
+    for signature in given.iter().chain(kept) {
+        if !all.contains(signature) && all.len() < SIGNATURES_MAX {
+            all.push(signature.clone());
+        }
+    }
+    all
 }

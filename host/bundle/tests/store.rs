@@ -118,7 +118,7 @@ fn blobs_that_a_peer_sends_are_checked() {
     let missing = writer.missing(bundle.sealed());
     assert_eq!(missing.len(), 4, "two distinct components, a source and golden outputs");
     for blob in &missing {
-        assert!(writer.publish("m", None, bundle.sealed()).is_err(), "not before all is here");
+        assert!(writer.publish("m", None, bundle.sealed(), &[]).is_err(), "not before all is here");
         let bytes = bundle.blob(blob).unwrap();
         for wrong in [&bytes[1..], b"", &[&bytes[..], b"more"].concat()] {
             assert!(matches!(writer.put_blob(blob, wrong), Err(BundleError::OtherBlob { .. })));
@@ -126,7 +126,7 @@ fn blobs_that_a_peer_sends_are_checked() {
         writer.put_blob(blob, &bytes).unwrap();
     }
     assert_eq!(writer.missing(bundle.sealed()), []);
-    assert_eq!(writer.publish("m", None, bundle.sealed()).unwrap(), 1);
+    assert_eq!(writer.publish("m", None, bundle.sealed(), &[]).unwrap(), 1);
     // Only what differs is asked for the next time.
     let next = build(dir.path().join("c"), "2");
     assert_eq!(writer.missing(next.sealed()).len(), 2);
@@ -224,4 +224,141 @@ fn building_does_not_replace_a_store() {
     manifest.evidence = Evidence::default();
     assert!(matches!(draft.write(&path, &manifest), Err(BundleError::Occupied(_))));
     assert_eq!(Bundle::open(&path.clone()).unwrap().dir(), path);
+}
+
+struct Signer(minisign::KeyPair);
+
+impl Signer {
+    fn new() -> Self {
+        Self(minisign::KeyPair::generate_unencrypted_keypair().unwrap())
+    }
+
+    fn public(&self) -> PublicKey {
+        PublicKey::read(&self.0.pk.to_base64()).unwrap()
+    }
+
+    fn sign(&self, bundle: &Bundle, version: u64) -> Signature {
+        let (manifest, name) = (bundle.digest(), bundle.manifest().name.clone());
+        let statement = Statement { manifest, name, version, minimum_version: 1 };
+        let text = statement.text();
+        let signed = minisign::sign(None, &self.0.sk, text.as_bytes(), Some("a comment"), None).unwrap();
+        Signature::of(&statement, &signed.into_string()).unwrap()
+    }
+}
+
+#[test]
+fn a_bundle_is_signed_where_it_lies_and_stays_the_bundle_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let unsigned = build(dir.path().join("b"), "1");
+    let path = unsigned.dir().to_owned();
+    let files = || fs::read_dir(path.join("blobs/sha256")).unwrap().count();
+    let before = files();
+    let (ann, ben) = (Signer::new(), Signer::new());
+    let writer = Store::at(&path).lock().unwrap();
+    let signatures = [ann.sign(&unsigned, 1), ann.sign(&unsigned, 2), ben.sign(&unsigned, 5)];
+    for signature in &signatures {
+        writer.sign(&unsigned.digest(), signature).unwrap();
+    }
+    drop(writer);
+    let signed = Bundle::open(&path).unwrap();
+    assert_eq!(signed.digest(), unsigned.digest());
+    assert_eq!(signed.signatures(), &signatures[1..], "a key's later signature takes its earlier one's place");
+    for (key, holds) in [(ann.public(), [true, false]), (ben.public(), [false, true])] {
+        let found: Vec<bool> =
+            signed.signatures().iter().map(|signature| key.verify(signature, signed.sealed()).is_ok()).collect();
+        assert_eq!(found, holds);
+    }
+    // For each signature a manifest and two files, and once the empty config that they share.
+    assert_eq!(files(), before + 2 * 3 + 1, "what was superseded is gone");
+
+    let store = Store::at(&dir.path().join("s"));
+    let writer = store.lock().unwrap();
+    assert_eq!(writer.install("m", None, &signed).unwrap(), 1);
+    assert_eq!(store.signatures(&signed.digest()).unwrap(), &signatures[1..], "they go where it goes");
+    writer.set_current("m", 1).unwrap();
+    // As it came before it was signed, and with a signature that was not there yet.
+    assert_eq!(writer.publish("m", None, signed.sealed(), &[]).unwrap(), 1);
+    assert_eq!(writer.publish("m", None, signed.sealed(), &signatures[..1]).unwrap(), 1);
+    let kept = store.open(&Reference::Current("m".into())).unwrap().signatures().to_vec();
+    assert_eq!(kept, signatures, "those that are here stay, behind those that came");
+    assert_eq!(store.current("m").unwrap(), Some(1), "signed anew, what was in force still is");
+    let many: Vec<Signature> = (0..20).map(|_| Signer::new().sign(&signed, 1)).collect();
+    writer.publish("m", None, signed.sealed(), &many).unwrap();
+    assert_eq!(store.signatures(&signed.digest()).unwrap(), &many[..SIGNATURES_MAX], "no more than there is room for");
+    assert!(matches!(writer.sign(&signed.digest(), &signatures[0]), Err(BundleError::Signatures(_))));
+    let other = Digest::of(b"other");
+    assert!(matches!(writer.sign(&other, &signatures[0]), Err(BundleError::Unknown { .. })));
+}
+
+#[test]
+fn the_lowest_version_that_may_come_into_force_only_rises() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundles: Vec<Bundle> = (1..=3).map(|n| build(dir.path().join(format!("b{n}")), &n.to_string())).collect();
+    let store = Store::at(&dir.path().join("s"));
+    let (ann, ben) = (Signer::new().public().id(), Signer::new().public().id());
+    let writer = store.lock().unwrap();
+    for (version, (bundle, minimum, expected)) in (1..).zip([(0, 3, 3), (1, 2, 3), (2, 4, 4)]) {
+        writer.install("m", None, &bundles[bundle]).unwrap();
+        writer.set_current_signed("m", version, Some((ann, minimum))).unwrap();
+        assert_eq!(store.minimum_version("m", ann).unwrap(), expected);
+    }
+    writer.rollback("m").unwrap();
+    writer.collect(&[]).unwrap();
+    assert_eq!(store.minimum_version("m", ann).unwrap(), 4, "whatever was in force since");
+    assert_eq!(store.minimum_version("m", ben).unwrap() + store.minimum_version("other", ann).unwrap(), 0);
+    let path = dir.path().join("s/index.json");
+    let damaged = fs::read_to_string(&path).unwrap().replace(r#"/m":"4""#, r#"/m":"four""#);
+    fs::write(&path, damaged).unwrap();
+    let error = store.minimum_version("m", ann).unwrap_err().to_string();
+    assert!(error.contains("is not a number"), "{error}: what is not known is not taken for none");
+}
+
+#[test]
+fn statements_signatures_and_keys_are_read_in_one_way_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let (bundle, ann) = (build(dir.path().join("b"), "1"), Signer::new());
+    let signature = ann.sign(&bundle, 3);
+    let (statement, minisig) = (signature.statement().text(), signature.text());
+    assert_eq!(Signature::read(statement.as_bytes(), minisig.as_bytes()).unwrap(), signature);
+    let statements = [
+        (statement.replace("statement 1", "statement 2"), "does not begin with"),
+        (statement.replace("\nname: ", "\nName: "), "the line 'name: …'"),
+        (statement.replace("version: 3", "version: 03"), "not written as it must be"),
+        (statement.replace("version: 3", "version: +3"), "not written as it must be"),
+        (statement.replace('\n', "\r\n"), "not written as it must be"),
+        (statement.replace("\nversion: 3", "\nversion: 0"), "not from 1 to 0"),
+        (statement.replace("minimum-version: 1", "minimum-version: 4"), "not from 1 to 3"),
+        (statement.replace("name: tiny", "name: ti\tny"), "control characters"),
+        (statement.replace("sha256:", "sha512:"), "names no manifest"),
+        (format!("{statement}more\n"), "not written as it must be"),
+        (statement.replace("tiny", &"t".repeat(2000)), "longer than"),
+    ];
+    for (text, expected) in statements {
+        let error = Signature::read(text.as_bytes(), minisig.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error} does not say {expected:?}");
+    }
+    let lines: Vec<&str> = minisig.lines().collect();
+    let signatures = [
+        (minisig.replace("untrusted comment: ", "untrusted comment:  "), "four lines"),
+        (format!("{minisig}\n"), "four lines"),
+        (minisig.trim_end().to_owned(), "four lines"),
+        (minisig.replace(lines[1], &lines[1].replacen("RU", "RW", 1)), "prehashed kind"),
+        (minisig.replace(lines[1], &lines[1][4..]), "second line"),
+        (minisig.replace(lines[3], &lines[3][..lines[3].len() - 4]), "fourth line"),
+        (minisig.replace("a comment", "a\u{1b}[2J comment"), "control characters"),
+        (minisig.replace("a comment", &"c".repeat(2000)), "longer than"),
+    ];
+    for (text, expected) in signatures {
+        let error = Signature::read(statement.as_bytes(), text.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error} does not say {expected:?}");
+    }
+    let line = ann.0.pk.to_base64();
+    let file = format!("untrusted comment: somebody's\n{line}\n");
+    for good in [&line, &file, &format!("{line}\n")] {
+        assert_eq!(PublicKey::read(good).unwrap(), ann.public());
+    }
+    let secret = ann.0.sk.to_box(None).unwrap().into_string();
+    for bad in ["", "RW", &line[2..], &format!("{line}A"), &format!("{line}\n{line}"), &secret, &line.to_lowercase()] {
+        assert_eq!(PublicKey::read(bad), Err(SignatureError::Key), "{bad}");
+    }
 }

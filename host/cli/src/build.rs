@@ -6,7 +6,7 @@ use crate::samples::{self, Sample};
 use anyhow::{Context, Result};
 use edgent_bundle::{
     Blob, Boundary, Bundle, CodedAccuracy, CodedBytes, Draft, Evidence, Exit, FORMAT, Layer, LayerKind, Manifest,
-    Segment, Tensor as Described, Tier, compose, standard_guest,
+    Segment, Tensor as Described, Tier, compose, imports, standard_guest,
 };
 use edgent_link::Codec;
 use edgent_nn::{Cut, Fact, Graph, Imported, Port, SegmentGraph, Tensor};
@@ -28,6 +28,9 @@ pub(crate) struct Arguments {
     /// Validation samples with which the accuracy of coded activations is measured.
     #[arg(long, default_value_t = CODEC_SAMPLES)]
     samples: usize,
+    /// A component of your own in place of the standard one, for the segment with that number (see `edgent inspect`).
+    #[arg(long, value_name = "SEGMENT=FILE", value_parser = guest)]
+    guest: Vec<(usize, PathBuf)>,
 }
 
 /// Enough to see half a point of accuracy, few enough to take seconds.
@@ -43,7 +46,8 @@ struct Report {
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
-    let bundle = build(&arguments.model, &arguments.out, arguments.samples, output)?;
+    let guests = guests(&arguments.guest)?;
+    let bundle = build_with(&arguments.model, &guests, &arguments.out, arguments.samples, output)?;
     let manifest = bundle.manifest();
     let report = Report {
         segments: manifest.segments.len(),
@@ -61,8 +65,39 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     output.result(&report)
 }
 
+/// Reads `SEGMENT=FILE`.
+fn guest(given: &str) -> Result<(usize, PathBuf), String> {
+    let (segment, file) = given.split_once('=').ok_or("write SEGMENT=FILE, as in 0=guest.wasm")?;
+    Ok((segment.parse().map_err(|_| format!("'{segment}' is not a segment's number"))?, file.into()))
+}
+
+/// Reads guests, and makes sure that hosts will take them.
+fn guests(given: &[(usize, PathBuf)]) -> Result<BTreeMap<usize, Vec<u8>>> {
+    let read = |(segment, path): &(usize, PathBuf)| {
+        let said = |e: &dyn std::fmt::Display| BadInput::error(format!("{}: {e}", path.display()));
+        let component = fs::read(path).map_err(|e| said(&e))?;
+        let imports = imports(&component).map_err(|e| said(&e))?;
+        match imports.iter().find(|name| !name.starts_with("wasi:nn/")) {
+            Some(import) => Err(said(&format!("it asks its host for {import}; segments get wasi:nn and nothing else"))),
+            None => Ok((*segment, component)),
+        }
+    };
+    given.iter().map(read).collect()
+}
+
 /// Imports, cuts, measures and writes.
 pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Output) -> Result<Bundle> {
+    build_with(model, &BTreeMap::new(), out, codec_samples, output)
+}
+
+/// The same, with other guests than the standard one for some segments.
+fn build_with(
+    model: &Path,
+    guests: &BTreeMap<usize, Vec<u8>>,
+    out: &Path,
+    codec_samples: usize,
+    output: &Output,
+) -> Result<Bundle> {
     let described = ModelFile::beside(model)?;
     let source = fs::read(model).map_err(|e| BadInput::error(format!("{}: {e}", model.display())))?;
     let in_model = |e: &dyn std::fmt::Display| BadInput::error(format!("{}: {e}", model.display()));
@@ -79,6 +114,9 @@ pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Out
         )));
     }
     let cut = imported.cut().map_err(|e| in_model(&e))?;
+    if let Some(segment) = guests.keys().find(|segment| **segment >= cut.segments.len()) {
+        return Err(in_model(&format!("there is no segment {segment} for --guest; it has {}", cut.segments.len())));
+    }
     let mut draft = Draft::default();
     let mut manifest = Manifest {
         format: FORMAT,
@@ -90,7 +128,7 @@ pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Out
             .iter()
             .map(|tensors| Boundary { tensors: tensors.clone(), coded: Vec::new() })
             .collect(),
-        segments: segments(&cut, &mut draft)?,
+        segments: segments(&cut, guests, &mut draft)?,
         exits: exits(&cut, &described)?,
         evidence: Evidence { source: Some(draft.add(source)), ..Evidence::default() },
     };
@@ -123,11 +161,13 @@ fn tensor(Port { name, fact }: &Port) -> Described {
     Described { name: name.clone(), element_type: fact.element_type.name().to_owned(), dims: fact.dims.clone() }
 }
 
-fn segments(cut: &Cut, draft: &mut Draft) -> Result<Vec<Segment>> {
+fn segments(cut: &Cut, guests: &BTreeMap<usize, Vec<u8>>, draft: &mut Draft) -> Result<Vec<Segment>> {
     cut.segments
         .iter()
-        .map(|segment| {
-            let component = draft.add(compose(standard_guest(), &segment.graph)?);
+        .enumerate()
+        .map(|(index, segment)| {
+            let guest = guests.get(&index).map_or(standard_guest(), Vec::as_slice);
+            let component = draft.add(compose(guest, &segment.graph)?);
             Ok(Segment {
                 name: segment_name(cut, segment),
                 from: segment.from,

@@ -33,6 +33,10 @@ struct Arguments {
     /// next start, whatever --model says.
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
+    /// Whose bundles are run here, and what they may be. Without it: whatever is named here, and what comes over the
+    /// link as long as --listen is this machine's alone.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
     /// Time from a request to its answer, unless the request says otherwise.
     #[arg(long, allow_negative_numbers = true, default_value_t = 100.0)]
     deadline_ms: f64,
@@ -100,6 +104,7 @@ pub(crate) fn run() -> Result<()> {
         edges: arguments.edge,
         models: arguments.model,
         store: arguments.store,
+        policy: arguments.policy,
         plan: edgent_planner::Settings {
             deadline_us: arguments.deadline_ms * 1e3,
             codec_loss_max: arguments.codec_loss_max,
@@ -124,7 +129,7 @@ async fn serve(settings: Settings) -> Result<()> {
     let role = settings.role;
     let mut hang_up = signal(SignalKind::hangup())?;
     let mut host = Host::start(settings).await.map_err(|e| match e {
-        HostError::Models(..) | HostError::Bundle(_) => BadInput::error(e),
+        HostError::Models(..) | HostError::Bundle(_) | HostError::Policy(_) => BadInput::error(e),
         other => anyhow::Error::new(other),
     })?;
     // One line, so that whoever started this host knows when and where to reach it.

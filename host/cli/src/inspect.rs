@@ -1,5 +1,6 @@
 //! `edgent inspect`: what a bundle consists of.
 
+use crate::keys::{self, Signer};
 use crate::output::{BadInput, Output};
 use anyhow::Result;
 use edgent_bundle::{Boundary, Bundle, Exit, Manifest, Tensor};
@@ -19,6 +20,8 @@ pub(crate) struct Arguments {
 struct Report<'a> {
     name: &'a str,
     digest: String,
+    /// By their own account: `edgent verify --key` looks whether it is so.
+    signatures: Vec<Signer>,
     segments: Vec<Row>,
     exits: Vec<ExitRow<'a>>,
     crossings: Vec<Crossing>,
@@ -63,6 +66,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let report = Report {
         name: &manifest.name,
         digest: bundle.digest().to_string(),
+        signatures: keys::signers(&bundle, &[]),
         segments: (0..manifest.segments.len()).map(|index| row(manifest, index)).collect(),
         exits: manifest
             .exits
@@ -77,6 +81,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         crossings: crossings(manifest)?,
     };
     output.line(format_args!("{} {}", report.name, report.digest));
+    report.signatures.iter().for_each(|signer| output.line(signer));
     output.line(format_args!(
         "{:>3}  {:<42} {:<20} {:>10} {:>9} {:>10}  {:<12} operators",
         "", "segment", "gives", "bytes", "kMAC", "component", "digest"

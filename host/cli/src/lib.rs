@@ -14,6 +14,7 @@ mod daemon;
 mod demo;
 pub mod hosts;
 mod inspect;
+mod keys;
 mod map;
 mod model_file;
 mod output;
@@ -56,6 +57,10 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Check a bundle: every cut, the golden outputs, the labelled samples.
     Verify(verify::Arguments),
+    /// Make a pair of keys to sign bundles with.
+    Keygen(keys::Keygen),
+    /// Sign a bundle: this is version so much of the model, and I answer for it.
+    Sign(keys::Sign),
     /// Show which plan would be taken, and why the others would not.
     Plan(plan::Arguments),
     /// Measure what layers cost on this host, and what a bundle's segments do.
@@ -91,6 +96,8 @@ pub fn main() -> ExitCode {
         Command::Build(arguments) => build::run(&arguments, &output),
         Command::Inspect(arguments) => inspect::run(&arguments, &output),
         Command::Verify(arguments) => verify::run(&arguments, &output),
+        Command::Keygen(arguments) => keys::keygen(&arguments, &output),
+        Command::Sign(arguments) => keys::sign(&arguments, &output),
         Command::Plan(arguments) => plan::run(&arguments, &output),
         Command::Profile(arguments) => profile::run(&arguments, &output),
         Command::Infer(arguments) => ask::run(&arguments, &output),

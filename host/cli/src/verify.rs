@@ -1,6 +1,7 @@
 //! `edgent verify`: whether a bundle does what the network it was cut from does.
 
 use crate::build::answer;
+use crate::keys::{self, Signer};
 use crate::output::{BadInput, Output, quantile};
 use crate::samples::{self, Sample};
 use anyhow::{Context, Result, bail};
@@ -23,10 +24,15 @@ const CODED_TOLERANCE: f64 = 0.02;
 pub(crate) struct Arguments {
     /// The bundle's folder, or FOLDER@NAME:VERSION.
     bundle: PathBuf,
+    /// Public key, or file of one, of which one must have signed the bundle; looked at before anything of it is run.
+    #[arg(long, value_name = "KEY")]
+    key: Vec<String>,
 }
 
 #[derive(Serialize)]
 struct Report {
+    /// Who signed it; whether that holds, of those whose keys were given.
+    signatures: Vec<Signer>,
     cuts_checked: usize,
     cuts_bit_exact: usize,
     golden_inputs: usize,
@@ -51,6 +57,14 @@ struct InputCodec {
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let bundle = Bundle::open(&arguments.bundle).map_err(BadInput::error)?;
+    let signatures = keys::signers(&bundle, &keys::public(&arguments.key)?);
+    signatures.iter().for_each(|signer| output.line(signer));
+    if signatures.is_empty() {
+        output.line("signed    by nobody");
+    }
+    if !arguments.key.is_empty() && !signatures.iter().any(|signer| signer.holds == Some(true)) {
+        bail!("none of the keys given signed this bundle: do not run it");
+    }
     let deployment = Deployment::prepare(&bundle, &Engine::new()?, 1.0)?;
     let evidence = &bundle.manifest().evidence;
     let blob = |blob: &Option<Blob>| blob.as_ref().map(|blob| bundle.blob(blob)).transpose();
@@ -65,6 +79,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     };
 
     let mut report = Report {
+        signatures,
         cuts_checked: 0,
         cuts_bit_exact: 0,
         golden_inputs: golden.outputs.first().map_or(0, Vec::len),

@@ -24,7 +24,7 @@ use crate::meter::{Meter, Traffic, TrafficCounter};
 use crate::splice;
 use crate::types::{
     Activation, Answer, AskRequest, BlobName, Description, Digest, Hello, InferReply, InferRequest, ModelProfile, Plan,
-    Stats, Trial, Version,
+    Signature, Stats, Trial, Version,
 };
 use crate::wire::{ENVELOPE_BYTES, Session, Side, Wire};
 
@@ -150,6 +150,30 @@ impl Client {
     pub async fn stats(&self) -> Result<Stats, LinkError> {
         self.call(async |host, _| {
             let response = host.stats_request().send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// Tells who answers for the bundle that is offered next.
+    pub async fn sign(&self, model: Digest, signatures: Vec<Signature>) -> Result<(), LinkError> {
+        self.fits(signatures.weight_bytes())?;
+        self.call(async move |host, _| {
+            let mut request = host.sign_request();
+            request.get().set_model(&model.0);
+            signatures.write(request.get().init_signatures());
+            let response = request.send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// The signatures of a bundle that the host has.
+    pub async fn signatures(&self, model: Digest) -> Result<Vec<Signature>, LinkError> {
+        self.call(async move |host, _| {
+            let mut request = host.signatures_request();
+            request.get().set_model(&model.0);
+            let response = request.send().promise.await?;
             read_outcome(response.get()?.get_outcome()?)
         })
         .await

@@ -555,6 +555,36 @@ impl Message for Bytes {
     }
 }
 
+impl Message for Vec<Signature> {
+    type Wire = wire::signatures::Owned;
+
+    fn write(&self, to: wire::signatures::Builder<'_>) {
+        let mut signatures = to.init_signatures(self.len() as u32);
+        for (index, signature) in (0..).zip(self) {
+            let mut to = signatures.reborrow().get(index);
+            to.set_statement(&signature.statement);
+            to.set_minisig(&signature.minisig);
+        }
+    }
+
+    fn read(from: wire::signatures::Reader<'_>) -> Result<Self, Malformed> {
+        let signatures = from.get_signatures()?;
+        bounded("signatures", signatures.len(), SIGNATURES_MAX as u32)?;
+        let bytes = |from: &[u8]| {
+            bounded("bytes of a signature", from.len() as u32, SIGNATURE_BYTES_MAX as u32)?;
+            Ok::<_, Malformed>(Bytes::copy_from_slice(from))
+        };
+        let signature = |from: wire::signature::Reader<'_>| {
+            Ok(Signature { statement: bytes(from.get_statement()?)?, minisig: bytes(from.get_minisig()?)? })
+        };
+        signatures.iter().map(signature).collect()
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.iter().map(|signature| STRUCT_BYTES + signature.statement.len() + signature.minisig.len()).sum()
+    }
+}
+
 impl Message for Vec<BlobName> {
     type Wire = wire::wanted::Owned;
 
@@ -843,6 +873,16 @@ mod tests {
         let blobs = vec![BlobName { digest: Digest([0; 32]), bytes: 1 }];
         check(&blobs, |to| _ = to.init_blobs(8193), "8193 blobs, where at most 8192 are allowed");
         check(&blobs, |to| to.get_blobs().unwrap().get(0).set_digest(&[]), "a digest of 0 bytes");
+        let signatures = vec![Signature { statement: Bytes::from_static(b"a"), minisig: Bytes::from_static(b"b") }];
+        check(&signatures, |_| {}, "");
+        check(&signatures, |to| _ = to.init_signatures(9), "9 signatures, where at most 8 are allowed");
+        for part in [0, 1] {
+            let change = |to: wire::signatures::Builder<'_>| {
+                let signature = to.get_signatures().unwrap().get(0);
+                _ = if part == 0 { signature.init_statement(1025) } else { signature.init_minisig(1025) };
+            };
+            check(&signatures, change, "1025 bytes of a signature, where at most 1024 are allowed");
+        }
         let description = Description::default();
         check(&description, |to| _ = to.init_models(MODELS_MAX + 1), "257 models, where at most 256 are allowed");
         check(

@@ -24,7 +24,7 @@ use crate::limits::Limits;
 use crate::link::Link;
 use crate::meter::{Meter, Traffic, TrafficCounter};
 use crate::service::{Reply, Service, Slot};
-use crate::types::{AskRequest, Hello, InferRequest, Plan, Stats};
+use crate::types::{AskRequest, Hello, InferRequest, Plan, Signature, Stats};
 use crate::wire::{ENVELOPE_BYTES, Session, Side, Wire, silence};
 
 /// After the system failed to accept a connection: most of the time it is out of files.
@@ -394,6 +394,39 @@ impl host::Server for Host {
         let manifest = share(params.get()?.get_manifest()?);
         drop(params);
         let outcome = self.0.call("offer", None, |service, reply| service.offer(manifest, reply)).await;
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
+    async fn sign(
+        self: Rc<Self>,
+        params: host::SignParams,
+        mut results: host::SignResults,
+    ) -> Result<(), capnp::Error> {
+        let read = {
+            let params = params.get()?;
+            read_digest(params.get_model()?)
+                .and_then(|model| Ok((model, Vec::<Signature>::read(params.get_signatures()?)?)))
+        };
+        let outcome = match read {
+            Ok((model, signatures)) => {
+                self.0.call("sign", None, |service, reply| service.sign(model, signatures, reply)).await
+            }
+            Err(malformed) => Err(bad_request(malformed)),
+        };
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
+    async fn signatures(
+        self: Rc<Self>,
+        params: host::SignaturesParams,
+        mut results: host::SignaturesResults,
+    ) -> Result<(), capnp::Error> {
+        let outcome = match read_digest(params.get()?.get_model()?) {
+            Ok(model) => self.0.call("signatures", None, |service, reply| service.signatures(model, reply)).await,
+            Err(malformed) => Err(bad_request(malformed)),
+        };
         write_outcome(results.get().init_outcome(), &outcome);
         Ok(())
     }

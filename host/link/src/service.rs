@@ -8,8 +8,8 @@ use tokio::sync::oneshot;
 
 use crate::error::{Fault, FaultKind};
 use crate::types::{
-    Answer, AskRequest, BlobName, Description, Digest, InferReply, InferRequest, ModelProfile, Plan, Role, Stats,
-    Trial, Version,
+    Answer, AskRequest, BlobName, Description, Digest, InferReply, InferRequest, ModelProfile, Plan, Role, Signature,
+    Stats, Trial, Version,
 };
 
 /// What a host does for its peers. It may leave out what its role does not do.
@@ -45,6 +45,16 @@ pub trait Service: Send + Sync + 'static {
 
     /// The host's counters; those of the link are filled in afterwards.
     fn stats(&self, reply: Reply<Stats>) {
+        reply.refuse();
+    }
+
+    /// Takes who answers for the bundle that is offered next.
+    fn sign(&self, model: Digest, signatures: Vec<Signature>, reply: Reply<()>) {
+        reply.refuse();
+    }
+
+    /// The signatures of a bundle that the host has.
+    fn signatures(&self, model: Digest, reply: Reply<Vec<Signature>>) {
         reply.refuse();
     }
 

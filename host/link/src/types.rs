@@ -17,6 +17,10 @@ pub const RANK_MAX: usize = 8;
 pub const PIECE_BYTES: usize = 256 << 10;
 /// The most blobs that an offer may find missing.
 pub const BLOBS_MAX: usize = 8192;
+/// The most signatures that a bundle may have.
+pub const SIGNATURES_MAX: usize = 8;
+/// The most bytes that a signature, or what it signs, may have.
+pub const SIGNATURE_BYTES_MAX: usize = 1 << 10;
 /// The most versions that a host may tell of.
 pub const VERSIONS_MAX: usize = 1024;
 
@@ -388,6 +392,15 @@ pub struct BlobName {
     pub digest: Digest,
     /// So many of them.
     pub bytes: u64,
+}
+
+/// Somebody's signature of a bundle, as two files of `minisign`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature {
+    /// What is signed.
+    pub statement: Bytes,
+    /// The signature of it.
+    pub minisig: Bytes,
 }
 
 /// A version of a model that a host has.

@@ -194,6 +194,11 @@ fn bytes(count: usize) -> Bytes {
     activation(count).bytes
 }
 
+fn signatures(count: usize) -> Vec<Signature> {
+    let part = |index: usize| bytes(index * (SIGNATURE_BYTES_MAX / SIGNATURES_MAX));
+    (0..count).map(|index| Signature { statement: part(index), minisig: part(SIGNATURES_MAX - index.min(8)) }).collect()
+}
+
 fn told<T>(what: impl std::fmt::Debug) -> Result<T, Fault> {
     Err(Fault::new(FaultKind::Refused, format!("{what:?}")))
 }
@@ -239,6 +244,14 @@ impl Service for Versions {
     fn retire(&self, model: Digest, reply: Reply<()>) {
         reply.send(if model == Digest([10; 32]) { Ok(()) } else { told(model) });
     }
+
+    fn sign(&self, model: Digest, given: Vec<Signature>, reply: Reply<()>) {
+        reply.send(if given == signatures(usize::from(model.0[0])) { Ok(()) } else { told(given) });
+    }
+
+    fn signatures(&self, model: Digest, reply: Reply<Vec<Signature>>) {
+        reply.send(Ok(signatures(usize::from(model.0[0]))));
+    }
 }
 
 #[tokio::test]
@@ -267,6 +280,16 @@ async fn versions_come_and_go() {
     }
     assert_eq!(blob, bytes(2 * PIECE_BYTES + 5));
     client.retire(Digest([10; 32])).await.unwrap();
+    for count in [0, 1, SIGNATURES_MAX] {
+        let model = Digest([count as u8; 32]);
+        client.sign(model, signatures(count)).await.unwrap();
+        assert_eq!(client.signatures(model).await.unwrap(), signatures(count));
+    }
+    // One too many is refused by who is told, and not believed by who asked.
+    let model = Digest([SIGNATURES_MAX as u8 + 1; 32]);
+    let told = client.sign(model, signatures(SIGNATURES_MAX + 1)).await.unwrap_err().to_string();
+    assert!(told.contains("9 signatures, where at most 8 are allowed"), "{told}");
+    assert!(matches!(client.signatures(model).await, Err(LinkError::Protocol(_))));
 
     let refused = [
         (client.put_blob(Digest([1; 32]), 2, bytes(3)).await, format!("refused: ({:?}, 2, 3)", Digest([1; 32]))),
@@ -352,6 +375,8 @@ async fn what_a_role_does_not_do_is_named() {
         ("manifest", client.manifest(digest).await.map(drop)),
         ("blob", client.blob(digest, 0, 1).await.map(drop)),
         ("retire", client.retire(digest).await),
+        ("sign", client.sign(digest, vec![]).await),
+        ("signatures", client.signatures(digest).await.map(drop)),
     ];
     for (method, outcome) in outcomes {
         match outcome {

@@ -1,8 +1,9 @@
 //! A bundle made ready to run.
 
+use crate::Refusal;
 use crate::codec;
 use crate::golden::GoldenError;
-use edgent_bundle::{Bundle, BundleError, ComponentError, Digest, Manifest, split};
+use edgent_bundle::{Bundle, BundleError, ComponentError, Digest, Manifest, imports, split};
 use edgent_nn::{ElementType, Fact, Graph, GraphError, GraphFormat, Stop, Tensor, TensorError};
 use edgent_planner::{Boundary, Codec, Exit, Network, NetworkError, PerCodec, Timings, least_bytes, resident};
 use edgent_sandbox::{Engine, Limits, SandboxError, Segment, SegmentError};
@@ -103,6 +104,9 @@ impl Deployment {
             let component = bundle.blob(&segment.component)?;
             let in_segment = |source| PrepareError::Component(segment.name.clone(), source);
             let (code, graph) = split(&component).map_err(in_segment)?;
+            if let Some(import) = imports(&code).map_err(in_segment)?.into_iter().find(|name| !is_offered(name)) {
+                return Err(PrepareError::Import(segment.name.clone(), import));
+            }
             let code = engine.compile(&code)?;
             let graph =
                 Graph::load(graph, GraphFormat::Nnef).map_err(|e| PrepareError::Graph(segment.name.clone(), e))?;
@@ -272,6 +276,11 @@ pub fn memory_bytes(segment: &edgent_bundle::Segment, tensors: &[Fact]) -> u64 {
     crossing.fold(weights.saturating_add(INSTANCE_BYTES), u64::saturating_add)
 }
 
+/// Whether segments may have that of their host: nothing but `wasi:nn`, be it a clock or a log.
+fn is_offered(import: &str) -> bool {
+    import.starts_with("wasi:nn/")
+}
+
 /// How long this thread has worked.
 fn processor_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
@@ -345,6 +354,10 @@ pub enum PrepareError {
     Graph(String, GraphError),
     #[error("segment '{0}' has a graph in the format '{1}', which this program does not read")]
     Format(String, String),
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("segment '{0}' asks its host for {1}; segments get wasi:nn and nothing else: build it without that")]
+    Import(String, String),
     #[error("segment '{0}' takes or gives something else than the manifest says")]
     Mismatch(String),
     #[error("tensor '{0}' has elements of type '{1}', which this program does not know")]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use edgent_bundle::Bundle;
 use edgent_link::{
     BlobName, Description, Digest, Direction, Fault, FaultKind, InferReply, InferRequest, ModelProfile, PIECE_BYTES,
-    Plan, Reply, SegmentTime, Service, Stats, Trial, Version,
+    Plan, Reply, SegmentTime, Service, Signature, Stats, Trial, Version,
 };
 use edgent_nn::Stop;
 use edgent_planner::Timings;
@@ -348,6 +348,16 @@ impl Service for Edge {
                 codecs: codec::times().to_vec(),
             }
         }));
+    }
+
+    fn sign(&self, model: Digest, signatures: Vec<Signature>, reply: Reply<()>) {
+        let digest = edgent_bundle::Digest(model.0);
+        self.served.shelf.answer(&self.runtime, reply, move |shelf| shelf.sign(digest, &signatures));
+    }
+
+    fn signatures(&self, model: Digest, reply: Reply<Vec<Signature>>) {
+        let digest = edgent_bundle::Digest(model.0);
+        self.served.shelf.answer(&self.runtime, reply, move |shelf| shelf.signatures(digest));
     }
 
     fn offer(&self, manifest: Bytes, reply: Reply<Vec<BlobName>>) {

@@ -2,7 +2,7 @@
 
 use crate::device::{Device, DeviceService, DeviceSettings};
 use crate::shelf::Shelf;
-use crate::{Deployment, Edge, PrepareError, Workers, codec};
+use crate::{Deployment, Edge, Policy, PolicyError, PrepareError, Workers, codec};
 use edgent_bundle::{Bundle, BundleError, Reference, Store};
 use edgent_link::{
     Digest, ExitDescription, Hello, Limits, Link, LinkError, ModelDescription, PROTOCOL_VERSION, Role, Server, Service,
@@ -30,6 +30,8 @@ pub struct Settings {
     pub models: Vec<PathBuf>,
     /// Where versions are kept that come while the host runs; none come without it.
     pub store: Option<PathBuf>,
+    /// The operator's policy: whose bundles are run. Without it, [`Policy::without_file`].
+    pub policy: Option<PathBuf>,
     /// Deadline, codec and privacy bounds, for a device.
     pub plan: edgent_planner::Settings,
     /// Stay at an exit on the way that is sure of its answer, for a device.
@@ -64,7 +66,15 @@ impl Host {
     pub async fn start(settings: Settings) -> Result<Self, HostError> {
         let store = settings.store.as_deref().map(Store::at);
         let (role, slowdown) = (settings.role, settings.emulate_slowdown);
-        let shelf = Arc::new(Shelf::new(store.clone(), Engine::new()?, slowdown, settings.memory_max_bytes));
+        let policy = match &settings.policy {
+            Some(path) => Policy::read(path)?,
+            None => Policy::without_file(is_loopback(&settings.listen).await),
+        };
+        if let Some(warning) = policy.warning().filter(|_| store.is_some()) {
+            tracing::warn!("{warning}");
+        }
+        let shelf = Shelf::new(store.clone(), policy, Engine::new()?, slowdown, settings.memory_max_bytes);
+        let shelf = Arc::new(shelf);
         let (preparing, models) = (Arc::clone(&shelf), settings.models.clone());
         let prepare = move || {
             // Measured now, while nobody waits.
@@ -153,6 +163,12 @@ pub fn build_name() -> String {
     concat!("edgent ", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
+/// Whether an address is this machine's alone.
+async fn is_loopback(listen: &str) -> bool {
+    let addresses = tokio::net::lookup_host(listen).await;
+    addresses.is_ok_and(|mut addresses| addresses.all(|address| address.ip().is_loopback()))
+}
+
 /// The bundles to start with: those given, unless the store has another version of them in force; and what else is
 /// in force there.
 fn in_force(shelf: &Shelf, store: Option<&Store>, given: &[PathBuf]) -> Result<Vec<Bundle>, HostError> {
@@ -203,6 +219,8 @@ pub enum HostError {
     Bundle(#[from] BundleError),
     #[error("{}", dir.display())]
     Prepare { dir: PathBuf, source: PrepareError },
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     #[error("the store: {0}")]
     Store(String),
     #[error("preparing the models failed: {0}")]

@@ -13,6 +13,9 @@ mod device;
 mod edge;
 pub mod golden;
 mod host;
+mod policy;
+#[cfg(test)]
+mod policy_tests;
 mod push;
 mod shelf;
 mod sync;
@@ -22,5 +25,6 @@ pub use deployment::{Deployment, PrepareError, Ran, RunError, memory_bytes};
 pub use device::{Device, DeviceSettings, LATE};
 pub use edge::Edge;
 pub use host::{Host, HostError, Settings, build_name};
-pub use push::{PushError, make_ready, push};
+pub use policy::{Policy, PolicyError, Refusal};
+pub use push::{PushError, make_ready, push, tell_signatures};
 pub use workers::{Busy, Workers};

@@ -1,8 +1,8 @@
 //! A bundle's way to another host, over the link.
 
 use bytes::Bytes;
-use edgent_bundle::{Bundle, BundleError};
-use edgent_link::{Client, LinkError, PIECE_BYTES, Trial, Version};
+use edgent_bundle::{Bundle, BundleError, Signature};
+use edgent_link::{Client, FaultKind, LinkError, PIECE_BYTES, Trial, Version};
 use std::time::{Duration, Instant};
 
 /// About how long a piece of a blob may hold up a request that comes behind it.
@@ -25,8 +25,9 @@ pub async fn make_ready(client: &Client, bundle: &Bundle) -> Result<Version, Pus
     Ok(client.prepare(edgent_link::Digest(bundle.digest().0)).await?)
 }
 
-/// The blobs that a host lacks, in pieces.
+/// Tells who signed a bundle, and gives the blobs that the host lacks, in pieces.
 async fn send(client: &Client, bundle: &Bundle) -> Result<(), PushError> {
+    tell_signatures(client, bundle).await?;
     let manifest = Bytes::copy_from_slice(bundle.sealed().bytes());
     let missing = client.offer(manifest).await?;
     let mut pieces = Pieces::new();
@@ -84,6 +85,23 @@ impl Pieces {
         self.bytes = self.bytes.clamp(PIECE_BYTES_MIN, PIECE_BYTES);
         held
     }
+}
+
+/// Tells a host who signed the bundle that it is offered next.
+pub async fn tell_signatures(client: &Client, bundle: &Bundle) -> Result<(), LinkError> {
+    let signature = |signature: &Signature| edgent_link::Signature {
+        statement: Bytes::from(signature.statement().text()),
+        minisig: Bytes::copy_from_slice(signature.text().as_bytes()),
+    };
+    let signatures: Vec<_> = bundle.signatures().iter().map(signature).collect();
+    if !signatures.is_empty() {
+        match client.sign(edgent_link::Digest(bundle.digest().0), signatures).await {
+            // It knows of no signatures, or takes no bundles, which it says next.
+            Err(LinkError::Fault(said)) if said.kind == FaultKind::Unsupported => {}
+            told => told?,
+        }
+    }
+    Ok(())
 }
 
 /// Why a bundle did not get to another host, or is not served there.

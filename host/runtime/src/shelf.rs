@@ -3,8 +3,10 @@
 //! Everything here blocks, on the disk or on work; callers are on threads of their own.
 
 use crate::edge::fault;
-use crate::{Deployment, PrepareError, golden};
-use edgent_bundle::{Blob, Bundle, BundleError, Digest, Reference, SealedManifest, Store};
+use crate::policy::{Admitted, Origin, Signed};
+use crate::{Deployment, Policy, PrepareError, Refusal, golden};
+use bytes::Bytes;
+use edgent_bundle::{Blob, Bundle, BundleError, Digest, Reference, SealedManifest, Signature, Store};
 use edgent_link::{BLOBS_MAX, BlobName, Fault, FaultKind, Reply, VERSIONS_MAX, Version};
 use edgent_planner::Timings;
 use edgent_sandbox::Engine;
@@ -34,12 +36,15 @@ const ARRIVING_BYTES_MAX: u64 = 1 << 30;
 pub(crate) struct Shelf {
     /// None: the host serves what it was started with.
     store: Option<Store>,
+    policy: Policy,
     engine: Engine,
     slowdown: f64,
     memory_max_bytes: u64,
+    /// Signatures of bundles that are to be offered.
+    told: Mutex<VecDeque<(Digest, Vec<Signature>)>>,
     arriving: Mutex<HashMap<Digest, Arriving>>,
     /// The bundles that were offered last.
-    offered: Mutex<VecDeque<SealedManifest>>,
+    offered: Mutex<VecDeque<(SealedManifest, Vec<Signature>)>>,
     /// The blob that was read last: a peer reads it in pieces.
     last_read: Mutex<Option<(Digest, Vec<u8>)>>,
 }
@@ -59,9 +64,15 @@ pub(crate) struct Prepared {
 }
 
 impl Shelf {
-    pub(crate) fn new(store: Option<Store>, engine: Engine, slowdown: f64, memory_max_bytes: u64) -> Self {
-        let (arriving, offered, last_read) = Default::default();
-        Self { store, engine, slowdown, memory_max_bytes, arriving, offered, last_read }
+    pub(crate) fn new(
+        store: Option<Store>,
+        policy: Policy,
+        engine: Engine,
+        slowdown: f64,
+        memory_max_bytes: u64,
+    ) -> Self {
+        let (told, arriving, offered, last_read) = Default::default();
+        Self { store, policy, engine, slowdown, memory_max_bytes, told, arriving, offered, last_read }
     }
 
     /// Answers a peer from a thread that may block.
@@ -78,9 +89,38 @@ impl Shelf {
         });
     }
 
-    /// The blobs of a bundle that are not here; they may come now.
+    /// Who answers for a bundle that is to be offered.
+    pub(crate) fn sign(&self, digest: Digest, signatures: &[edgent_link::Signature]) -> Result<(), Fault> {
+        self.store()?;
+        let read = |given: &edgent_link::Signature| Signature::read(&given.statement, &given.minisig);
+        let signatures = signatures.iter().map(read).collect::<Result<Vec<_>, _>>();
+        let signatures = signatures.map_err(|e| fault(FaultKind::Refused, format!("of {}: {e}", digest.short())))?;
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.retain(|(other, _)| *other != digest);
+        remember(&mut told, (digest, signatures));
+        Ok(())
+    }
+
+    /// What was said of a bundle.
+    fn told(&self, digest: &Digest) -> Vec<Signature> {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.iter().find(|(of, _)| of == digest).map(|(_, signatures)| signatures.clone()).unwrap_or_default()
+    }
+
+    /// The signatures of a bundle that is here.
+    pub(crate) fn signatures(&self, digest: Digest) -> Result<Vec<edgent_link::Signature>, Fault> {
+        let to_wire = |signature: Signature| edgent_link::Signature {
+            statement: Bytes::from(signature.statement().text()),
+            minisig: Bytes::copy_from_slice(signature.text().as_bytes()),
+        };
+        Ok(self.store()?.signatures(&digest).map_err(disk)?.into_iter().map(to_wire).collect())
+    }
+
+    /// The blobs of a bundle that are not here; they may come now, if it may be run.
     pub(crate) fn offer(&self, manifest: &[u8]) -> Result<Vec<BlobName>, Fault> {
         let (store, sealed) = (self.store()?, read(manifest)?);
+        let signatures = self.told(&sealed.digest());
+        self.judge(&sealed, &signatures, Origin::Peer).map_err(refused)?;
         let missing = store.missing(&sealed);
         let bytes: u64 = missing.iter().map(|blob| blob.bytes).sum();
         if missing.len() > BLOBS_MAX || bytes > ARRIVING_BYTES_MAX {
@@ -88,11 +128,8 @@ impl Shelf {
             return Err(fault(FaultKind::TooLarge, why));
         }
         let mut offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
-        offered.retain(|other| other.digest() != sealed.digest());
-        if offered.len() == OFFERED_MAX {
-            offered.pop_front();
-        }
-        offered.push_back(sealed);
+        offered.retain(|(other, _)| other.digest() != sealed.digest());
+        remember(&mut offered, (sealed, signatures));
         drop(offered);
         let mut arriving = self.arriving();
         let others: u64 = arriving.values().map(|arriving| arriving.blob.bytes).sum();
@@ -138,29 +175,46 @@ impl Shelf {
     pub(crate) fn take(&self, digest: Digest) -> Result<(u64, Bundle), Fault> {
         let store = self.store()?;
         let offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
-        let sealed = offered.iter().find(|sealed| sealed.digest() == digest).cloned();
+        let found = offered.iter().find(|(sealed, _)| sealed.digest() == digest).cloned();
         drop(offered);
-        let Some(sealed) = sealed else {
+        let Some((sealed, signatures)) = found else {
             let known = store.list().map_err(disk)?.into_iter().find(|version| version.digest == Some(digest));
             let known = known.ok_or_else(|| fault(FaultKind::NotFound, format!("nobody offered {digest}")))?;
             let reference = Reference::Version(known.name, known.version);
             return Ok((known.version, store.open(&reference).map_err(disk)?));
         };
         let name = sealed.manifest().name.clone();
-        let version = store.lock().and_then(|store| store.publish(&name, None, &sealed)).map_err(disk)?;
+        let version = store.lock().and_then(|store| store.publish(&name, None, &sealed, &signatures)).map_err(disk)?;
         Ok((version, store.open(&Reference::Version(name, version)).map_err(disk)?))
     }
 
     /// The same of a bundle that lies elsewhere on this host. Without a store it stays there.
     pub(crate) fn take_from(&self, bundle: &Bundle) -> Result<(u64, Bundle), Fault> {
+        self.judge(bundle.sealed(), bundle.signatures(), Origin::Here).map_err(refused)?;
         let Some(store) = &self.store else { return Ok((0, bundle.clone())) };
         let name = bundle.manifest().name.clone();
         let version = store.lock().and_then(|store| store.install(&name, None, bundle)).map_err(disk)?;
         Ok((version, store.open(&Reference::Version(name, version)).map_err(disk)?))
     }
 
-    /// Compiles and loads a bundle, compares its answers with the golden ones that it brings, and measures it.
+    /// Whether a bundle may be run here, by its signatures: those given, and those that are kept of it.
+    fn judge(&self, bundle: &SealedManifest, given: &[Signature], origin: Origin) -> Result<Admitted, Refusal> {
+        let store = self.store.as_ref();
+        // What cannot be read is not there: then it is those given that must hold.
+        let kept = store.and_then(|store| store.signatures(&bundle.digest()).ok()).unwrap_or_default();
+        let signatures: Vec<Signature> = given.iter().chain(&kept).cloned().collect();
+        let name = &bundle.manifest().name;
+        let minimum = |key| store.map_or(Ok(0), |store| store.minimum_version(name, key));
+        self.policy.judge(bundle, &signatures, origin, minimum)
+    }
+
+    /// Looks whether a bundle may be run; then compiles and loads it, compares its answers with the golden ones that it brings, and measures it.
     pub(crate) fn prepare(&self, bundle: Bundle) -> Result<Prepared, PrepareError> {
+        let Admitted { by } = self.judge(bundle.sealed(), bundle.signatures(), Origin::Here)?;
+        if let Some(Signed { publisher, key, version, .. }) = by {
+            let name = &bundle.manifest().name;
+            tracing::info!(model = %name, digest = %bundle.digest().short(), %publisher, %key, version, "signed");
+        }
         let deployment = Deployment::prepare_within(&bundle, &self.engine, self.slowdown, self.memory_max_bytes)?;
         golden::check(&bundle, &deployment)?;
         let measured = deployment.measure(PROFILE_RUNS)?;
@@ -187,7 +241,11 @@ impl Shelf {
     pub(crate) fn put_in_force(&self, name: &str, version: u64, in_use: &[Digest]) -> Result<(), Fault> {
         let Some(store) = &self.store else { return Ok(()) };
         let writer = store.lock().map_err(disk)?;
-        writer.set_current(name, version).map_err(disk)?;
+        let bundle = writer.open(&Reference::Version(name.to_owned(), version)).map_err(disk)?;
+        // Once more, now that nobody else can change what is in force.
+        let admitted = self.judge(bundle.sealed(), bundle.signatures(), Origin::Here).map_err(refused)?;
+        let signed = admitted.by.map(|signed| (signed.key, signed.minimum_version));
+        writer.set_current_signed(name, version, signed).map_err(disk)?;
         if let Err(error) = writer.collect(in_use) {
             tracing::warn!(%error, "old versions could not be removed");
         }
@@ -270,6 +328,18 @@ impl Shelf {
 /// Where that is not possible, it runs as any other.
 pub(crate) fn give_way() {
     let _ = setpriority_process(Some(gettid()), NICE);
+}
+
+/// The last few: what nobody follows up must not pile up.
+fn remember<T>(those: &mut VecDeque<T>, one: T) {
+    if those.len() == OFFERED_MAX {
+        those.pop_front();
+    }
+    those.push_back(one);
+}
+
+fn refused(refusal: Refusal) -> Fault {
+    fault(FaultKind::Refused, refusal.to_string())
 }
 
 fn read(manifest: &[u8]) -> Result<SealedManifest, Fault> {

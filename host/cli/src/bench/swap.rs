@@ -4,6 +4,7 @@ mod check;
 mod versions;
 
 use crate::build::build;
+use crate::keys;
 use crate::output::{Output, quantile};
 use crate::relay::Shape;
 use crate::rig::{DELAY, Rig, test_samples};
@@ -14,6 +15,7 @@ use edgent_bundle::Bundle;
 use edgent_link::{Client, Digest};
 use edgent_nn::Tensor;
 use edgent_runtime::push;
+use minisign::KeyPair;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,6 +42,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const LINK_BPS: u64 = 20_000_000;
 const SLOWDOWN: &str = "10";
 const SAMPLES: usize = 20;
+/// Without its keys.
+const POLICY: &str = "format = 1\nunsigned = \"refuse\"\n[[publisher]]\nname = \"bench\"\nallow = [\"native\"]\n";
 
 #[derive(Serialize)]
 struct Report {
@@ -91,11 +95,16 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
 }
 
 async fn measure(bundle: &Bundle, scratch: &Path, swaps: usize, output: &Output) -> Result<Report> {
-    let mut versions = Versions::make(bundle, scratch)?;
+    let pair = KeyPair::generate_unencrypted_keypair().context("making a key")?;
+    keys::sign_bundle(bundle, &pair.sk, 1, 1)?;
+    let policy = scratch.join("policy.toml");
+    std::fs::write(&policy, format!("{POLICY}keys = [\"{}\"]\n", pair.pk.to_base64()))?;
+    let policy = policy.display().to_string();
+    let mut versions = Versions::make(bundle, scratch, &pair.sk)?;
     let stores = ["device", "edge"].map(|host| scratch.join(host).display().to_string());
     let shape = Shape { trace: Trace::constant(LINK_BPS), delay: DELAY };
-    let device = ["--store", &stores[0], "--emulate-slowdown", SLOWDOWN, "--deadline-ms", "100"];
-    let rig = Rig::start(bundle, shape, &device, &["--store", &stores[1]], false).await?;
+    let device = ["--policy", &policy, "--store", &stores[0], "--emulate-slowdown", SLOWDOWN, "--deadline-ms", "100"];
+    let rig = Rig::start(bundle, shape, &device, &["--policy", &policy, "--store", &stores[1]], false).await?;
     let (images, records) = (Arc::new(images(bundle)?), Arc::new(Mutex::new(Vec::new())));
     let asking = tokio::spawn(ask_on(rig.client.clone(), images, Arc::clone(&records)));
     output.progress(format_args!("{RATE} requests a second, {} s without a swap", BEFORE.as_secs()));

@@ -19,7 +19,7 @@ use crate::{Workers, codec, confidence};
 use bytes::Bytes;
 use edgent_link::{
     Answer, AskRequest, BlobName, Client, CodecTime, Description, Digest, Direction, Fault, FaultKind, Hello, Limits,
-    Link, ModelProfile, Placement, Reply, Service, Stats, Trial, Version,
+    Link, ModelProfile, Placement, Reply, Service, Signature, Stats, Trial, Version,
 };
 use edgent_nn::Tensor;
 use edgent_planner::{self as planner, Action, Controller, Event, Planned};
@@ -330,6 +330,11 @@ impl Service for DeviceService {
     fn profile(&self, model: Digest, reply: Reply<ModelProfile>) {
         let _ = model;
         reply.send(Err(fault(FaultKind::Unsupported, "devices keep their profile to themselves; ask the edge")));
+    }
+
+    fn sign(&self, model: Digest, signatures: Vec<Signature>, reply: Reply<()>) {
+        let digest = edgent_bundle::Digest(model.0);
+        self.0.shelf.answer(&self.0.runtime, reply, move |shelf| shelf.sign(digest, &signatures));
     }
 
     fn offer(&self, manifest: Bytes, reply: Reply<Vec<BlobName>>) {

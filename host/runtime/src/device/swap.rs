@@ -65,6 +65,11 @@ impl Device {
         }
         let followed = async {
             let manifest = client.manifest(digest).await.map_err(said)?;
+            let signatures = match client.signatures(digest).await {
+                Err(LinkError::Fault(fault)) if fault.kind == FaultKind::Unsupported => Vec::new(),
+                told => told.map_err(said)?,
+            };
+            self.on_shelf(move |shelf| shelf.sign(Digest(digest.0), &signatures)).await?;
             let mut pieces = Pieces::new();
             for wanted in self.on_shelf(move |shelf| shelf.offer(&manifest)).await? {
                 let mut offset = 0;

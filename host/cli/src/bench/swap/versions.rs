@@ -1,9 +1,12 @@
 //! Good versions, and bad ones of several kinds.
 
+use crate::keys;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use edgent_bundle::{Blob, Bundle, Draft, Manifest, compose, split, standard_guest};
 use edgent_link::{Client, Version};
+use edgent_runtime::tell_signatures;
+use minisign::SecretKey;
 use std::path::Path;
 
 /// A guest that hands its input back instead of what the graph gives.
@@ -22,10 +25,13 @@ pub(super) enum Kind {
     WrongWeights,
     /// Bytes were changed on the way.
     Corrupt,
+    /// Nobody signed it.
+    Unsigned,
 }
 
 impl Kind {
-    pub(super) const BAD: [Self; 4] = [Self::Lying, Self::WrongShape, Self::WrongWeights, Self::Corrupt];
+    pub(super) const BAD: [Self; 5] =
+        [Self::Lying, Self::WrongShape, Self::WrongWeights, Self::Corrupt, Self::Unsigned];
 
     /// Every second version is bad, in turns.
     pub(super) fn of(swap: usize) -> Self {
@@ -39,6 +45,7 @@ impl Kind {
             Self::WrongShape => "wrong shape",
             Self::WrongWeights => "wrong weights",
             Self::Corrupt => "corrupt",
+            Self::Unsigned => "unsigned",
         }
     }
 }
@@ -53,8 +60,8 @@ pub(super) struct Versions {
 const MADE: usize = 16;
 
 impl Versions {
-    pub(super) fn make(first: &Bundle, dir: &Path) -> Result<Self> {
-        let maker = Maker { first };
+    pub(super) fn make(first: &Bundle, dir: &Path, secret: &SecretKey) -> Result<Self> {
+        let maker = Maker { first, secret };
         let make = |index: usize| {
             let kind = Kind::of(index);
             Ok((kind, maker.make(kind, index, &dir.join(format!("version-{index}")))?))
@@ -71,6 +78,7 @@ impl Versions {
 
 struct Maker<'a> {
     first: &'a Bundle,
+    secret: &'a SecretKey,
 }
 
 impl Maker<'_> {
@@ -83,7 +91,7 @@ impl Maker<'_> {
             draft.add(self.first.blob(&blob)?);
         }
         match kind {
-            Kind::Good => {}
+            Kind::Good | Kind::Unsigned => {}
             Kind::Lying => self.change_component(&mut manifest, &mut draft, |graph| Ok(compose(LIAR, graph)?))?,
             Kind::WrongShape => manifest.tensors[manifest.segments[0].gives[0]].dims.reverse(),
             Kind::WrongWeights => self.change_component(&mut manifest, &mut draft, |graph| {
@@ -101,7 +109,12 @@ impl Maker<'_> {
                 })?;
             }
         }
-        Ok(draft.write(dir, &manifest)?)
+        let bundle = draft.write(dir, &manifest)?;
+        if kind != Kind::Unsigned {
+            // They come round, so that none may forbid those before it.
+            keys::sign_bundle(&bundle, self.secret, 2 + index as u64, 1)?;
+        }
+        Ok(Bundle::open(dir)?)
     }
 
     /// Makes another component of the first segment's graph.
@@ -120,6 +133,7 @@ impl Maker<'_> {
 
 /// Pushes a bundle with one byte of each blob changed on the way.
 pub(super) async fn push_corrupt(client: &Client, bundle: &Bundle) -> Result<Version> {
+    tell_signatures(client, bundle).await?;
     let manifest = Bytes::copy_from_slice(bundle.sealed().bytes());
     let missing = client.offer(manifest).await?;
     ensure!(!missing.is_empty(), "there is nothing to send");

@@ -1,0 +1,396 @@
+//! What the operator allows: whose bundles are run here, and what they may be.
+//!
+//! ```toml
+//! format = 1
+//! # Bundles that no trusted key signed: "refuse", "portable-only" (none of their code runs outside the sandbox), "allow".
+//! unsigned = "refuse"
+//!
+//! [[publisher]]
+//! name = "acme"
+//! # A key, or a file with one, beside this file. Several, while one takes another's place: first the new one is
+//! # added, then bundles are signed with it, then the old one is removed, and what only it signed is run no more.
+//! keys = ["RWQ…", "acme-2027.pub"]
+//! # Which models; all, if this is left out.
+//! models = ["branchy-alexnet"]
+//! # What is not allowed here is denied. "native": the host itself does the arithmetic, on graphs that it has read.
+//! allow = ["native"]
+//! # Each may be left out.
+//! limits = { bundle-mib = 200.0, segments = 100 }
+//! ```
+//!
+//! [`Policy::judge`] is the one place where it is decided; nothing of a bundle is compiled or run before.
+
+use edgent_bundle::{BundleError, Digest, KeyId, PublicKey, SealedManifest, Signature, SignatureError, Tier};
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use toml::Spanned;
+
+/// The version of the file that is read.
+const FORMAT: u32 = 1;
+
+const FILE_BYTES_MAX: u64 = 1 << 20;
+const PUBLISHERS_MAX: usize = 256;
+const KEYS_MAX: usize = 16;
+
+/// What the operator allows.
+#[derive(Debug)]
+pub struct Policy {
+    source: Source,
+    unsigned: Unsigned,
+    publishers: Vec<Publisher>,
+}
+
+/// Where a policy comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Source {
+    File(PathBuf),
+    /// No file, and nobody but this machine's users reaches the host.
+    Nobody,
+    /// No file, and others may reach it.
+    NobodyButReachable,
+}
+
+/// What becomes of bundles that no trusted key signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Unsigned {
+    Refuse,
+    PortableOnly,
+    Allow,
+}
+
+/// Somebody whose bundles are run here.
+#[derive(Debug)]
+struct Publisher {
+    name: String,
+    keys: Vec<PublicKey>,
+    models: Option<Vec<String>>,
+    native: bool,
+    limits: LimitsEntry,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PolicyFile {
+    format: u32,
+    unsigned: Unsigned,
+    #[serde(default)]
+    publisher: Vec<PublisherEntry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PublisherEntry {
+    name: Spanned<String>,
+    keys: Spanned<Vec<Spanned<String>>>,
+    models: Option<Vec<String>>,
+    #[serde(default)]
+    allow: Vec<Grant>,
+    #[serde(default)]
+    limits: LimitsEntry,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Grant {
+    Native,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct LimitsEntry {
+    bundle_mib: Option<f64>,
+    segments: Option<usize>,
+}
+
+/// Who asks for a bundle to be run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Somebody on the link, who offers it.
+    Peer,
+    /// The operator, or the store: it was offered, and judged, before.
+    Here,
+}
+
+/// A bundle may be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Admitted {
+    /// Who signed it; none if nobody did who is trusted here.
+    pub(crate) by: Option<Signed>,
+}
+
+/// A signature that holds, by a key that is trusted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Signed {
+    pub(crate) publisher: String,
+    pub(crate) key: KeyId,
+    pub(crate) version: u64,
+    /// From when this version is in force, none of the publisher's below this one may come into force here.
+    pub(crate) minimum_version: u64,
+}
+
+impl Policy {
+    /// Reads the operator's file.
+    pub fn read(path: &Path) -> Result<Self, PolicyError> {
+        let said = |why: String| PolicyError { path: path.to_owned(), why };
+        let text = read_file(path).map_err(|e| said(e.to_string()))?;
+        let file: PolicyFile = toml::from_str(&text).map_err(|e| said(e.to_string()))?;
+        let at = |place: usize, why: &dyn fmt::Display| {
+            said(format!("line {}: {why}", text[..place.min(text.len())].matches('\n').count() + 1))
+        };
+        if file.format != FORMAT {
+            return Err(said(format!("format {} is not {FORMAT}, the one this program reads", file.format)));
+        }
+        if file.publisher.len() > PUBLISHERS_MAX {
+            return Err(said(format!("over {PUBLISHERS_MAX} publishers")));
+        }
+        let (mut names, mut lines) = (BTreeSet::new(), BTreeSet::new());
+        let mut publishers = Vec::with_capacity(file.publisher.len());
+        for PublisherEntry { name, keys: given, models, allow, limits } in file.publisher {
+            let (here, name) = (name.span().start, name.into_inner());
+            if name.is_empty() || name.chars().any(char::is_control) || !names.insert(name.clone()) {
+                return Err(at(here, &format!("the publisher's name {name:?} is empty, no name, or another's")));
+            }
+            let whole = given.span().start;
+            let given = given.into_inner();
+            if given.is_empty() || given.len() > KEYS_MAX {
+                return Err(at(whole, &format!("'{name}' needs 1 to {KEYS_MAX} keys")));
+            }
+            let mut keys = Vec::with_capacity(given.len());
+            for key in given {
+                let (here, key) = (key.span().start, key.into_inner());
+                let read = read_key(path, &key).map_err(|why| at(here, &format!("the key '{key}': {why}")))?;
+                if !lines.insert(read.line().to_owned()) {
+                    return Err(at(here, &format!("the key {} is here twice", read.id())));
+                }
+                keys.push(read);
+            }
+            if limits.bundle_mib.is_some_and(|mib| !(mib > 0.0 && mib.is_finite())) {
+                return Err(at(here, &format!("bundle-mib of '{name}' must be over 0")));
+            }
+            publishers.push(Publisher { name, keys, models, native: allow.contains(&Grant::Native), limits });
+        }
+        Ok(Self { source: Source::File(path.to_owned()), unsigned: file.unsigned, publishers })
+    }
+
+    /// That of a host without a file. What its operator names is run. What comes over the link, too, as long as nobody
+    /// but this machine's users can reach the host: whoever tries things out needs no keys. A host that others can
+    /// reach takes nothing from them before its operator has said from whom.
+    pub fn without_file(is_loopback: bool) -> Self {
+        let source = if is_loopback { Source::Nobody } else { Source::NobodyButReachable };
+        Self { source, unsigned: Unsigned::Allow, publishers: Vec::new() }
+    }
+
+    /// What an operator should know who starts a host that takes bundles while it runs.
+    pub(crate) fn warning(&self) -> Option<String> {
+        match (&self.source, self.unsigned) {
+            (Source::Nobody, _) => Some(
+                "every user of this machine can have this host run any bundle, signed or not; \
+                 --policy FILE says whose are run"
+                    .to_owned(),
+            ),
+            (Source::NobodyButReachable, _) => Some(
+                "this host takes no bundles over the link: it can be reached from \
+                 other machines, and no --policy FILE says whose are run"
+                    .to_owned(),
+            ),
+            (Source::File(path), Unsigned::Allow) => Some(format!(
+                "{} allows bundles that nobody signed: whoever reaches this host can have it run any",
+                path.display()
+            )),
+            _ => None,
+        }
+    }
+
+    /// Whether a bundle may be run. `minimum` tells the lowest version that may come into force with a key's signature,
+    /// by what has been in force here; 0 if nothing has.
+    pub(crate) fn judge(
+        &self,
+        bundle: &SealedManifest,
+        signatures: &[Signature],
+        origin: Origin,
+        minimum: impl Fn(KeyId) -> Result<u64, BundleError>,
+    ) -> Result<Admitted, Refusal> {
+        let refused = |why| Refusal { name: bundle.manifest().name.clone(), digest: bundle.digest(), why };
+        let mut false_ones = Vec::new();
+        let mut refusals = Vec::new();
+        for signature in signatures {
+            let with_id = |key: &&PublicKey| key.id() == signature.key();
+            for publisher in &self.publishers {
+                for key in publisher.keys.iter().filter(with_id) {
+                    if let Err(error) = key.verify(signature, bundle) {
+                        false_ones.push(Why::False { publisher: publisher.name.clone(), error });
+                        continue;
+                    }
+                    match self.judge_signed(bundle, signature, publisher, &minimum) {
+                        Ok(signed) => return Ok(Admitted { by: Some(signed) }),
+                        Err(why) => refusals.push(why),
+                    }
+                }
+            }
+        }
+        // A signature that holds, of what is not to be run, says more than one that does not hold.
+        if let Some(why) = refusals.into_iter().chain(false_ones).next() {
+            return Err(refused(why));
+        }
+        self.judge_unsigned(bundle, signatures, origin, &minimum).map(|()| Admitted { by: None }).map_err(refused)
+    }
+
+    fn judge_signed(
+        &self,
+        bundle: &SealedManifest,
+        signature: &Signature,
+        publisher: &Publisher,
+        minimum: &impl Fn(KeyId) -> Result<u64, BundleError>,
+    ) -> Result<Signed, Why> {
+        let (manifest, statement, policy) = (bundle.manifest(), signature.statement(), self.source.clone());
+        let (name, key) = (publisher.name.clone(), signature.key());
+        if publisher.models.as_ref().is_some_and(|models| !models.contains(&manifest.name)) {
+            return Err(Why::Model { publisher: name, policy });
+        }
+        // The publisher's, with whichever of its keys: an old key must not bring back what the new one has replaced.
+        let lowest = publisher.keys.iter().map(|key| minimum(key.id())).try_fold(0, |a, b| b.map(|b| a.max(b)));
+        let lowest = lowest.map_err(|e| Why::Store(e.to_string()))?;
+        if statement.version < lowest {
+            return Err(Why::Old { publisher: name, key, version: statement.version, lowest });
+        }
+        if !publisher.native && is_native(bundle) {
+            return Err(Why::Native { publisher: name, policy });
+        }
+        let bytes = bundle.blobs().iter().fold(0_u64, |all, blob| all.saturating_add(blob.bytes));
+        let mib = bytes as f64 / f64::from(1 << 20);
+        if let Some(limit) = publisher.limits.bundle_mib.filter(|limit| mib > *limit) {
+            return Err(Why::Limit {
+                publisher: name,
+                what: format!("{mib:.1} MiB"),
+                limit: format!("{limit} MiB"),
+                policy,
+            });
+        }
+        if let Some(limit) = publisher.limits.segments.filter(|limit| manifest.segments.len() > *limit) {
+            let what = format!("{} segments", manifest.segments.len());
+            return Err(Why::Limit { publisher: name, what, limit: limit.to_string(), policy });
+        }
+        Ok(Signed { publisher: name, key, version: statement.version, minimum_version: statement.minimum_version })
+    }
+
+    fn judge_unsigned(
+        &self,
+        bundle: &SealedManifest,
+        signatures: &[Signature],
+        origin: Origin,
+        minimum: &impl Fn(KeyId) -> Result<u64, BundleError>,
+    ) -> Result<(), Why> {
+        let policy = self.source.clone();
+        if self.unsigned == Unsigned::Refuse {
+            let keys: Vec<String> = signatures.iter().map(|signature| signature.key().to_string()).collect();
+            let keys = keys.join(", ");
+            return Err(if keys.is_empty() { Why::Unsigned { policy } } else { Why::Untrusted { keys, policy } });
+        }
+        // Nobody may take a publisher's place by leaving the signature out.
+        for publisher in &self.publishers {
+            for key in &publisher.keys {
+                if minimum(key.id()).map_err(|e| Why::Store(e.to_string()))? > 0 {
+                    return Err(Why::Stripped { publisher: publisher.name.clone() });
+                }
+            }
+        }
+        if self.source == Source::NobodyButReachable && origin == Origin::Peer {
+            return Err(Why::Reachable);
+        }
+        if self.unsigned == Unsigned::PortableOnly && is_native(bundle) {
+            return Err(Why::NotPortable { policy });
+        }
+        Ok(())
+    }
+}
+
+/// Whether anything of it is computed by the host itself.
+fn is_native(bundle: &SealedManifest) -> bool {
+    bundle.manifest().segments.iter().any(|segment| matches!(segment.tier, Tier::Native))
+}
+
+fn read_key(policy: &Path, given: &str) -> Result<PublicKey, String> {
+    PublicKey::read(given).or_else(|error| {
+        let path = policy.parent().unwrap_or(Path::new("")).join(given);
+        let text = read_file(&path).map_err(|e| format!("{error}; and {}: {e}", path.display()))?;
+        PublicKey::read(&text).map_err(|e| format!("{}: {e}", path.display()))
+    })
+}
+
+fn read_file(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it is over {FILE_BYTES_MAX} bytes")));
+    }
+    Ok(text)
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "the policy {}", path.display()),
+            Self::Nobody | Self::NobodyButReachable => f.write_str("a host without --policy"),
+        }
+    }
+}
+
+/// Why the operator's file is not used.
+#[derive(Debug, thiserror::Error)]
+#[error("the policy {}: {why}", path.display())]
+pub struct PolicyError {
+    path: PathBuf,
+    why: String,
+}
+
+/// Why a bundle is not run here.
+#[derive(Debug, thiserror::Error)]
+#[error("'{name}' {} is not run here: {why}", digest.short())]
+pub struct Refusal {
+    name: String,
+    digest: Digest,
+    why: Why,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Why {
+    #[error(
+        "nobody signed it, and {policy} takes only what is; sign it (`edgent sign`) with a key that is trusted there"
+    )]
+    Unsigned { policy: Source },
+    #[error("it is signed with {keys}, and {policy} trusts no such key; add the key there if you trust its owner")]
+    Untrusted { keys: String, policy: Source },
+    #[error("nobody who is trusted signed it, and it is native; {policy} takes only portable ones unsigned")]
+    NotPortable { policy: Source },
+    #[error(
+        "this host can be reached from other machines and has no --policy FILE that says whose bundles it takes; write one (docs/signatures.md)"
+    )]
+    Reachable,
+    #[error("it pretends to be signed by '{publisher}', but {error}; get it from them again")]
+    False { publisher: String, error: SignatureError },
+    #[error(
+        "'{publisher}' signed an earlier version that was in force here, and nobody who is trusted signed this one; sign it, or give it another name"
+    )]
+    Stripped { publisher: String },
+    #[error(
+        "it is version {version}, signed by '{publisher}' with {key}, who has since said that nothing below {lowest} is to be run; take a newer one"
+    )]
+    Old { publisher: String, key: KeyId, version: u64, lowest: u64 },
+    #[error(
+        "'{publisher}' signed it, and {policy} does not let them publish a model of this name; add it to their `models`"
+    )]
+    Model { publisher: String, policy: Source },
+    #[error(
+        "'{publisher}' signed it, it is native, and {policy} does not allow them that; add \"native\" to their `allow`"
+    )]
+    Native { publisher: String, policy: Source },
+    #[error("'{publisher}' signed it, it has {what}, and {policy} allows them {limit}; raise it in their `limits`")]
+    Limit { publisher: String, what: String, limit: String, policy: Source },
+    #[error("what was in force here cannot be told: {0}")]
+    Store(String),
+}
