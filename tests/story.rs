@@ -840,15 +840,27 @@ async fn a_host_without_a_store_keeps_its_version() {
 #[test]
 fn a_segment_of_an_authors_own_takes_the_standard_ones_place() {
     let scratch = tempfile::tempdir().unwrap();
-    let out = scratch.path().join("own").to_str().unwrap().to_owned();
+    let path = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
+    let (pictures, floats, plain) = (path("pictures"), path("floats"), path("plain"));
+    let template = "0=guest-layers/prebuilt/template.wasm";
+    let with =
+        |onnx: &str, out: &str, guest: &str| run(&["build", onnx, "--out", out, "--samples", "1", "--guest", guest]);
+    // A network that takes bytes, which are always in range.
     let onnx = "models/branchy-alexnet/branchy-alexnet.onnx";
-    let with = |guest: &str| run(&["build", onnx, "--out", &out, "--samples", "1", "--guest", guest]);
-    assert_eq!(with("0=guest-layers/prebuilt/template.wasm").0, 0);
-    let verified = edgent(&["verify", &out]);
+    assert_eq!(with(onnx, &pictures, template).0, 0);
+    let verified = edgent(&["verify", &pictures]);
     assert_eq!(verified["cuts_bit_exact"], verified["cuts_checked"]);
+    let guest = |bundle: &str| edgent(&["inspect", bundle])["segments"][0]["digest"].clone();
+    assert_ne!(guest(&pictures), guest(bundle().to_str().unwrap()));
+    // One that takes floats: whoever verifies it sees that the guest changes what comes in.
+    let branching = "host/nn/tests/data/branching.onnx";
+    edgent(&["build", branching, "--out", &plain]);
+    assert_eq!(with(branching, &floats, template).0, 0);
+    let (code, _, said) = run(&["verify", &floats]);
+    assert!(code == 1 && said.contains("cuts change the answer"), "{said}");
 
-    let run_with = |path: &Path, pixel: f32| {
-        let bundle = Bundle::open(path).unwrap();
+    let run_with = |path: &str, pixel: f32| {
+        let bundle = Bundle::open(Path::new(path)).unwrap();
         let deployment = Deployment::prepare(&bundle, &Engine::new().unwrap(), 1.0).unwrap();
         let elements = deployment.input().bytes() / 4;
         let mut pixels = vec![0.25_f32; elements];
@@ -859,15 +871,15 @@ fn a_segment_of_an_authors_own_takes_the_standard_ones_place() {
         deployment.run(0, 0..end, vec![input], &Stop::never()).unwrap().output[0].bytes().to_vec()
     };
     for (given, fitting) in [(9.0, 1.0), (-3.0, 0.0), (f32::NAN, 0.0), (f32::INFINITY, 1.0)] {
-        assert_eq!(run_with(Path::new(&out), given), run_with(bundle(), fitting), "{given}");
-        assert_ne!(run_with(bundle(), given), run_with(bundle(), fitting), "{given} makes a difference");
+        assert_eq!(run_with(&floats, given), run_with(&plain, fitting), "{given}");
+        assert_ne!(run_with(&plain, given), run_with(&plain, fitting), "{given} makes a difference");
     }
     for (guest, code, expected) in [
         ("999=guest-layers/prebuilt/template.wasm", 2, "there is no segment 999"),
         ("0=Cargo.toml", 2, "Cargo.toml: malformed WebAssembly"),
         ("template.wasm", 2, "SEGMENT=FILE"),
     ] {
-        let (found, _, said) = with(guest);
+        let (found, _, said) = with(branching, &floats, guest);
         assert!(found == code && said.contains(expected), "{guest}: {said}");
     }
 }

@@ -132,7 +132,7 @@ pub(crate) fn sign(arguments: &Sign, output: &Output) -> Result<()> {
         fs::write(file, signature.statement().text()).map_err(|e| said(file, e))?;
         fs::write(&beside, signature.text()).map_err(|e| said(Path::new(&beside), e))?;
     }
-    let signer = Signer::of(&signature, None);
+    let signer = Signer::of(&signature, Some(Ok(())));
     output.line(&signer);
     if minimum_version > 1 {
         let name = &bundle.manifest().name;
@@ -155,6 +155,9 @@ pub(crate) fn sign_bundle(
     let comment = format!("{} version {version}", statement.name);
     let signed = minisign::sign(None, secret, Cursor::new(statement.text()), Some(comment.as_str()), None);
     let signature = Signature::of(&statement, &signed.context("signing")?.into_string())?;
+    // A damaged key would sign, too.
+    let public = minisign::PublicKey::from_secret_key(secret).context("reading the key")?;
+    PublicKey::read(&public.to_base64())?.verify(&signature, bundle.sealed())?;
     Store::at(bundle.dir()).lock()?.sign(&bundle.digest(), &signature)?;
     Ok(signature)
 }

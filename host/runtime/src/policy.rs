@@ -215,7 +215,8 @@ impl Policy {
         origin: Origin,
         minimum: impl Fn(KeyId) -> Result<u64, BundleError>,
     ) -> Result<Admitted, Refusal> {
-        let refused = |why| Refusal { name: bundle.manifest().name.clone(), digest: bundle.digest(), why };
+        let refused =
+            |why| Refusal { name: bundle.manifest().name.clone(), digest: bundle.digest(), why: Box::new(why) };
         let mut false_ones = Vec::new();
         let mut refusals = Vec::new();
         for signature in signatures {
@@ -354,7 +355,7 @@ pub struct PolicyError {
 pub struct Refusal {
     name: String,
     digest: Digest,
-    why: Why,
+    why: Box<Why>,
 }
 
 #[derive(Debug, thiserror::Error)]

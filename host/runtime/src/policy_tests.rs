@@ -6,6 +6,7 @@ use minisign::KeyPair;
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
+use std::slice::from_ref;
 
 const SEEDED: usize = 2_000;
 
@@ -107,7 +108,7 @@ fn whatever_is_done_to_a_signed_bundle_it_is_refused() {
     let [signed_new, signed_old] = [acme.sign(&new, 3, 2), acme.sign(&old, 1, 1)];
     // Version 3 has been in force, and with it the word that nothing below 2 is to be.
     let minimum = HashMap::from([(acme.id(), 2)]);
-    let good = offered(&policy, new.bytes(), std::slice::from_ref(&signed_new), &minimum);
+    let good = offered(&policy, new.bytes(), from_ref(&signed_new), &minimum);
     assert_eq!(good, Ok(Some("acme".into())));
 
     let mut random = Seeded(29);
@@ -119,9 +120,9 @@ fn whatever_is_done_to_a_signed_bundle_it_is_refused() {
         *tried.entry(kind).or_default() += 1;
     };
     refused("missing", new.bytes(), &[], "nobody signed it");
-    refused("replayed", old.bytes(), &[signed_old.clone()], "nothing below 2 is to be run");
-    refused("of another bundle", other.bytes(), &[signed_new.clone()], "signed another bundle");
-    refused("of another version", old.bytes(), &[signed_new.clone()], "signed another bundle");
+    refused("replayed", old.bytes(), from_ref(&signed_old), "nothing below 2 is to be run");
+    refused("of another bundle", other.bytes(), from_ref(&signed_new), "signed another bundle");
+    refused("of another version", old.bytes(), from_ref(&signed_new), "signed another bundle");
     for _ in 0..20 {
         let signed = Publisher::new().sign(&new, 3, 2);
         refused("wrong key", new.bytes(), &[signed], "trusts no such key");
@@ -159,7 +160,7 @@ fn whatever_is_done_to_a_signed_bundle_it_is_refused() {
         let mut manifest = new.bytes().to_vec();
         let at = random.below(manifest.len());
         manifest[at] ^= 1 << random.below(8);
-        refused("manifest changed", &manifest, std::slice::from_ref(&signed_new), "");
+        refused("manifest changed", &manifest, from_ref(&signed_new), "");
     }
     // One that holds is enough, whatever stands beside it; one that does not hold is no better for company.
     let stranger = stranger.sign(&new, 3, 2);
@@ -184,7 +185,7 @@ fn a_new_key_takes_an_old_ones_place_and_does_not_let_it_bring_back_old_versions
         [by_old.clone(), format!("{by_old}, \"new.pub\""), "\"new.pub\"".to_owned()].map(|keys| {
             let policy = policy(dir.path(), &text(&keys)).unwrap();
             move |bundle: &SealedManifest, signature: &[Vec<u8>; 2], minimum: &HashMap<KeyId, u64>| {
-                offered(&policy, bundle.bytes(), std::slice::from_ref(signature), minimum)
+                offered(&policy, bundle.bytes(), from_ref(signature), minimum)
             }
         });
     let bundle = bundle("m", 1);
