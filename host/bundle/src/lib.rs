@@ -33,7 +33,7 @@ mod sealed;
 mod store;
 
 pub use bundle::{BLOB_BYTES_MAX, Bundle, Draft, MANIFEST_BYTES_MAX};
-pub use component::{ComponentError, GRAPH_SECTION, compose, split, standard_guest};
+pub use component::{ComponentError, GRAPH_SECTION, compose, imported_functions, split, standard_guest};
 pub use digest::{Digest, DigestError};
 pub use error::{BundleError, ReferenceError};
 pub use manifest::{

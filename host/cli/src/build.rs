@@ -1,5 +1,6 @@
 //! `edgent build`: ONNX → bundle.
 
+use crate::confined::{self, Bounds};
 use crate::model_file::ModelFile;
 use crate::output::{BadInput, Output};
 use crate::samples::{self, Sample};
@@ -11,11 +12,13 @@ use edgent_bundle::{
 use edgent_link::Codec;
 use edgent_nn::{Cut, Fact, Graph, Imported, Port, SegmentGraph, Tensor};
 use edgent_runtime::codec;
+use edgent_runtime::confine;
 use edgent_runtime::confidence::{self, Said};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::thread;
 
 #[derive(clap::Args)]
@@ -28,6 +31,8 @@ pub(crate) struct Arguments {
     /// Validation samples with which the accuracy of coded activations is measured.
     #[arg(long, default_value_t = CODEC_SAMPLES)]
     samples: usize,
+    #[command(flatten)]
+    bounds: Bounds,
 }
 
 /// Enough to see half a point of accuracy, few enough to take seconds.
@@ -40,6 +45,21 @@ struct Report {
     exits: usize,
     bytes: u64,
     digest: String,
+}
+
+/// The command in a process of its own, which can open the model's folder and the bundle's, and no other.
+pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
+    let Arguments { model, out, bounds, .. } = arguments;
+    let beside = model.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let bytes = fs::metadata(model).map_or(0, |found| found.len());
+    let is_new = !out.exists();
+    fs::create_dir_all(out).map_err(|e| BadInput::error(format!("{}: {e}", out.display())))?;
+    let built = confined::again(*bounds, bytes, &[beside], &[out]);
+    if is_new && !built.as_ref().is_ok_and(|code| *code == ExitCode::SUCCESS) {
+        // Only if nothing has been written there.
+        let _ = fs::remove_dir(out);
+    }
+    built
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
@@ -75,12 +95,13 @@ pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Out
         )));
     }
     let cut = imported.cut().map_err(|e| in_model(&e))?;
+    confine::granted_time();
     let mut draft = Draft::default();
     let mut manifest = Manifest {
         format: FORMAT,
         name: described.name.clone(),
         classes: described.classes.clone(),
-        tensors: cut.tensors.iter().map(tensor).collect(),
+        tensors: cut.tensors.iter().map(|port| Described { finite: described.finite, ..tensor(port) }).collect(),
         boundaries: cut
             .boundaries
             .iter()
@@ -116,7 +137,7 @@ pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Out
 }
 
 fn tensor(Port { name, fact }: &Port) -> Described {
-    Described { name: name.clone(), element_type: fact.element_type.name().to_owned(), dims: fact.dims.clone() }
+    Described { name: name.clone(), element_type: fact.element_type.name().to_owned(), dims: fact.dims.clone(), finite: false }
 }
 
 fn segments(cut: &Cut, draft: &mut Draft) -> Result<Vec<Segment>> {

@@ -1,17 +1,20 @@
 //! `edgent verify`: whether a bundle does what the network it was cut from does.
 
 use crate::build::answer;
+use crate::confined::{self, Bounds};
 use crate::output::{BadInput, Output, quantile};
 use crate::samples::{self, Sample};
 use anyhow::{Context, Result, bail};
 use edgent_bundle::{Blob, Bundle};
 use edgent_link::Codec;
 use edgent_nn::{ElementType, Fact, Imported, Stop, Tensor, synthetic};
+use edgent_runtime::confine;
 use edgent_runtime::golden::{Golden, TOLERANCE, difference};
-use edgent_runtime::{Deployment, codec};
+use edgent_runtime::{Deployment, codec, components_bytes};
 use edgent_sandbox::Engine;
 use serde::Serialize;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 /// Inputs for a bundle without golden ones.
 const MADE_UP_INPUTS: u64 = 3;
@@ -23,6 +26,8 @@ const CODED_TOLERANCE: f64 = 0.02;
 pub(crate) struct Arguments {
     /// The bundle's folder, or FOLDER@NAME:VERSION.
     bundle: PathBuf,
+    #[command(flatten)]
+    bounds: Bounds,
 }
 
 #[derive(Serialize)]
@@ -49,6 +54,14 @@ struct InputCodec {
     p90_bytes_here: u64,
 }
 
+/// The command in a process of its own, which can open the bundle and nothing else.
+pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
+    let bundle = Bundle::open(&arguments.bundle).map_err(BadInput::error)?;
+    let bytes = components_bytes(bundle.manifest());
+    let source = bundle.manifest().evidence.source.as_ref().map_or(0, |blob| blob.bytes);
+    confined::again(arguments.bounds, bytes.saturating_add(source), &[bundle.dir()], &[])
+}
+
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let bundle = Bundle::open(&arguments.bundle).map_err(BadInput::error)?;
     let deployment = Deployment::prepare(&bundle, &Engine::new()?, 1.0)?;
@@ -58,6 +71,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let source = blob(&evidence.source)?;
     let source = source.ok_or_else(|| BadInput::error("the bundle does not hold the network it was cut from"))?;
     let whole = Imported::from_onnx(&source)?.whole()?;
+    confine::granted_time();
     let golden = match Golden::of(&bundle, deployment.input())? {
         Some(golden) => golden,
         // Nothing to compare the undivided network with; its parts can be compared with it all the same.

@@ -580,6 +580,7 @@ impl Message for Version {
         to.set_current(self.current);
         to.set_previous(self.previous);
         to.set_commit_us(self.commit_us);
+        to.set_quarantined(self.quarantined);
     }
 
     fn read(from: wire::version::Reader<'_>) -> Result<Self, Malformed> {
@@ -590,6 +591,7 @@ impl Message for Version {
             current: from.get_current(),
             previous: from.get_previous(),
             commit_us: from.get_commit_us(),
+            quarantined: from.get_quarantined(),
         })
     }
 
@@ -712,6 +714,8 @@ stats! {
     rate_bps set_rate_bps get_rate_bps,
     rtt_us set_rtt_us get_rtt_us,
     tensor_bytes_copied set_tensor_bytes_copied get_tensor_bytes_copied,
+    faults set_faults get_faults,
+    quarantined set_quarantined get_quarantined,
 }
 
 #[cfg(test)]
@@ -822,6 +826,7 @@ mod tests {
             current: true,
             previous: false,
             commit_us: 3,
+            quarantined: true,
         };
         check(&version, |_| {}, "");
         check(&version, |mut to| to.set_digest(&[0; 33]), "a digest of 33 bytes");

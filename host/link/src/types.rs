@@ -405,6 +405,8 @@ pub struct Version {
     pub previous: bool,
     /// How long requests could not begin while it came into force; 0 in lists.
     pub commit_us: u64,
+    /// Its segments failed again and again: it is not run there any more.
+    pub quarantined: bool,
 }
 
 /// How fast a host is with a model.
@@ -484,4 +486,8 @@ pub struct Stats {
     pub rtt_us: u64,
     /// Tensor bytes that entered or left guest memory.
     pub tensor_bytes_copied: u64,
+    /// What segments' guests or graphs did wrong.
+    pub faults: u64,
+    /// Versions that are not run any more for it.
+    pub quarantined: u64,
 }

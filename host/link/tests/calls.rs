@@ -182,6 +182,7 @@ fn version(model: &str, index: usize) -> Version {
         current: index.is_multiple_of(2),
         previous: index.is_multiple_of(3),
         commit_us: 7,
+        quarantined: true,
     }
 }
 

@@ -6,8 +6,10 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod admission;
 pub mod codec;
 pub mod confidence;
+pub mod confine;
 mod deployment;
 mod device;
 mod edge;
@@ -15,11 +17,13 @@ pub mod golden;
 mod host;
 mod push;
 mod shelf;
+pub mod trial;
 mod workers;
 
+pub use admission::{Admission, COMPONENTS_BYTES_MAX, CostError, MACS_MAX, components_bytes, macs};
 pub use deployment::{Deployment, PrepareError, Ran, RunError, memory_bytes};
 pub use device::{Device, DeviceSettings, LATE};
 pub use edge::Edge;
-pub use host::{Host, HostError, Settings, build_name};
+pub use host::{Host, HostError, Settings, Trialist, build_name};
 pub use push::{PushError, push};
 pub use workers::{Busy, Workers};

@@ -3,7 +3,8 @@
 //! Everything here blocks, on the disk or on work; callers are on threads of their own.
 
 use crate::edge::fault;
-use crate::{Deployment, PrepareError, golden};
+use crate::trial::Trial;
+use crate::{Admission, Deployment, PrepareError, golden};
 use edgent_bundle::{Blob, Bundle, BundleError, Digest, Reference, SealedManifest, Store};
 use edgent_link::{BLOBS_MAX, BlobName, Fault, FaultKind, Reply, VERSIONS_MAX, Version};
 use edgent_planner::Timings;
@@ -37,6 +38,11 @@ pub(crate) struct Shelf {
     engine: Engine,
     slowdown: f64,
     memory_max_bytes: u64,
+    admission: Admission,
+    /// None: bundles are loaded untried.
+    trial: Option<Trial>,
+    /// Versions whose segments failed again and again, until the next start.
+    quarantined: Mutex<HashMap<Digest, String>>,
     arriving: Mutex<HashMap<Digest, Arriving>>,
     /// The bundles that were offered last.
     offered: Mutex<VecDeque<SealedManifest>>,
@@ -59,9 +65,42 @@ pub(crate) struct Prepared {
 }
 
 impl Shelf {
-    pub(crate) fn new(store: Option<Store>, engine: Engine, slowdown: f64, memory_max_bytes: u64) -> Self {
-        let (arriving, offered, last_read) = Default::default();
-        Self { store, engine, slowdown, memory_max_bytes, arriving, offered, last_read }
+    pub(crate) fn new(
+        store: Option<Store>,
+        engine: Engine,
+        slowdown: f64,
+        memory_max_bytes: u64,
+        admission: Admission,
+        trial: Option<Trial>,
+    ) -> Self {
+        let (quarantined, arriving, offered, last_read) = Default::default();
+        Self {
+            store,
+            engine,
+            slowdown,
+            memory_max_bytes,
+            admission,
+            trial,
+            quarantined,
+            arriving,
+            offered,
+            last_read,
+        }
+    }
+
+    /// Has a version not run here any more.
+    pub(crate) fn quarantine(&self, digest: Digest, why: &str) {
+        tracing::error!(digest = %digest.short(), why, "quarantined");
+        self.quarantined().insert(digest, why.to_owned());
+    }
+
+    fn not_quarantined(&self, digest: Digest) -> Result<(), Fault> {
+        let why = self.quarantined().get(&digest).cloned();
+        why.map_or(Ok(()), |why| Err(fault(FaultKind::Refused, PrepareError::Quarantined(why).to_string())))
+    }
+
+    pub(crate) fn quarantined(&self) -> MutexGuard<'_, HashMap<Digest, String>> {
+        self.quarantined.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Answers a peer from a thread that may block.
@@ -141,6 +180,7 @@ impl Shelf {
         drop(offered);
         let sealed = sealed.ok_or_else(|| fault(FaultKind::NotFound, format!("nobody offered {digest}")))?;
         let name = sealed.manifest().name.clone();
+        self.not_quarantined(digest)?;
         let version = store.lock().and_then(|store| store.publish(&name, None, &sealed)).map_err(disk)?;
         Ok((version, store.open(&Reference::Version(name, version)).map_err(disk)?))
     }
@@ -152,9 +192,19 @@ impl Shelf {
         Ok((version, store.open(&Reference::Version(name, version)).map_err(disk)?))
     }
 
-    /// Compiles and loads a bundle, compares its answers with the golden ones that it brings, and measures it.
+    /// Tries a bundle, compiles and loads it, compares its answers with the golden ones that it brings, and measures it.
     pub(crate) fn prepare(&self, bundle: Bundle) -> Result<Prepared, PrepareError> {
-        let deployment = Deployment::prepare_within(&bundle, &self.engine, self.slowdown, self.memory_max_bytes)?;
+        self.admission.check_manifest(bundle.manifest())?;
+        if let Some(trial) = &self.trial {
+            trial.bundle(&bundle, &self.admission)?;
+        }
+        let deployment = Deployment::prepare_within(
+            &bundle,
+            &self.engine,
+            self.slowdown,
+            self.memory_max_bytes,
+            &self.admission,
+        )?;
         golden::check(&bundle, &deployment)?;
         let measured = deployment.measure(PROFILE_RUNS)?;
         let segments = deployment.network().segments();
@@ -190,7 +240,19 @@ impl Shelf {
             return Err(fault(FaultKind::NotFound, why));
         };
         let reference = Reference::Version(version.name.clone(), version.version);
-        Ok((version.version, store.open(&reference).map_err(disk)?))
+        let bundle = store.open(&reference).map_err(disk)?;
+        self.not_quarantined(bundle.digest())?;
+        Ok((version.version, bundle))
+    }
+
+    /// The version to go back to from one that is in force and must not be so any more.
+    pub(crate) fn instead_of(&self, name: &str, bad: Digest) -> Result<(u64, Bundle), Fault> {
+        self.store()?;
+        let in_force = self.versions()?.into_iter().find(|version| version.current && version.model == name);
+        if in_force.is_none_or(|version| version.digest.0 != bad.0) {
+            return Err(fault(FaultKind::NotFound, "another version is in force"));
+        }
+        self.previous(name)
     }
 
     pub(crate) fn versions(&self) -> Result<Vec<Version>, Fault> {
@@ -203,6 +265,7 @@ impl Shelf {
                 current: version.is_current,
                 previous: version.is_previous,
                 commit_us: 0,
+                quarantined: self.quarantined().contains_key(&version.digest?),
             })
         });
         Ok(versions.take(VERSIONS_MAX).collect())
