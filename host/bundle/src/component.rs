@@ -202,7 +202,10 @@ mod tests {
         assert!(found.imports.iter().all(|name| name.starts_with("wasi:nn/")), "{found:?}");
         assert!(!found.imports.is_empty() && !found.exports.is_empty(), "{found:?}");
         let functions = imported_functions(standard_guest()).unwrap();
-        assert_eq!(functions.keys().collect::<Vec<_>>(), found.imports.iter().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>());
+        assert_eq!(
+            functions.keys().collect::<Vec<_>>(),
+            found.imports.iter().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+        );
         let of = |name: &str| functions.iter().find(|(interface, _)| interface.starts_with(name)).unwrap().1;
         assert!(of("wasi:nn/graph").contains(&"load-by-name".to_owned()), "{functions:?}");
         assert!(!of("wasi:nn/graph").contains(&"load".to_owned()), "{functions:?}");

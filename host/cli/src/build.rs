@@ -12,8 +12,8 @@ use edgent_bundle::{
 use edgent_link::Codec;
 use edgent_nn::{Cut, Fact, Graph, Imported, Port, SegmentGraph, Tensor};
 use edgent_runtime::codec;
-use edgent_runtime::confine;
 use edgent_runtime::confidence::{self, Said};
+use edgent_runtime::confine;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs;
@@ -137,7 +137,12 @@ pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Out
 }
 
 fn tensor(Port { name, fact }: &Port) -> Described {
-    Described { name: name.clone(), element_type: fact.element_type.name().to_owned(), dims: fact.dims.clone(), finite: false }
+    Described {
+        name: name.clone(),
+        element_type: fact.element_type.name().to_owned(),
+        dims: fact.dims.clone(),
+        finite: false,
+    }
 }
 
 fn segments(cut: &Cut, draft: &mut Draft) -> Result<Vec<Segment>> {

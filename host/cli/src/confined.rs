@@ -88,9 +88,8 @@ pub(crate) fn again_told(
     told: &[OsString],
 ) -> Result<ExitCode> {
     let real = |paths: &[&Path]| -> Result<Vec<PathBuf>> {
-        let real = |path: &&Path| {
-            fs::canonicalize(path).map_err(|e| BadInput::error(format!("{}: {e}", path.display())))
-        };
+        let real =
+            |path: &&Path| fs::canonicalize(path).map_err(|e| BadInput::error(format!("{}: {e}", path.display())));
         paths.iter().map(real).collect()
     };
     let bounds = bounds.for_trial()?;

@@ -115,7 +115,7 @@ fn run(command: Command, output: &Output) -> ExitCode {
         Command::Rollback(arguments) => versions::rollback(&arguments, output),
         Command::Status(arguments) => versions::status(&arguments, output),
         Command::Map(command) => map::run(&command, output),
-        Command::Bench(command) => bench::run(&command, output),
+        Command::Bench(command) => bench::run(command, output),
     })
 }
 

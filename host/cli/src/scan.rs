@@ -113,8 +113,7 @@ pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let refused = arguments.trial.clone().filter(|said| !said.is_empty());
-    let report =
-        if arguments.what.is_file() { onnx(&arguments.what, refused)? } else { bundle(arguments, refused)? };
+    let report = if arguments.what.is_file() { onnx(&arguments.what, refused)? } else { bundle(arguments, refused)? };
     show(&report, output);
     output.result(&report)
 }
@@ -217,7 +216,11 @@ fn show(report: &Report, output: &Output) {
     if let Some(onnx) = &report.onnx {
         let opsets: Vec<String> =
             onnx.opsets.iter().map(|(domain, version)| format!("{} {version}", domain.escape_debug())).collect();
-        output.line(format_args!("made by         {}, operators of {}", onnx.producer.escape_debug(), opsets.join(", ")));
+        output.line(format_args!(
+            "made by         {}, operators of {}",
+            onnx.producer.escape_debug(),
+            opsets.join(", ")
+        ));
         output.line(format_args!("takes           {}", listed(&onnx.inputs)));
         output.line(format_args!("gives           {}", listed(&onnx.outputs)));
         output.line(format_args!("custom domains  {}", listed(&onnx.custom_domains)));

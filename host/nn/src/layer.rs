@@ -88,7 +88,7 @@ pub(crate) fn cost(part: &TypedModel) -> TractResult<Cost> {
             }
         }
         if let Some(scan) = node.op_as::<Scan>() {
-            let body = self::cost(&scan.body)?;
+            let body = cost(&scan.body)?;
             let rounds = iteration_count(&scan.input_mapping, &facts).as_ref().map_or(u64::MAX, known);
             total.macs = total.macs.saturating_add(body.macs.max(1).saturating_mul(rounds));
             total.largest_bytes = total.largest_bytes.max(body.largest_bytes);

@@ -73,7 +73,9 @@ impl Tensor {
     pub fn first_not_finite(&self) -> Option<usize> {
         // A number is not finite where all bits of its exponent are set.
         fn find<const N: usize>(bytes: &[u8], exponent: [u8; 2]) -> Option<usize> {
-            let is_set = |number: &[u8]| number[N - 2] & exponent[0] == exponent[0] && number[N - 1] & exponent[1] == exponent[1];
+            let is_set = |number: &[u8]| {
+                number[N - 2] & exponent[0] == exponent[0] && number[N - 1] & exponent[1] == exponent[1]
+            };
             bytes.chunks_exact(N).position(is_set)
         }
         match self.element_type() {
@@ -274,7 +276,10 @@ mod tests {
             assert_eq!(f64s.first_not_finite(), Some(2), "{odd}");
         }
         let f16 = |bits: u16| Tensor::from_bytes(ElementType::F16, &[1], &bits.to_le_bytes()).unwrap();
-        assert_eq!([0x7c00, 0xfc01, 0x7bff, 0x8000].map(|bits| f16(bits).first_not_finite()), [Some(0), Some(0), None, None]);
+        assert_eq!(
+            [0x7c00, 0xfc01, 0x7bff, 0x8000].map(|bits| f16(bits).first_not_finite()),
+            [Some(0), Some(0), None, None]
+        );
         let all_bits = Tensor::from_bytes(ElementType::I32, &[1], &[0xff; 4]).unwrap();
         assert_eq!(all_bits.first_not_finite(), None);
         assert_eq!(Tensor::from_f32(&[2], &[-0.0, f32::MIN]).unwrap().first_not_finite(), None);

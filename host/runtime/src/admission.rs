@@ -27,11 +27,7 @@ pub struct Admission {
 
 impl Default for Admission {
     fn default() -> Self {
-        Self {
-            macs_max: MACS_MAX,
-            components_bytes_max: COMPONENTS_BYTES_MAX,
-            tensor_bytes_max: TENSOR_BYTES_MAX,
-        }
+        Self { macs_max: MACS_MAX, components_bytes_max: COMPONENTS_BYTES_MAX, tensor_bytes_max: TENSOR_BYTES_MAX }
     }
 }
 

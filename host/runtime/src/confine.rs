@@ -18,9 +18,9 @@ use std::io::{self, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -227,7 +227,8 @@ struct Ended {
 pub fn told(arguments: impl IntoIterator<Item = OsString>) -> Result<(Confinement, Vec<OsString>), String> {
     let mut arguments = arguments.into_iter();
     let limits = arguments.next().and_then(|limits| limits.into_string().ok());
-    let limits = limits.ok_or("this is no program to start by hand: it is told its limits by the one that starts it")?;
+    let limits =
+        limits.ok_or("this is no program to start by hand: it is told its limits by the one that starts it")?;
     let confinement = serde_json::from_str(&limits).map_err(|e| format!("the limits: {e}"))?;
     Ok((confinement, arguments.collect()))
 }
@@ -266,7 +267,9 @@ pub enum ConfinedError {
         memory_bytes: u64,
     },
     /// It worked for longer than it may.
-    #[error("reading it takes more than {cpu_s} s of processor time; if it may take more, allow more (--confined-cpu-s)")]
+    #[error(
+        "reading it takes more than {cpu_s} s of processor time; if it may take more, allow more (--confined-cpu-s)"
+    )]
     Processor {
         /// Its limit.
         cpu_s: u64,

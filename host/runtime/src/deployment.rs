@@ -134,9 +134,9 @@ impl Deployment {
             if !as_told(graph.inputs(), &segment.takes) || !as_told(graph.outputs(), &segment.gives) {
                 return Err(PrepareError::Mismatch(segment.name.clone()));
             }
-            let finite = segment.gives.iter().map(|tensor| manifest.tensors[*tensor].finite);
+            let finite = |tensors: &[usize]| tensors.iter().map(|at| manifest.tensors[*at].finite).collect::<Vec<_>>();
             let prepared = Segment::new(engine, &segment.name, &code, graph, Limits::default())?;
-            segments.push(Some(prepared.with_finite(finite)));
+            segments.push(Some(prepared.with_finite(finite(&segment.takes), finite(&segment.gives))));
         }
         admission.check_graphs(&manifest, &costs)?;
         let wiring = manifest.segments.iter().map(|segment| Wiring::new(&manifest, segment)).collect();
@@ -239,7 +239,10 @@ impl Deployment {
                 FAULTS.fetch_add(1, Ordering::Relaxed);
                 if faults.fetch_add(1, Ordering::Relaxed) + 1 >= FAULTS_MAX {
                     self.quarantine.get_or_init(|| {
-                        format!("it failed {FAULTS_MAX} times in a row: {}", error.map_or(String::new(), |e| e.to_string()))
+                        format!(
+                            "it failed {FAULTS_MAX} times in a row: {}",
+                            error.map_or(String::new(), |e| e.to_string())
+                        )
                     });
                 }
             }

@@ -74,18 +74,7 @@ impl Shelf {
         trial: Option<Trial>,
     ) -> Self {
         let (quarantined, arriving, offered, last_read) = Default::default();
-        Self {
-            store,
-            engine,
-            slowdown,
-            memory_max_bytes,
-            admission,
-            trial,
-            quarantined,
-            arriving,
-            offered,
-            last_read,
-        }
+        Self { store, engine, slowdown, memory_max_bytes, admission, trial, quarantined, arriving, offered, last_read }
     }
 
     /// Has a version not run here any more.
@@ -198,13 +187,8 @@ impl Shelf {
         if let Some(trial) = &self.trial {
             trial.bundle(&bundle, &self.admission)?;
         }
-        let deployment = Deployment::prepare_within(
-            &bundle,
-            &self.engine,
-            self.slowdown,
-            self.memory_max_bytes,
-            &self.admission,
-        )?;
+        let deployment =
+            Deployment::prepare_within(&bundle, &self.engine, self.slowdown, self.memory_max_bytes, &self.admission)?;
         golden::check(&bundle, &deployment)?;
         let measured = deployment.measure(PROFILE_RUNS)?;
         let segments = deployment.network().segments();

@@ -23,8 +23,8 @@ pub struct Segment {
     code: Code,
     graph: Graph,
     limits: Limits,
-    /// Which of its outputs must be free of NaN and infinities.
-    finite: Vec<bool>,
+    /// Which of its inputs and outputs must be free of NaN and infinities.
+    finite: [Vec<bool>; 2],
     ready: Mutex<Vec<Instance>>,
 }
 
@@ -44,7 +44,7 @@ impl Segment {
                 format!("it has {inputs} inputs and {outputs} outputs, a segment's has 1 to {TENSORS_MAX} of each");
             return Err(fault(Fault::Graph(why)));
         }
-        let finite = vec![false; outputs];
+        let finite = [vec![false; inputs], vec![false; outputs]];
         let segment = Self {
             finite,
             name: name.to_owned(),
@@ -59,9 +59,14 @@ impl Segment {
         Ok(segment)
     }
 
-    /// Has those of its outputs, in the graph's order, refused in which a number is NaN or infinite.
-    pub fn with_finite(mut self, finite: impl IntoIterator<Item = bool>) -> Self {
-        self.finite = finite.into_iter().collect();
+    /// Has those of its inputs and outputs, in the graph's order, refused in which a number is NaN or infinite.
+    /// Inputs, too, so that a guest is not blamed for what it was given.
+    pub fn with_finite(
+        mut self,
+        inputs: impl IntoIterator<Item = bool>,
+        outputs: impl IntoIterator<Item = bool>,
+    ) -> Self {
+        self.finite = [inputs.into_iter().collect(), outputs.into_iter().collect()];
         self
     }
 
@@ -88,6 +93,11 @@ impl Segment {
         }
         if let Some((input, port)) = inputs.iter().zip(ports).find(|(input, port)| !fits(input, port)) {
             return Err(Fault::Input(format!("it is {} instead of {}", input.fact(), port.fact)));
+        }
+        for (number, (input, port)) in inputs.iter().zip(ports).enumerate() {
+            if let Some(at) = not_finite(input, self.finite[0].get(number)) {
+                return Err(Fault::Input(format!("NaN or infinity in '{}', at element {at}", port.name)));
+            }
         }
         if stop.reached() {
             return Err(Fault::TimeUp);
@@ -136,8 +146,7 @@ impl Segment {
             if !fits(&output, port) {
                 return Err(Fault::Output(format!("{} instead of {}", output.fact(), port.fact)));
             }
-            let must_be_finite = self.finite.get(number).is_some_and(|finite| *finite);
-            if let Some(at) = must_be_finite.then(|| output.first_not_finite()).flatten() {
+            if let Some(at) = not_finite(&output, self.finite[1].get(number)) {
                 return Err(Fault::Output(format!("NaN or infinity in '{}', at element {at}", port.name)));
             }
             checked.push(output);
@@ -195,6 +204,11 @@ fn begin(store: &mut Store<Imports>, stop: &Stop, fuel: u64) -> wasmtime::Result
     store.data_mut().begin(stop);
     store.set_epoch_deadline(1);
     store.set_fuel(fuel)
+}
+
+/// Where a tensor that must not have them has its first NaN or infinity.
+fn not_finite(tensor: &Tensor, must_be_finite: Option<&bool>) -> Option<usize> {
+    (must_be_finite == Some(&true)).then(|| tensor.first_not_finite()).flatten()
 }
 
 fn fits(tensor: &Tensor, port: &Port) -> bool {

@@ -193,10 +193,13 @@ fn numbers_that_are_none_are_refused_where_they_must_not_be() {
     let engine = Engine::new().unwrap();
     let code = engine.compile(STANDARD).unwrap();
     let fact = edgent_nn::Fact::new(edgent_nn::ElementType::F32, &[2]).unwrap();
-    let echo = || Segment::new(&engine, "echo", &code, edgent_nn::Graph::identity("x", &fact).unwrap(), limits()).unwrap();
+    let echo =
+        || Segment::new(&engine, "echo", &code, edgent_nn::Graph::identity("x", &fact).unwrap(), limits()).unwrap();
     let input = || edgent_nn::Tensor::from_f32(&[2], &[1.0, f32::NAN]).unwrap();
     assert!(run(&echo(), input(), &Stop::never()).is_ok(), "nobody said that it is wrong");
-    let finite = echo().with_finite([true]);
-    let error = run(&finite, input(), &Stop::never()).unwrap_err().to_string();
-    assert_eq!(error, "segment 'echo': the guest returned NaN or infinity in 'x', at element 1");
+    let said = |segment: Segment| run(&segment, input(), &Stop::never()).unwrap_err().to_string();
+    let guests = said(echo().with_finite([false], [true]));
+    assert_eq!(guests, "segment 'echo': the guest returned NaN or infinity in 'x', at element 1");
+    let callers = said(echo().with_finite([true], [true]));
+    assert_eq!(callers, "segment 'echo': wrong input: NaN or infinity in 'x', at element 1");
 }

@@ -50,14 +50,14 @@ struct Module {
     function_types: Vec<u32>,
     /// The module in the component.
     range: Range<usize>,
-    /// Where its code section begins: a start section comes before that.
-    code_start: usize,
+    /// Where its exports end: a start section comes next.
+    exports_end: usize,
 }
 
 /// The component with the body of an exported core function written over.
 pub(super) fn patched(component: &[u8], export: &str, body: &[u8]) -> Result<Vec<u8>> {
     for module in modules(component)? {
-        let Some((_, index)) = module.exports.iter().find(|(name, _)| name.contains(export)) else { continue };
+        let Some((_, index)) = module.exports.iter().find(|(name, _)| name == export) else { continue };
         let defined = index.checked_sub(module.imported_functions).context("it is imported")?;
         let range = module.bodies.get(defined as usize).context("a function without a body")?;
         return overwritten(component, range, body);
@@ -75,7 +75,7 @@ pub(super) fn with_endless_start(component: &[u8]) -> Result<Vec<u8>> {
         let mut patched = overwritten(component, &module.bodies[at], ENDLESS)?;
         let mut section = vec![0x08, 0x05];
         section.extend(padded_leb(module.imported_functions + u32::try_from(at)?));
-        patched.splice(module.code_start..module.code_start, section.iter().copied());
+        patched.splice(module.exports_end..module.exports_end, section.iter().copied());
         // The module's size stands before it; wasm's numbers may be padded, but this one is as short as can be.
         let (old, new) = (module.range.len(), module.range.len() + section.len());
         let before = leb(u32::try_from(old)?);
@@ -136,16 +136,13 @@ fn modules(component: &[u8]) -> Result<Vec<Module>> {
                 module.function_types = functions.into_iter().collect::<Result<_, _>>()?;
             }
             Payload::ExportSection(exports) => {
+                module.exports_end = exports.range().end;
                 for export in exports {
                     let export = export?;
                     if export.kind == ExternalKind::Func {
                         module.exports.push((export.name.to_owned(), export.index));
                     }
                 }
-            }
-            Payload::CodeSectionStart { range, size, .. } => {
-                let header = 1 + leb(size).len();
-                module.code_start = range.start - header;
             }
             Payload::CodeSectionEntry(body) => module.bodies.push(body.range()),
             _ => {}
