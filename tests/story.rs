@@ -577,7 +577,7 @@ fn foreign_files_are_read_in_a_confined_process() {
     let model = project().join("models/branchy-alexnet/branchy-alexnet.onnx");
     let limits = Bounds::default().confinement(5 << 20, vec![model.clone()]);
     let try_it = |limits: &Confinement, path: &Path| {
-        let job = serde_json::to_string(&Job::Onnx(path.to_owned())).unwrap();
+        let job = serde_json::to_string(&Job::Onnx { path: path.to_owned(), macs_max: u64::MAX }).unwrap();
         limits.run(Path::new(EDGENT), &[TRY.as_ref(), job.as_ref()])
     };
     let finished = try_it(&limits, &model).unwrap();

@@ -5,7 +5,7 @@
 
 use crate::output::BadInput;
 use anyhow::{Context, Result};
-use edgent_runtime::confine::{CONFINED_PROGRAM, told};
+use edgent_runtime::confine::{CONFINED_PROGRAM, this_program, told};
 use edgent_runtime::trial::{self, TRY};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -104,7 +104,7 @@ pub(crate) fn again_told(
     }
     let arguments: Vec<OsString> = env::args_os().skip(1).chain(told.iter().cloned()).collect();
     let arguments: Vec<_> = arguments.iter().map(OsString::as_os_str).collect();
-    let ended = confinement.run_in_front(&env::current_exe()?, &arguments).context("in a process of its own")?;
+    let ended = confinement.run_in_front(&this_program()?, &arguments).context("in a process of its own")?;
     let code = ended.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
     Ok(ExitCode::from(code))
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use edgent_link::{Limits, Role};
 use edgent_planner::Strategy;
+use edgent_runtime::confine::this_program;
 use edgent_runtime::{Admission, COMPONENTS_BYTES_MAX, Host, HostError, MACS_MAX, Settings, Trialist, codec};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -109,7 +110,7 @@ pub(crate) fn run() -> Result<()> {
         ..Admission::default()
     };
     let trial = Trialist {
-        program: std::env::current_exe()?,
+        program: this_program()?,
         bounds: arguments.bounds.for_trial()?,
         proven: proven(arguments.store.as_deref()),
     };

@@ -96,11 +96,11 @@ struct Onnx {
 
 /// Has it tried, then read, each in a process of its own.
 pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
-    let trial = Trial::new(std::env::current_exe()?, arguments.bounds.for_trial()?, None);
+    let trial = Trial::new(confine::this_program()?, arguments.bounds.for_trial()?, None);
     let (tried, folder, bytes) = if arguments.what.is_file() {
         let path = fs::canonicalize(&arguments.what).map_err(BadInput::error)?;
         let bytes = fs::metadata(&path).map_err(BadInput::error)?.len();
-        (trial.run(&Job::Onnx(path.clone()), &path, bytes), path, bytes)
+        (trial.run(&Job::Onnx { path: path.clone(), macs_max: arguments.macs_max }, &path, bytes), path, bytes)
     } else {
         let bundle = Bundle::open(&arguments.what).map_err(BadInput::error)?;
         let tried = trial.bundle(&bundle, &arguments.admission());

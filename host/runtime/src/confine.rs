@@ -56,6 +56,12 @@ pub struct Confinement {
     pub write: Vec<PathBuf>,
 }
 
+/// This very program, as [`Confinement::run`] wants it: even if another one has taken its place on the disk.
+pub fn this_program() -> io::Result<PathBuf> {
+    let running = Path::new("/proc/self/exe");
+    if cfg!(target_os = "linux") && running.exists() { Ok(running.to_owned()) } else { std::env::current_exe() }
+}
+
 /// How a confined process ended well: what it wrote to its standard output.
 #[derive(Debug)]
 pub struct Finished {

@@ -82,7 +82,12 @@ pub enum Job {
     /// Compiling a guest.
     Guest(PathBuf),
     /// Importing an ONNX file, cutting it, loading the segments.
-    Onnx(PathBuf),
+    Onnx {
+        /// The file.
+        path: PathBuf,
+        /// What it may cost.
+        macs_max: u64,
+    },
 }
 
 impl Trial {
@@ -190,11 +195,11 @@ pub fn attempt(arguments: &[OsString]) -> Result<(), String> {
             let engine = Engine::new().map_err(|e| e.to_string())?;
             engine.compile(&bytes).map(drop).map_err(|e| e.to_string())
         }
-        Job::Onnx(path) => onnx(&path),
+        Job::Onnx { path, macs_max } => onnx(&path, macs_max),
     }
 }
 
-fn onnx(path: &Path) -> Result<(), String> {
+fn onnx(path: &Path, macs_max: u64) -> Result<(), String> {
     let bytes = fs::read(path).map_err(|e| e.to_string())?;
     let imported = Imported::from_onnx(&bytes).map_err(|e| e.to_string())?;
     let cut = imported.cut().map_err(|e| e.to_string())?;
@@ -206,7 +211,8 @@ fn onnx(path: &Path) -> Result<(), String> {
         largest_bytes: sum.largest_bytes.max(graph.cost().largest_bytes),
     };
     let cost = graphs.iter().fold(Cost::default(), add);
-    Admission::default().check_graph("of the file", cost).map_err(|e| format!("it costs too much: {e}"))?;
+    let admission = Admission { macs_max, ..Admission::default() };
+    admission.check_graph("of the file", cost).map_err(|e| format!("it costs too much: {e}"))?;
     for graph in &graphs {
         let zeros =
             |port: &Port| Tensor::from_bytes(port.fact.element_type, &port.fact.dims, &vec![0; port.fact.bytes()]);

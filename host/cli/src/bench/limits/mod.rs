@@ -10,7 +10,8 @@ mod models;
 use crate::output::{BadInput, Output, quantile};
 use anyhow::{Result, ensure};
 use edgent_nn::{ElementType, Fact, Graph, Stop, Tensor};
-use edgent_runtime::confine::ConfinedError;
+use edgent_runtime::MACS_MAX;
+use edgent_runtime::confine::{ConfinedError, this_program};
 use edgent_runtime::trial::{Bounds, Job, Trial};
 use edgent_sandbox::{Code, Engine, Fault, Limits, Segment};
 use guests::{ENDLESS, HUGE_ERROR, HUGE_RETURN, TABLE_GROW, TRAPS, patched, with_endless_start};
@@ -255,7 +256,7 @@ impl Bench {
     /// F19, F21, F22: files, each in a process of its own.
     fn files(&self, output: &Output) -> Result<()> {
         let bounds = Bounds { memory_bytes: Some(FILE_MEMORY_BYTES), cpu_s: Some(FILE_CPU_S) };
-        let trial = Trial::new(std::env::current_exe()?, bounds, None);
+        let trial = Trial::new(this_program()?, bounds, None);
         let scratch = tempfile::tempdir()?;
         // What external data would lead to, if it were followed.
         #[cfg(unix)]
@@ -275,7 +276,7 @@ impl Bench {
             }
         };
         let guest = |path: &Path| Job::Guest(path.to_owned());
-        let onnx = |path: &Path| Job::Onnx(path.to_owned());
+        let onnx = |path: &Path| Job::Onnx { path: path.to_owned(), macs_max: MACS_MAX };
         for (name, whole) in [("guest", edgent_bundle::standard_guest()), ("hostile guest", HOSTILE)] {
             self.case(output, &format!("malformed Wasm: {name}, bits flipped"), 5_000, |random| {
                 attempt(&guest, &random.flipped(whole))
