@@ -14,7 +14,7 @@ use rustix::process::{
 };
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -82,12 +82,9 @@ impl Confinement {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(ConfinedError::Start)?;
-        let stdout = child.stdout.take().map(|pipe| thread::spawn(move || tail(pipe)));
-        let stderr = child.stderr.take().map(|pipe| thread::spawn(move || tail(pipe)));
+        let stdout = child.stdout.take().map(|pipe| thread::spawn(move || tail(pipe, io::sink())));
+        let stderr = child.stderr.take().map(|pipe| thread::spawn(move || tail(pipe, io::sink())));
         let ended = self.wait(&mut child)?;
-        let read = |reader: Option<thread::JoinHandle<Vec<u8>>>| {
-            reader.and_then(|thread| thread.join().ok()).unwrap_or_default()
-        };
         let (stdout, said) = (read(stdout), printable(&read(stderr)));
         match self.judge(ended, &said) {
             None => Ok(Finished { stdout }),
@@ -95,13 +92,17 @@ impl Confinement {
         }
     }
 
-    /// The same with this process's own standard streams; an exit code other than 0 is the caller's to pass on.
+    /// The same in front of the user: what it says is seen as it comes, and an exit code of its own is the caller's to
+    /// pass on.
     pub fn run_in_front(&self, program: &Path, arguments: &[&OsStr]) -> Result<ExitStatus, ConfinedError> {
-        let mut child = self.command(program, arguments).stdin(Stdio::null()).spawn().map_err(ConfinedError::Start)?;
+        let mut command = self.command(program, arguments);
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(ConfinedError::Start)?;
+        let stderr = child.stderr.take().map(|pipe| thread::spawn(move || tail(pipe, io::stderr())));
         let ended = self.wait(&mut child)?;
-        match (ended.status.code(), ended.was_too_long) {
-            (Some(_), false) => Ok(ended.status),
-            _ => Err(self.judge(ended, "").unwrap_or(ConfinedError::Time { wall_s: self.wall().as_secs() })),
+        let said = printable(&read(stderr));
+        match (ended.status.code(), ended.was_too_long, is_out_of_memory(&said)) {
+            (Some(0), false, _) | (Some(_), false, false) => Ok(ended.status),
+            _ => Err(self.judge(ended, &said).unwrap_or(ConfinedError::Time { wall_s: self.wall().as_secs() })),
         }
     }
 
@@ -201,9 +202,8 @@ impl Confinement {
     }
 
     fn judge(&self, Ended { status, was_too_long }: Ended, said: &str) -> Option<ConfinedError> {
-        let out_of_memory = ["memory allocation of", "Cannot allocate memory", "failed to allocate"];
         let memory = ConfinedError::Memory { memory_bytes: self.memory_bytes };
-        let is_memory = out_of_memory.iter().any(|words| said.contains(words));
+        let is_memory = is_out_of_memory(said);
         Some(match (status.code(), status.signal()) {
             _ if was_too_long => ConfinedError::Time { wall_s: self.wall().as_secs() },
             (Some(0), _) => return None,
@@ -239,10 +239,21 @@ pub fn told(arguments: impl IntoIterator<Item = OsString>) -> Result<(Confinemen
     Ok((confinement, arguments.collect()))
 }
 
-/// The last bytes that come; all is read, so that the writer is never held up.
-fn tail(mut pipe: impl Read) -> Vec<u8> {
+/// Whether these are the last words of who got no more memory, here or in what it calls.
+fn is_out_of_memory(said: &str) -> bool {
+    let words = ["memory allocation of", "Cannot allocate memory", "failed to allocate", "out of memory"];
+    words.iter().any(|words| said.contains(words))
+}
+
+fn read(reader: Option<thread::JoinHandle<Vec<u8>>>) -> Vec<u8> {
+    reader.and_then(|thread| thread.join().ok()).unwrap_or_default()
+}
+
+/// The last bytes that come; all is read, and passed on, so that the writer is never held up.
+fn tail(mut pipe: impl Read, mut passed_on: impl Write) -> Vec<u8> {
     let (mut kept, mut piece) = (Vec::new(), [0; 4096]);
     while let Ok(read @ 1..) = pipe.read(&mut piece) {
+        let _ = passed_on.write_all(&piece[..read]);
         kept.extend_from_slice(&piece[..read]);
         let surplus = kept.len().saturating_sub(SAID_BYTES_MAX);
         kept.drain(..surplus);
