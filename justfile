@@ -64,6 +64,14 @@ minisign:
 swap:
     cargo run --release -- bench swap --swaps 16
 
+# Hostile guests and files, a seeded tenth of the full counts.
+limits:
+    cargo run --release -- bench limits --share 0.1
+
+# The full counts: 1,000 of each endless guest and trap, 10,000 cancels, 20,000 mutated components, 20,000 mutated ONNX files.
+limits-long:
+    cargo run --release -- bench limits --share 1
+
 # Both sides of each ratio in one run.
 bench:
     cargo run --release -- bench sandbox
@@ -72,4 +80,4 @@ bench:
     cargo run --release -- bench plan
 
 # All of CI's steps.
-ci: test lint model fresh audit demo oci minisign swap bench
+ci: test lint model fresh audit demo oci minisign swap limits bench

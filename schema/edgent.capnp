@@ -285,6 +285,8 @@ struct Stats {
   rateBps @13 :UInt64;
   rttUs @14 :UInt64;
   tensorBytesCopied @15 :UInt64;
+  faults @16 :UInt64;          # of segments: what their guests or graphs did wrong
+  quarantined @17 :UInt64;     # versions that are not run any more for it
 }
 
 struct Wanted {
@@ -304,6 +306,7 @@ struct Version {
   previous @4 :Bool;      # a rollback leads to it
   commitUs @5 :UInt64;    # how long requests could not begin while it came into force; 0 in lists
   onTrial @6 :Bool;       # some requests run on it, to see whether it is any good
+  quarantined @7 :Bool;   # its segments failed again and again: it is not run here any more
 }
 
 struct Versions {

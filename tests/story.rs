@@ -7,9 +7,11 @@ use edgent_bundle::{Bundle, Draft};
 use edgent_cli::hosts::HostProcess;
 use edgent_cli::relay::{Relay, Shape};
 use edgent_cli::trace::Trace;
-use edgent_link::{Codec, Digest, Direction, Hello, InferRequest, Limits, Link, Plan, Role, Signature};
+use edgent_link::{AskRequest, Codec, Digest, Direction, Hello, InferRequest, Limits, Link, Plan, Role, Signature};
 use edgent_nn::{Stop, Tensor, synthetic};
 use edgent_runtime::codec::encode_all;
+use edgent_runtime::confine::Confinement;
+use edgent_runtime::trial::{Bounds, Job, TRY};
 use edgent_runtime::{Deployment, tell_signatures};
 use edgent_sandbox::Engine;
 use rustix::process::Signal;
@@ -929,4 +931,143 @@ async fn several_tensors_cross_one_cut() {
     let one_short = InferRequest { beside: request.beside[..1].to_vec(), ..request };
     let refused = client.infer(one_short).await.unwrap_err().to_string();
     assert!(refused.contains("2 tensors came, where 3 cross"), "{refused}");
+}
+
+/// What is foreign is read in a process that can open that and nothing else, and has limits.
+#[test]
+fn foreign_files_are_read_in_a_confined_process() {
+    let model = project().join("models/branchy-alexnet/branchy-alexnet.onnx");
+    let limits = Bounds::default().confinement(5 << 20, vec![model.clone()]);
+    let try_it = |limits: &Confinement, path: &Path| {
+        let job = serde_json::to_string(&Job::Onnx { path: path.to_owned(), macs_max: u64::MAX }).unwrap();
+        limits.run(Path::new(EDGENT), &[TRY.as_ref(), job.as_ref()])
+    };
+    let finished = try_it(&limits, &model).unwrap();
+    let said = try_it(&limits, Path::new("/etc/passwd")).unwrap_err().to_string();
+    if finished.stdout.is_empty() {
+        assert!(said.contains("Permission denied"), "{said}");
+    } else {
+        eprintln!("no Landlock here: {}", String::from_utf8_lossy(&finished.stdout));
+    }
+    let allowed = Confinement { read: vec!["/etc/passwd".into()], ..limits.clone() };
+    let said = try_it(&allowed, Path::new("/etc/passwd")).unwrap_err().to_string();
+    assert!(said.contains("this is not an ONNX file"), "{said}");
+    let starved = Confinement { memory_bytes: 16 << 20, ..limits };
+    let said = try_it(&starved, &model).unwrap_err().to_string();
+    assert!(said.contains("needs more than 16 MiB"), "{said}");
+
+    // The same where users see it.
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("starved");
+    let arguments = ["build", model.to_str().unwrap(), "--out", out.to_str().unwrap(), "--confined-memory-mib", "16"];
+    let (code, _, said) = run(&arguments);
+    assert!(code == 1 && said.contains("needs more than 16 MiB"), "{said}");
+    assert!(!out.exists(), "a folder is left of a build that failed");
+}
+
+#[test]
+fn a_scan_says_what_a_model_asks_for_and_whether_it_is_taken() {
+    let model = bundle().to_str().unwrap();
+    let scanned = edgent(&["scan", model]);
+    assert_eq!(scanned["admitted"], true, "{scanned}");
+    assert_eq!(scanned["other_imports"], serde_json::json!([]));
+    let asked = scanned["segments"][0]["imports"].as_object().unwrap();
+    assert!(asked.keys().all(|name| name.starts_with("wasi:nn/")) && asked.len() == 4, "{asked:?}");
+    let (macs, bytes) = (scanned["macs"].as_u64().unwrap(), scanned["bytes"].as_u64().unwrap());
+    assert!(macs > 1_000_000 && bytes > 1_000_000 && scanned["operators"]["Conv"] == 9, "{scanned}");
+    let dear = edgent(&["scan", model, "--macs-max", "1000"]);
+    assert_eq!(dear["admitted"], false);
+    let said = dear["refused"].as_str().unwrap();
+    assert!(said.contains(&format!("{macs} multiply-accumulates, over the 1000")), "{said}");
+
+    let onnx = edgent(&["scan", "models/branchy-alexnet/branchy-alexnet.onnx"]);
+    assert_eq!((&onnx["admitted"], &onnx["onnx"]["inputs"][0]), (&Value::from(true), &Value::from("image")));
+    let (code, _, said) = run(&["scan", "Cargo.toml"]);
+    assert!(code == 2 && said.contains("not an ONNX file"), "{said}");
+    let start = ["--role", "edge", "--listen", "127.0.0.1:0", "--model", model, "--macs-max", "1000"];
+    let host = Command::new(EDGENT_HOST).args(start).output().unwrap();
+    let said = String::from_utf8_lossy(&host.stderr);
+    assert!(!host.status.success() && said.contains("over the 1000 that are allowed here"), "{said}");
+}
+
+/// A version whose segment does wrong again and again is left for the version before; it is shown, and not taken again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_does_wrong_again_and_again_is_quarantined() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
+    let (model, first, second, store) = (path("branching.onnx"), path("first"), path("second"), path("store"));
+    // What it multiplies its input with is so large that large inputs overflow.
+    let mut network = std::fs::read(project().join("host/nn/tests/data/branching.onnx")).unwrap();
+    let scale = b"B\x05scaleJ\x04";
+    let at = network.windows(scale.len()).position(|bytes| bytes == scale).unwrap() + scale.len();
+    network[at..at + 4].copy_from_slice(&1e30_f32.to_le_bytes());
+    std::fs::write(&model, network).unwrap();
+    let described = std::fs::read_to_string(project().join("host/nn/tests/data/model.toml")).unwrap();
+    // The second version promises what the network does not keep for every input.
+    for (finite, out) in [("finite = false\n", &first), ("finite = true\n", &second)] {
+        std::fs::write(path("model.toml"), finite.to_owned() + &described).unwrap();
+        edgent(&["build", &model, "--out", out]);
+    }
+    let digest =
+        |of: &str| edgent(&["inspect", of])["digest"].as_str().unwrap().parse::<edgent_bundle::Digest>().unwrap();
+    let arguments = ["--role", "device", "--listen", "127.0.0.1:0", "--model", &first, "--store", &store];
+    let device = HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap();
+    let address = device.address().to_string();
+    edgent(&["push", &second, "--to", &address]);
+
+    let link = Link::start().unwrap();
+    let client = link.connect(&address, Hello::new(Role::Tool, "test"), Limits::default()).await.unwrap();
+    let deployed = Bundle::open(Path::new(&first)).unwrap();
+    let dims: Vec<usize> = deployed.manifest().tensors[0].dims.clone();
+    let elements: usize = dims.iter().product();
+    let ask = async |value: f32| {
+        let input = edgent_nn::Tensor::from_f32(&dims, &vec![value; elements]).unwrap();
+        let input = edgent_runtime::codec::encode(&input, Codec::Raw);
+        client.ask(AskRequest { id: 0, model: String::new(), deadline_us: 10_000_000, input }).await
+    };
+    let second_digest = Digest(digest(&second).0);
+    assert_eq!(ask(0.5).await.unwrap().model, Some(second_digest));
+    // One's own fault is not the model's.
+    for _ in 0..5 {
+        let said = ask(f32::NAN).await.unwrap_err().to_string();
+        assert!(said.contains("wrong input: NaN or infinity"), "{said}");
+    }
+    assert_eq!(edgent(&["status", &address])["quarantined"], 0);
+    // As large as it takes for a sum to overflow; where a product does, a ReLU makes zero of it.
+    let mut large = 1.0;
+    while ask(large).await.is_ok() {
+        large *= 2.0;
+        assert!(large.is_finite(), "nothing overflows");
+    }
+    for _ in 1..3 {
+        let said = ask(large).await.unwrap_err().to_string();
+        assert!(said.contains("segment '") && said.contains("returned NaN or infinity"), "{said}");
+    }
+    let start = Instant::now();
+    let went_back = loop {
+        match ask(0.5).await {
+            Ok(answer) if answer.model != Some(second_digest) => break answer,
+            Ok(answer) => panic!("a quarantined version answers: {answer:?}"),
+            Err(error) => assert!(error.to_string().contains("quarantined"), "{error}"),
+        }
+        assert!(start.elapsed() < PATIENCE, "the version before never came into force");
+    };
+    assert_eq!(went_back.model, Some(Digest(digest(&first).0)));
+    let status = edgent(&["status", &address]);
+    assert_eq!((&status["quarantined"], &status["faults"]), (&Value::from(1), &Value::from(3)));
+    let marked = |row: &&Value| row["quarantined"] == true && row["current"] == false;
+    assert_eq!(status["versions"].as_array().unwrap().iter().filter(marked).count(), 1, "{status}");
+    for again in [&["push", &second, "--to", &address][..], &["rollback", "--to", &address]] {
+        let (code, _, said) = run(again);
+        assert!(code == 1 && said.contains("quarantined here"), "{said}");
+    }
+}
+
+#[test]
+fn hostile_guests_and_files_are_contained() {
+    let report = edgent(&["bench", "limits", "--share", "0.002"]);
+    let cases = report["cases"].as_array().unwrap();
+    assert!(cases.len() > 100, "{}", cases.len());
+    for case in cases {
+        assert!(case["tried"] == case["contained"] && case["host_alive"] == true, "{case}");
+    }
 }

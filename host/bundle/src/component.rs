@@ -4,8 +4,12 @@
 //! the guest ever reads it: the host splits it off. What remains is the same for every segment with
 //! the same guest, so that code is compiled once a host, not once a segment.
 
+use std::collections::BTreeMap;
 use wasm_encoder::{ComponentSection, CustomSection};
-use wasmparser::{Parser, Payload};
+use wasmparser::{
+    ComponentAlias, ComponentExternalKind, ComponentOuterAliasKind, ComponentType, ComponentTypeRef,
+    InstanceTypeDeclaration, Parser, Payload,
+};
 
 /// The custom section that holds a segment's graph.
 pub const GRAPH_SECTION: &str = "edgent.graph";
@@ -102,6 +106,69 @@ pub(crate) fn interfaces(component: &[u8]) -> Result<Interfaces, ComponentError>
     Ok(found)
 }
 
+/// The functions of each interface that a component imports, and each function that it imports by itself.
+pub fn imported_functions(component: &[u8]) -> Result<BTreeMap<String, Vec<String>>, ComponentError> {
+    let malformed = |e: wasmparser::BinaryReaderError| ComponentError::Malformed(e.to_string());
+    let mut depth = 0_usize;
+    let mut imported = BTreeMap::new();
+    // Imports refer to their types by number: the functions of those that are interfaces, in order of all types.
+    let mut types: Vec<Vec<String>> = Vec::new();
+    for payload in Parser::new(0).parse_all(component) {
+        match payload.map_err(malformed)? {
+            Payload::Version { encoding, .. } => {
+                if depth == 0 && encoding != wasmparser::Encoding::Component {
+                    return Err(ComponentError::NotAComponent);
+                }
+                depth += 1;
+            }
+            Payload::End(_) => depth = depth.saturating_sub(1),
+            Payload::ComponentTypeSection(section) if depth == 1 => {
+                for found in section {
+                    types.push(functions(&found.map_err(malformed)?));
+                }
+            }
+            Payload::ComponentAliasSection(section) if depth == 1 => {
+                for alias in section {
+                    let is_type = match alias.map_err(malformed)? {
+                        ComponentAlias::InstanceExport { kind, .. } => kind == ComponentExternalKind::Type,
+                        ComponentAlias::Outer { kind, .. } => kind == ComponentOuterAliasKind::Type,
+                        ComponentAlias::CoreInstanceExport { .. } => false,
+                    };
+                    types.extend(is_type.then(Vec::new));
+                }
+            }
+            Payload::ComponentExportSection(section) if depth == 1 => {
+                for export in section {
+                    let is_type = export.map_err(malformed)?.kind == ComponentExternalKind::Type;
+                    types.extend(is_type.then(Vec::new));
+                }
+            }
+            Payload::ComponentImportSection(section) if depth == 1 => {
+                for import in section {
+                    let import = import.map_err(malformed)?;
+                    let functions = match import.ty {
+                        ComponentTypeRef::Instance(of) => types.get(of as usize).cloned().unwrap_or_default(),
+                        _ => Vec::new(),
+                    };
+                    types.extend((import.ty.kind() == ComponentExternalKind::Type).then(Vec::new));
+                    imported.insert(import.name.name.to_owned(), functions);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(imported)
+}
+
+fn functions(found: &ComponentType<'_>) -> Vec<String> {
+    let ComponentType::Instance(declared) = found else { return Vec::new() };
+    let exported = declared.iter().filter_map(|declaration| match declaration {
+        InstanceTypeDeclaration::Export { name, ty: ComponentTypeRef::Func(_) } => Some(name.name.to_owned()),
+        _ => None,
+    });
+    exported.collect()
+}
+
 /// Why a component is no segment.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ComponentError {
@@ -122,6 +189,7 @@ pub enum ComponentError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     #[test]
     fn what_was_composed_comes_apart_again() {
@@ -138,6 +206,14 @@ mod tests {
         let found = interfaces(standard_guest()).unwrap();
         assert!(found.imports.iter().all(|name| name.starts_with("wasi:nn/")), "{found:?}");
         assert!(!found.imports.is_empty() && !found.exports.is_empty(), "{found:?}");
+        let functions = imported_functions(standard_guest()).unwrap();
+        assert_eq!(
+            functions.keys().collect::<Vec<_>>(),
+            found.imports.iter().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+        );
+        let of = |name: &str| functions.iter().find(|(interface, _)| interface.starts_with(name)).unwrap().1;
+        assert!(of("wasi:nn/graph").contains(&"load-by-name".to_owned()), "{functions:?}");
+        assert!(!of("wasi:nn/graph").contains(&"load".to_owned()), "{functions:?}");
         assert_eq!(interfaces(b"\0asm\x01\0\0\0"), Err(ComponentError::NotAComponent));
     }
 

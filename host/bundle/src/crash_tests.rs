@@ -33,7 +33,7 @@ fn bundle(version: u64) -> (SealedManifest, Vec<Vec<u8>>) {
         tier: Tier::Native,
         component,
     };
-    let tensor = |name: &str| Tensor { name: name.into(), element_type: "f32".into(), dims: vec![1, 2] };
+    let tensor = |name: &str| Tensor { name: name.into(), element_type: "f32".into(), dims: vec![1, 2], finite: false };
     let boundary = |tensor| Boundary { tensors: vec![tensor], coded: vec![] };
     let manifest = Manifest {
         format: FORMAT,

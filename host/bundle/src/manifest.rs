@@ -47,6 +47,14 @@ pub struct Tensor {
     pub element_type: String,
     /// Its dimensions.
     pub dims: Vec<usize>,
+    /// Whether it is wrong for a number of it to be NaN or infinite. A segment that gives such a one is at fault then,
+    /// and its host says so; looking costs a pass over the tensor.
+    #[serde(default, skip_serializing_if = "is_not")]
+    pub finite: bool,
+}
+
+fn is_not(value: &bool) -> bool {
+    !value
 }
 
 /// A place where the network can be cut.

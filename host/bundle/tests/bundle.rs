@@ -6,8 +6,12 @@ use std::fs;
 use std::path::Path;
 
 fn manifest(draft: &mut Draft) -> Manifest {
-    let tensor =
-        |name: &str, dims: &[usize]| Tensor { name: name.into(), element_type: "f32".into(), dims: dims.into() };
+    let tensor = |name: &str, dims: &[usize]| Tensor {
+        name: name.into(),
+        element_type: "f32".into(),
+        dims: dims.into(),
+        finite: false,
+    };
     let boundary = |tensors: &[usize]| Boundary {
         tensors: tensors.into(),
         coded: vec![CodedBytes { codec: "u8-lz4".into(), p50_bytes: 2, p90_bytes: 3 }],

@@ -25,7 +25,7 @@ fn build(dir: PathBuf, what: &str) -> Bundle {
     };
     let segments =
         vec![segment("a", 0, component("same")), segment("b", 1, component("same")), segment("c", 2, component(what))];
-    let tensor = |name: &str| Tensor { name: name.into(), element_type: "f32".into(), dims: vec![1, 2] };
+    let tensor = |name: &str| Tensor { name: name.into(), element_type: "f32".into(), dims: vec![1, 2], finite: false };
     let boundary = |tensor| Boundary { tensors: vec![tensor], coded: vec![] };
     let manifest = Manifest {
         format: FORMAT,

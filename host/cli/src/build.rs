@@ -1,5 +1,6 @@
 //! `edgent build`: ONNX → bundle.
 
+use crate::confined::{self, Bounds};
 use crate::model_file::ModelFile;
 use crate::output::{BadInput, Output};
 use crate::samples::{self, Sample};
@@ -12,10 +13,12 @@ use edgent_link::Codec;
 use edgent_nn::{Cut, Fact, Graph, Imported, Port, SegmentGraph, Tensor};
 use edgent_runtime::codec;
 use edgent_runtime::confidence::{self, Said};
+use edgent_runtime::confine;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::thread;
 
 #[derive(clap::Args)]
@@ -31,6 +34,8 @@ pub(crate) struct Arguments {
     /// A component of your own in place of the standard one, for the segment with that number (see `edgent inspect`).
     #[arg(long, value_name = "SEGMENT=FILE", value_parser = guest)]
     guest: Vec<(usize, PathBuf)>,
+    #[command(flatten)]
+    bounds: Bounds,
 }
 
 /// Enough to see half a point of accuracy, few enough to take seconds.
@@ -43,6 +48,22 @@ struct Report {
     exits: usize,
     bytes: u64,
     digest: String,
+}
+
+/// The command in a process of its own, which can open the model's folder, the bundle's, and the guests, and no other.
+pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
+    let Arguments { model, out, bounds, guest, .. } = arguments;
+    let beside = model.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let bytes = fs::metadata(model).map_or(0, |found| found.len());
+    let is_new = !out.exists();
+    fs::create_dir_all(out).map_err(|e| BadInput::error(format!("{}: {e}", out.display())))?;
+    let read: Vec<&Path> = guest.iter().map(|(_, file)| file.as_path()).chain([beside]).collect();
+    let built = confined::again(*bounds, bytes, &read, &[out]);
+    if is_new && !built.as_ref().is_ok_and(|code| *code == ExitCode::SUCCESS) {
+        // Only if nothing has been written there.
+        let _ = fs::remove_dir(out);
+    }
+    built
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
@@ -117,12 +138,13 @@ fn build_with(
     if let Some(segment) = guests.keys().find(|segment| **segment >= cut.segments.len()) {
         return Err(in_model(&format!("there is no segment {segment} for --guest; it has {}", cut.segments.len())));
     }
+    confine::granted_time();
     let mut draft = Draft::default();
     let mut manifest = Manifest {
         format: FORMAT,
         name: described.name.clone(),
         classes: described.classes.clone(),
-        tensors: cut.tensors.iter().map(tensor).collect(),
+        tensors: cut.tensors.iter().map(|port| Described { finite: described.finite, ..tensor(port) }).collect(),
         boundaries: cut
             .boundaries
             .iter()
@@ -158,7 +180,12 @@ fn build_with(
 }
 
 fn tensor(Port { name, fact }: &Port) -> Described {
-    Described { name: name.clone(), element_type: fact.element_type.name().to_owned(), dims: fact.dims.clone() }
+    Described {
+        name: name.clone(),
+        element_type: fact.element_type.name().to_owned(),
+        dims: fact.dims.clone(),
+        finite: false,
+    }
 }
 
 fn segments(cut: &Cut, guests: &BTreeMap<usize, Vec<u8>>, draft: &mut Draft) -> Result<Vec<Segment>> {

@@ -2,14 +2,16 @@
 
 use crate::HOST_PROGRAM;
 use crate::bounds;
+use crate::confined::Bounds;
 use crate::output::BadInput;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use edgent_link::{Limits, Role};
 use edgent_planner::Strategy;
-use edgent_runtime::{Host, HostError, Settings, codec};
+use edgent_runtime::confine::this_program;
+use edgent_runtime::{Admission, COMPONENTS_BYTES_MAX, Host, HostError, MACS_MAX, Settings, Trialist, codec};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs segments of networks, as the device that has the data or as the edge that has the speed.
@@ -58,6 +60,14 @@ struct Arguments {
     /// How much memory segments may take; those that do not fit are left to the edge (device only).
     #[arg(long, value_name = "MIB", allow_negative_numbers = true)]
     memory_max_mib: Option<f64>,
+    /// Multiply-accumulates that one answer of a bundle may take.
+    #[arg(long, value_name = "N", default_value_t = MACS_MAX)]
+    macs_max: u64,
+    /// What all components of a bundle together may have.
+    #[arg(long, value_name = "MIB", default_value_t = COMPONENTS_BYTES_MAX >> 20)]
+    components_max_mib: u64,
+    #[command(flatten)]
+    bounds: Bounds,
     /// Threads that run segments; 0 for one a processor.
     #[arg(long, default_value_t = 0)]
     workers: usize,
@@ -98,6 +108,16 @@ pub(crate) fn run() -> Result<()> {
         HostRole::Device => Role::Device,
         HostRole::Edge => Role::Edge,
     };
+    let admission = Admission {
+        macs_max: arguments.macs_max,
+        components_bytes_max: arguments.components_max_mib.saturating_mul(1 << 20),
+        ..Admission::default()
+    };
+    let trial = Trialist {
+        program: this_program()?,
+        bounds: arguments.bounds.for_trial()?,
+        proven: proven(arguments.store.as_deref()),
+    };
     let settings = Settings {
         role,
         listen: arguments.listen,
@@ -116,11 +136,23 @@ pub(crate) fn run() -> Result<()> {
         leave_when_sure: arguments.leave_when_sure,
         emulate_slowdown: arguments.emulate_slowdown,
         memory_max_bytes: arguments.memory_max_mib.map_or(u64::MAX, |mib| (mib * f64::from(1 << 20)) as u64),
+        admission,
+        trial: Some(trial),
         workers: arguments.workers,
         limits: Limits::default(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(serve(settings))
+}
+
+/// Where it is remembered which bundles passed their trial: beside the versions, or in the user's cache.
+fn proven(store: Option<&Path>) -> Option<PathBuf> {
+    let cache = || {
+        let given = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        let home = std::env::var_os("HOME").filter(|dir| !dir.is_empty()).map(|home| Path::new(&home).join(".cache"));
+        Some(given.or(home)?.join("edgent"))
+    };
+    Some(store.map(Path::to_owned).or_else(cache)?.join("edgent-proven"))
 }
 
 async fn serve(settings: Settings) -> Result<()> {

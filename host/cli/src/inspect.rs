@@ -154,7 +154,7 @@ fn crossings(manifest: &Manifest) -> Result<Vec<Crossing>> {
 
 fn facts(manifest: &Manifest, boundary: &Boundary) -> Result<Vec<Fact>> {
     let fact = |tensor: &usize| {
-        let Tensor { name, element_type, dims } = &manifest.tensors[*tensor];
+        let Tensor { name, element_type, dims, .. } = &manifest.tensors[*tensor];
         let known = ElementType::from_name(element_type);
         let known =
             known.ok_or_else(|| BadInput::error(format!("'{name}' has elements of unknown type {element_type}")))?;

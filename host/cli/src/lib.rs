@@ -10,6 +10,7 @@ mod ask;
 mod bench;
 mod bounds;
 mod build;
+mod confined;
 mod daemon;
 mod demo;
 pub mod hosts;
@@ -24,6 +25,7 @@ pub mod relay;
 mod report;
 mod rig;
 mod samples;
+mod scan;
 pub mod trace;
 mod verify;
 mod versions;
@@ -55,6 +57,8 @@ enum Command {
     Build(build::Arguments),
     /// Show what a bundle consists of.
     Inspect(inspect::Arguments),
+    /// Say what a bundle or an ONNX file asks for, what it costs, and whether a host would take it.
+    Scan(scan::Arguments),
     /// Check a bundle: every cut, the golden outputs, the labelled samples.
     Verify(verify::Arguments),
     /// Make a pair of keys to sign bundles with.
@@ -85,32 +89,59 @@ enum Command {
 
 /// `edgent`, from the command line to the exit code.
 pub fn main() -> ExitCode {
+    if confined::is_called() {
+        return confined_main();
+    }
     let called_as_host = std::env::args_os().next().is_some_and(|name| name == HOST_PROGRAM);
     if called_as_host {
         return host_main();
     }
     let arguments = Arguments::parse();
     let output = Output::new(arguments.json);
-    output.finish(match arguments.command {
-        Command::Demo(arguments) => demo::run(&arguments, &output),
-        Command::Build(arguments) => build::run(&arguments, &output),
-        Command::Inspect(arguments) => inspect::run(&arguments, &output),
-        Command::Verify(arguments) => verify::run(&arguments, &output),
-        Command::Keygen(arguments) => keys::keygen(&arguments, &output),
-        Command::Sign(arguments) => keys::sign(&arguments, &output),
-        Command::Plan(arguments) => plan::run(&arguments, &output),
-        Command::Profile(arguments) => profile::run(&arguments, &output),
-        Command::Infer(arguments) => ask::run(&arguments, &output),
-        Command::Push(arguments) => versions::push_bundle(&arguments, &output),
-        Command::Watch(arguments) => versions::watch(&arguments, &output),
-        Command::Rollback(arguments) => versions::rollback(&arguments, &output),
-        Command::Status(arguments) => versions::status(&arguments, &output),
-        Command::Map(command) => map::run(&command, &output),
-        Command::Bench(command) => bench::run(&command, &output),
+    // What reads foreign files does so in a process of its own.
+    let confined = match &arguments.command {
+        Command::Build(arguments) => build::confined(arguments),
+        Command::Scan(arguments) => scan::confined(arguments),
+        Command::Verify(arguments) => verify::confined(arguments),
+        _ => return run(arguments.command, &output),
+    };
+    confined.unwrap_or_else(|error| output.finish(Err(error)))
+}
+
+fn run(command: Command, output: &Output) -> ExitCode {
+    output.finish(match command {
+        Command::Demo(arguments) => demo::run(&arguments, output),
+        Command::Build(arguments) => build::run(&arguments, output),
+        Command::Inspect(arguments) => inspect::run(&arguments, output),
+        Command::Scan(arguments) => scan::run(&arguments, output),
+        Command::Verify(arguments) => verify::run(&arguments, output),
+        Command::Keygen(arguments) => keys::keygen(&arguments, output),
+        Command::Sign(arguments) => keys::sign(&arguments, output),
+        Command::Plan(arguments) => plan::run(&arguments, output),
+        Command::Profile(arguments) => profile::run(&arguments, output),
+        Command::Infer(arguments) => ask::run(&arguments, output),
+        Command::Push(arguments) => versions::push_bundle(&arguments, output),
+        Command::Watch(arguments) => versions::watch(&arguments, output),
+        Command::Rollback(arguments) => versions::rollback(&arguments, output),
+        Command::Status(arguments) => versions::status(&arguments, output),
+        Command::Map(command) => map::run(&command, output),
+        Command::Bench(command) => bench::run(command, output),
+    })
+}
+
+/// The process that either program starts for what is foreign.
+fn confined_main() -> ExitCode {
+    confined::main(|work| {
+        let arguments = Arguments::parse_from([std::ffi::OsString::from("edgent")].into_iter().chain(work));
+        let output = Output::new(arguments.json);
+        run(arguments.command, &output)
     })
 }
 
 /// `edgent-host`, from the command line to the exit code.
 pub fn host_main() -> ExitCode {
+    if confined::is_called() {
+        return confined_main();
+    }
     Output::new(false).finish(daemon::run())
 }

@@ -19,6 +19,9 @@ pub(crate) struct ModelFile {
     #[serde(rename = "onnx")]
     _onnx: PathBuf,
     pub(crate) classes: Vec<String>,
+    /// Whether NaN and infinity are wrong wherever tensors cross.
+    #[serde(default)]
+    pub(crate) finite: bool,
     pub(crate) input: Input,
     pub(crate) exits: Vec<Exit>,
     pub(crate) samples: Option<Samples>,

@@ -1,6 +1,7 @@
 //! `edgent verify`: whether a bundle does what the network it was cut from does.
 
 use crate::build::answer;
+use crate::confined::{self, Bounds};
 use crate::keys::{self, Signer};
 use crate::output::{BadInput, Output, quantile};
 use crate::samples::{self, Sample};
@@ -8,11 +9,13 @@ use anyhow::{Context, Result, bail};
 use edgent_bundle::{Blob, Bundle};
 use edgent_link::Codec;
 use edgent_nn::{ElementType, Fact, Imported, Stop, Tensor, synthetic};
+use edgent_runtime::confine;
 use edgent_runtime::golden::{Golden, TOLERANCE, difference};
-use edgent_runtime::{Deployment, codec};
+use edgent_runtime::{Deployment, codec, components_bytes};
 use edgent_sandbox::Engine;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 /// Inputs for a bundle without golden ones.
 const MADE_UP_INPUTS: u64 = 3;
@@ -27,6 +30,8 @@ pub(crate) struct Arguments {
     /// Public key, or file of one, of which one must have signed the bundle; looked at before anything of it is run.
     #[arg(long, value_name = "KEY")]
     key: Vec<String>,
+    #[command(flatten)]
+    bounds: Bounds,
 }
 
 #[derive(Serialize)]
@@ -55,6 +60,16 @@ struct InputCodec {
     p90_bytes_here: u64,
 }
 
+/// The command in a process of its own, which can open the bundle, the keys, and nothing else.
+pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
+    let bundle = Bundle::open(&arguments.bundle).map_err(BadInput::error)?;
+    let bytes = components_bytes(bundle.manifest());
+    let source = bundle.manifest().evidence.source.as_ref().map_or(0, |blob| blob.bytes);
+    let keys = arguments.key.iter().map(Path::new).filter(|key| key.is_file());
+    let read: Vec<&Path> = keys.chain([bundle.dir()]).collect();
+    confined::again(arguments.bounds, bytes.saturating_add(source), &read, &[])
+}
+
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let bundle = Bundle::open(&arguments.bundle).map_err(BadInput::error)?;
     let signatures = keys::signers(&bundle, &keys::public(&arguments.key)?);
@@ -72,6 +87,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let source = blob(&evidence.source)?;
     let source = source.ok_or_else(|| BadInput::error("the bundle does not hold the network it was cut from"))?;
     let whole = Imported::from_onnx(&source)?.whole()?;
+    confine::granted_time();
     let golden = match Golden::of(&bundle, deployment.input())? {
         Some(golden) => golden,
         // Nothing to compare the undivided network with; its parts can be compared with it all the same.

@@ -83,6 +83,7 @@ struct Row {
     current: bool,
     previous: bool,
     on_trial: bool,
+    quarantined: bool,
 }
 
 #[derive(Serialize)]
@@ -94,6 +95,10 @@ struct State {
     deadline_met: u64,
     degraded: u64,
     plan_changes: u64,
+    /// What segments' guests or graphs did wrong.
+    faults: u64,
+    /// Versions that are not run any more for it.
+    quarantined: u64,
     /// What is served now.
     serving: Vec<Served>,
     /// What the host keeps.
@@ -108,8 +113,9 @@ struct Served {
 
 impl From<Version> for Row {
     fn from(version: Version) -> Self {
-        let Version { model, version, digest, current, previous, on_trial, .. } = version;
-        Self { model, version, digest: edgent_bundle::Digest(digest.0).to_string(), current, previous, on_trial }
+        let Version { model, version, digest, current, previous, on_trial, quarantined, .. } = version;
+        let digest = edgent_bundle::Digest(digest.0).to_string();
+        Self { model, version, digest, current, previous, on_trial, quarantined }
     }
 }
 
@@ -203,6 +209,8 @@ pub(crate) fn status(arguments: &Status, output: &Output) -> Result<()> {
             deadline_met: stats.deadline_met,
             degraded: stats.degraded,
             plan_changes: stats.plan_changes,
+            faults: stats.faults,
+            quarantined: stats.quarantined,
             serving: serving.map(|model| Served { digest: digest(model.digest), model: model.name }).collect(),
             versions: client.versions().await?.into_iter().map(Row::from).collect(),
         };
@@ -216,11 +224,17 @@ pub(crate) fn status(arguments: &Status, output: &Output) -> Result<()> {
             state.degraded,
             state.plan_changes
         ));
+        if state.faults > 0 {
+            let (faults, quarantined) = (state.faults, state.quarantined);
+            output.line(format_args!("{faults} faults of segments, {quarantined} versions quarantined"));
+        }
         for served in &state.serving {
             output.line(format_args!("serves {:<24} {}", served.model, served.digest));
         }
-        for Row { model, version, digest, current, previous, on_trial } in &state.versions {
-            let mark = if *current {
+        for Row { model, version, digest, current, previous, on_trial, quarantined } in &state.versions {
+            let mark = if *quarantined {
+                "quarantined"
+            } else if *current {
                 "in force"
             } else if *on_trial {
                 "on trial"

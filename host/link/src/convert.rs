@@ -622,6 +622,7 @@ impl Message for Version {
         to.set_previous(self.previous);
         to.set_commit_us(self.commit_us);
         to.set_on_trial(self.on_trial);
+        to.set_quarantined(self.quarantined);
     }
 
     fn read(from: wire::version::Reader<'_>) -> Result<Self, Malformed> {
@@ -633,6 +634,7 @@ impl Message for Version {
             previous: from.get_previous(),
             commit_us: from.get_commit_us(),
             on_trial: from.get_on_trial(),
+            quarantined: from.get_quarantined(),
         })
     }
 
@@ -755,6 +757,8 @@ stats! {
     rate_bps set_rate_bps get_rate_bps,
     rtt_us set_rtt_us get_rtt_us,
     tensor_bytes_copied set_tensor_bytes_copied get_tensor_bytes_copied,
+    faults set_faults get_faults,
+    quarantined set_quarantined get_quarantined,
 }
 
 #[cfg(test)]
@@ -866,6 +870,7 @@ mod tests {
             previous: false,
             commit_us: 3,
             on_trial: true,
+            quarantined: true,
         };
         check(&version, |_| {}, "");
         check(&version, |mut to| to.set_digest(&[0; 33]), "a digest of 33 bytes");

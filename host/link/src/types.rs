@@ -420,6 +420,8 @@ pub struct Version {
     pub commit_us: u64,
     /// Some requests run on it, to see whether it is any good.
     pub on_trial: bool,
+    /// Its segments failed again and again: it is not run there any more.
+    pub quarantined: bool,
 }
 
 /// How a version is tried before it comes into force.
@@ -508,4 +510,8 @@ pub struct Stats {
     pub rtt_us: u64,
     /// Tensor bytes that entered or left guest memory.
     pub tensor_bytes_copied: u64,
+    /// What segments' guests or graphs did wrong.
+    pub faults: u64,
+    /// Versions that are not run any more for it.
+    pub quarantined: u64,
 }

@@ -183,6 +183,7 @@ fn version(model: &str, index: usize) -> Version {
         previous: index.is_multiple_of(3),
         commit_us: 7,
         on_trial: index.is_multiple_of(5),
+        quarantined: index.is_multiple_of(7),
     }
 }
 

@@ -1,7 +1,7 @@
 //! A segment's graph, optimised for the processor it was loaded on.
 
 use crate::guard::guarded;
-use crate::{Context, ElementType, Fact, Tensor};
+use crate::{Context, Cost, ElementType, Fact, Tensor};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use tract_onnx::WithOnnx;
@@ -16,6 +16,7 @@ struct Loaded {
     plan: Arc<TypedRunnableModel>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
+    cost: Cost,
 }
 
 /// A named place where a tensor goes into a graph or comes out of it.
@@ -74,6 +75,11 @@ impl Graph {
         &self.0.outputs
     }
 
+    /// What a run takes.
+    pub fn cost(&self) -> Cost {
+        self.0.cost
+    }
+
     /// A new execution state.
     pub fn context(&self) -> Result<Context, GraphError> {
         guarded(|| Context::new(self)).map_err(GraphError::Unusable)
@@ -91,9 +97,10 @@ impl Graph {
     pub(crate) fn prepare(mut decluttered: TypedModel) -> Result<Self, GraphError> {
         let inputs = ports(&decluttered, decluttered.input_outlets()).map_err(GraphError::Unusable)?;
         let outputs = ports(&decluttered, decluttered.output_outlets()).map_err(GraphError::Unusable)?;
+        let cost = guarded(|| crate::layer::cost(&decluttered)).map_err(GraphError::Unusable)?;
         crate::lrn::speed_up(&mut decluttered);
         let plan = guarded(|| decluttered.into_optimized()?.into_runnable()).map_err(GraphError::Unusable)?;
-        Ok(Self(Arc::new(Loaded { plan, inputs, outputs })))
+        Ok(Self(Arc::new(Loaded { plan, inputs, outputs, cost })))
     }
 
     pub(crate) fn plan(&self) -> &Arc<TypedSimplePlan> {

@@ -1,7 +1,7 @@
 //! What a graph does, operator by operator, and the numbers that its time can be told from.
 
-use tract_onnx::prelude::{OutletId, TractResult, TypedModel};
-use tract_onnx::tract_core::internal::Cost;
+use tract_onnx::prelude::{OutletId, TDim, TractResult, TypedModel};
+use tract_onnx::tract_core::internal::Cost as Costs;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::cast::Cast;
 use tract_onnx::tract_core::ops::cnn::pools::PoolSpec;
@@ -9,6 +9,7 @@ use tract_onnx::tract_core::ops::cnn::{Conv, MaxPool, SumPool};
 use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_core::ops::konst::Const;
+use tract_onnx::tract_core::ops::scan::{Scan, iteration_count};
 use tract_onnx::tract_core::ops::source::TypedSource;
 use tract_onnx_opl::lrn::Lrn;
 
@@ -65,6 +66,42 @@ pub enum LayerKind {
     Other,
 }
 
+/// What a run of a graph takes, read off the graph itself, whatever a manifest says of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Multiply-accumulates, those of loops as often as they go round.
+    pub macs: u64,
+    /// Bytes of the largest tensor that appears in it.
+    pub largest_bytes: u64,
+}
+
+/// Adds up what a graph's operators take. Nothing overflows: too much is the most that there is.
+pub(crate) fn cost(part: &TypedModel) -> TractResult<Cost> {
+    let mut total = Cost::default();
+    for node in &part.nodes {
+        let facts = part.node_input_facts(node.id)?;
+        // A size that is not known is not a small one.
+        let known = |amount: &TDim| amount.to_i64().map_or(u64::MAX, |amount| u64::try_from(amount).unwrap_or(0));
+        for (cost, amount) in node.op.cost(&facts)? {
+            if matches!(cost, Costs::FMA(_)) {
+                total.macs = total.macs.saturating_add(known(&amount));
+            }
+        }
+        if let Some(scan) = node.op_as::<Scan>() {
+            let body = cost(&scan.body)?;
+            let rounds = iteration_count(&scan.input_mapping, &facts).as_ref().map_or(u64::MAX, known);
+            total.macs = total.macs.saturating_add(body.macs.max(1).saturating_mul(rounds));
+            total.largest_bytes = total.largest_bytes.max(body.largest_bytes);
+        }
+        for output in &node.outputs {
+            let element_bytes = output.fact.datum_type.size_of() as u64;
+            let bytes = output.fact.shape.iter().fold(element_bytes, |bytes, dim| bytes.saturating_mul(known(dim)));
+            total.largest_bytes = total.largest_bytes.max(bytes);
+        }
+    }
+    Ok(total)
+}
+
 /// The operators of a graph in the order in which they run.
 pub(crate) fn describe(part: &TypedModel) -> TractResult<Vec<Layer>> {
     let order = part.eval_order()?;
@@ -87,7 +124,7 @@ fn layer(part: &TypedModel, id: usize) -> TractResult<Layer> {
         *read += elements(fact.shape.as_concrete());
     }
     for (cost, amount) in node.op.cost(&facts)? {
-        if matches!(cost, Cost::FMA(_)) {
+        if matches!(cost, Costs::FMA(_)) {
             macs += u64::try_from(amount.to_i64().unwrap_or(0)).unwrap_or(0);
         }
     }

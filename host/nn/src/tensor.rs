@@ -69,6 +69,23 @@ impl Tensor {
         self.0.as_plain_ram().and_then(|view| view.as_slice::<f32>().ok())
     }
 
+    /// Where the first number stands that is NaN or infinite; there is none among integers.
+    pub fn first_not_finite(&self) -> Option<usize> {
+        // A number is not finite where all bits of its exponent are set.
+        fn find<const N: usize>(bytes: &[u8], exponent: [u8; 2]) -> Option<usize> {
+            let is_set = |number: &[u8]| {
+                number[N - 2] & exponent[0] == exponent[0] && number[N - 1] & exponent[1] == exponent[1]
+            };
+            bytes.chunks_exact(N).position(is_set)
+        }
+        match self.element_type() {
+            ElementType::F16 => find::<2>(self.bytes(), [0x00, 0x7c]),
+            ElementType::F32 => find::<4>(self.bytes(), [0x80, 0x7f]),
+            ElementType::F64 => find::<8>(self.bytes(), [0xf0, 0x7f]),
+            ElementType::U8 | ElementType::I32 | ElementType::I64 => None,
+        }
+    }
+
     /// Whether both handles point to the same elements in memory.
     pub fn same_memory(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
@@ -246,6 +263,26 @@ mod tests {
             let made = Tensor::from_bytes(ElementType::F32, dims, &vec![0; len]);
             assert_eq!(made.is_ok(), good, "{dims:?} with {len} bytes: {made:?}");
         }
+    }
+
+    #[test]
+    fn numbers_that_are_none_are_found() {
+        let odd = [f64::NAN, -f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+        for odd in odd {
+            let f32s = Tensor::from_f32(&[3], &[f32::MAX, odd as f32, 0.0]).unwrap();
+            assert_eq!(f32s.first_not_finite(), Some(1), "{odd}");
+            let f64s: Vec<u8> = [f64::MIN, 5e-324, odd].iter().flat_map(|number| number.to_le_bytes()).collect();
+            let f64s = Tensor::from_bytes(ElementType::F64, &[3], &f64s).unwrap();
+            assert_eq!(f64s.first_not_finite(), Some(2), "{odd}");
+        }
+        let f16 = |bits: u16| Tensor::from_bytes(ElementType::F16, &[1], &bits.to_le_bytes()).unwrap();
+        assert_eq!(
+            [0x7c00, 0xfc01, 0x7bff, 0x8000].map(|bits| f16(bits).first_not_finite()),
+            [Some(0), Some(0), None, None]
+        );
+        let all_bits = Tensor::from_bytes(ElementType::I32, &[1], &[0xff; 4]).unwrap();
+        assert_eq!(all_bits.first_not_finite(), None);
+        assert_eq!(Tensor::from_f32(&[2], &[-0.0, f32::MIN]).unwrap().first_not_finite(), None);
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! A bundle made ready to run.
 
 use crate::Refusal;
+use crate::admission::{Admission, CostError};
 use crate::codec;
+use crate::confine::ConfinedError;
 use crate::golden::GoldenError;
 use edgent_bundle::{Bundle, BundleError, ComponentError, Digest, Manifest, imports, split};
-use edgent_nn::{ElementType, Fact, Graph, GraphError, GraphFormat, Stop, Tensor, TensorError};
+use edgent_nn::{Cost, ElementType, Fact, Graph, GraphError, GraphFormat, Stop, Tensor, TensorError};
 use edgent_planner::{Boundary, Codec, Exit, Network, NetworkError, PerCodec, Timings, least_bytes, resident};
-use edgent_sandbox::{Engine, Limits, SandboxError, Segment, SegmentError};
+use edgent_sandbox::{Engine, Fault, Limits, SandboxError, Segment, SegmentError};
 use rustix::time::{ClockId, clock_gettime};
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +21,13 @@ const PRETEND_SLICE: Duration = Duration::from_millis(5);
 
 /// The longest pause between two segments that are measured.
 const PAUSE_MAX: Duration = Duration::from_millis(2);
+
+/// A segment that does wrong so often in a row has its version quarantined. Once may be an odd input; a fault that
+/// only some inputs bring about does not take a good version out of service as long as others come between.
+const FAULTS_MAX: u32 = 3;
+
+/// What all segments of this process did wrong.
+static FAULTS: AtomicU64 = AtomicU64::new(0);
 
 /// Every segment of a bundle compiled, instantiated and prepared. Shared between threads.
 #[derive(Debug)]
@@ -32,6 +42,11 @@ pub struct Deployment {
     slowdown: f64,
     /// What each segment usually takes of this processor's time; only kept where a slow one is emulated.
     usual: Mutex<Timings>,
+    /// How often in a row each segment did wrong.
+    faults: Vec<AtomicU32>,
+    /// Why none of it runs any more, and whether somebody saw to that.
+    quarantine: OnceLock<String>,
+    quarantine_seen: AtomicBool,
 }
 
 /// How a segment makes one boundary's tensors of another's.
@@ -65,17 +80,20 @@ impl Deployment {
     /// long as it usually works: a slow device, emulated. Usually: this machine's caches and neighbours
     /// make single runs vary, and that must not be made K times larger.
     pub fn prepare(bundle: &Bundle, engine: &Engine, slowdown: f64) -> Result<Self, PrepareError> {
-        Self::prepare_within(bundle, engine, slowdown, u64::MAX)
+        Self::prepare_within(bundle, engine, slowdown, u64::MAX, &Admission::default())
     }
 
-    /// The same with no more segments than take so much memory, by [`memory_bytes`]: at least those of one exit.
+    /// The same with no more segments than take so much memory, by [`memory_bytes`]: at least those of one exit; and
+    /// only if it costs no more than it may.
     pub fn prepare_within(
         bundle: &Bundle,
         engine: &Engine,
         slowdown: f64,
         memory_max_bytes: u64,
+        admission: &Admission,
     ) -> Result<Self, PrepareError> {
         let manifest = bundle.manifest().clone();
+        admission.check_manifest(&manifest)?;
         let tensors = manifest
             .tensors
             .iter()
@@ -93,9 +111,11 @@ impl Deployment {
             least_bytes: least_bytes(&network, &segments_bytes),
         })?;
         let mut segments = Vec::with_capacity(manifest.segments.len());
+        let mut costs = Vec::with_capacity(manifest.segments.len());
         for (segment, held) in manifest.segments.iter().zip(held) {
             if !held {
                 segments.push(None);
+                costs.push(Cost::default());
                 continue;
             }
             if segment.graph_format != GraphFormat::Nnef.name() {
@@ -110,17 +130,34 @@ impl Deployment {
             let code = engine.compile(&code)?;
             let graph =
                 Graph::load(graph, GraphFormat::Nnef).map_err(|e| PrepareError::Graph(segment.name.clone(), e))?;
+            admission.check_graph(&segment.name, graph.cost())?;
+            costs.push(graph.cost());
             let as_told = |ports: &[edgent_nn::Port], told: &[usize]| {
                 ports.iter().map(|port| &port.fact).eq(told.iter().map(|tensor| &tensors[*tensor]))
             };
             if !as_told(graph.inputs(), &segment.takes) || !as_told(graph.outputs(), &segment.gives) {
                 return Err(PrepareError::Mismatch(segment.name.clone()));
             }
-            segments.push(Some(Segment::new(engine, &segment.name, &code, graph, Limits::default())?));
+            let finite = |tensors: &[usize]| tensors.iter().map(|at| manifest.tensors[*at].finite).collect::<Vec<_>>();
+            let prepared = Segment::new(engine, &segment.name, &code, graph, Limits::default())?;
+            segments.push(Some(prepared.with_finite(finite(&segment.takes), finite(&segment.gives))));
         }
+        admission.check_graphs(&manifest, &costs)?;
         let wiring = manifest.segments.iter().map(|segment| Wiring::new(&manifest, segment)).collect();
         let usual = Mutex::new(Timings::new(segments.len()));
-        Ok(Self { digest: bundle.digest(), manifest, network, tensors, segments, wiring, slowdown, usual })
+        Ok(Self {
+            digest: bundle.digest(),
+            manifest,
+            network,
+            tensors,
+            wiring,
+            slowdown,
+            usual,
+            faults: segments.iter().map(|_| AtomicU32::new(0)).collect(),
+            quarantine: OnceLock::new(),
+            quarantine_seen: AtomicBool::new(false),
+            segments,
+        })
     }
 
     /// Runs the segments of an exit's path whose positions are in `range` on what crosses the boundary before them.
@@ -175,15 +212,56 @@ impl Deployment {
     /// Has one segment make the next boundary's tensors of those before it.
     pub fn step(&self, index: usize, input: Vec<Tensor>, stop: &Stop) -> Result<Vec<Tensor>, RunError> {
         let not_held = || RunError::NotHeld(self.manifest.segments[index].name.clone());
+        if let Some(why) = self.quarantine() {
+            return Err(RunError::Quarantined(why.to_owned()));
+        }
         let (segment, wiring) = (self.segments[index].as_ref().ok_or_else(not_held)?, &self.wiring[index]);
         let mut here: Vec<Option<Tensor>> = input.into_iter().map(Some).collect();
         let passed: Vec<Option<Tensor>> = wiring.to.iter().map(|source| source.passed(&here)).collect();
         // The segment's are handed over: without another holder, tract may compute in place.
         let taken = wiring.takes.iter().filter_map(|at| here.get_mut(*at)?.take()).collect();
         drop(here);
-        let mut given: Vec<Option<Tensor>> = segment.run(taken, stop)?.into_iter().map(Some).collect();
+        let ran = segment.run(taken, stop);
+        self.judge(index, ran.as_ref().err());
+        let mut given: Vec<Option<Tensor>> = ran?.into_iter().map(Some).collect();
         let sources = wiring.to.iter().zip(passed);
         Ok(sources.filter_map(|(source, passed)| source.given(&mut given).or(passed)).collect())
+    }
+
+    /// Counts what a segment did wrong, and ends it all when that was too often.
+    fn judge(&self, index: usize, error: Option<&SegmentError>) {
+        let faults = &self.faults[index];
+        match error.map(|error| &error.fault) {
+            None => {
+                // Nearly always; written only where it changes something, since threads share it.
+                if faults.load(Ordering::Relaxed) != 0 {
+                    faults.store(0, Ordering::Relaxed);
+                }
+            }
+            Some(Fault::Input(_) | Fault::TimeUp) => {}
+            Some(Fault::Trap(_) | Fault::Limit(_) | Fault::Refused(_) | Fault::Output(_) | Fault::Graph(_)) => {
+                FAULTS.fetch_add(1, Ordering::Relaxed);
+                if faults.fetch_add(1, Ordering::Relaxed) + 1 >= FAULTS_MAX {
+                    self.quarantine.get_or_init(|| {
+                        format!(
+                            "it failed {FAULTS_MAX} times in a row: {}",
+                            error.map_or(String::new(), |e| e.to_string())
+                        )
+                    });
+                }
+            }
+        }
+    }
+
+    /// Why this version is not run here any more, if that is so.
+    pub fn quarantine(&self) -> Option<&str> {
+        self.quarantine.get().map(String::as_str)
+    }
+
+    /// The same, but only for who asks first: for it to see to what comes instead.
+    pub(crate) fn new_quarantine(&self) -> Option<&str> {
+        let why = self.quarantine()?;
+        (!self.quarantine_seen.swap(true, Ordering::AcqRel)).then_some(why)
     }
 
     /// What a segment usually takes of the processor's time, given what it took now.
@@ -340,6 +418,13 @@ pub enum RunError {
     Segment(#[from] SegmentError),
     #[error("segment '{0}' is not held here: there was not the memory for it")]
     NotHeld(String),
+    #[error("this version is quarantined here, since {0}")]
+    Quarantined(String),
+}
+
+/// What segments of any bundle did wrong in this process.
+pub(crate) fn faults() -> u64 {
+    FAULTS.load(Ordering::Relaxed)
 }
 
 /// Why a bundle cannot be run here.
@@ -372,6 +457,12 @@ pub enum PrepareError {
     Run(#[from] RunError),
     #[error(transparent)]
     Golden(#[from] GoldenError),
+    #[error("it costs too much: {0}")]
+    Cost(#[from] CostError),
+    #[error("its trial in a confined process failed: {0}")]
+    Trial(#[from] ConfinedError),
+    #[error("it is quarantined here, since {0}; push another version, or restart the host to try it again")]
+    Quarantined(String),
     #[error("{} may be used, but the smallest exit takes {}; allow more", mib(*allowed_bytes), mib(*least_bytes))]
     Memory { allowed_bytes: u64, least_bytes: u64 },
     #[error(transparent)]

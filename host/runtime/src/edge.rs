@@ -98,10 +98,14 @@ impl Edge {
         // The reply goes with the job, but a refused job must still answer.
         let slot = Arc::new(Mutex::new(Some(reply)));
         let theirs = Arc::clone(&slot);
+        let (served, runtime) = (self.served.clone(), self.runtime.clone());
         let submitted = self.workers.submit(move || {
             let reply = theirs.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(reply) = reply {
                 reply.send(model.infer(exit, range, &request, arrived, &stop));
+            }
+            if let Some(why) = model.deployment.new_quarantine() {
+                served.quarantine(&runtime, &model, why);
             }
         });
         let Err(busy) = submitted else { return Ok(()) };
@@ -187,6 +191,7 @@ impl Served {
             previous: false,
             commit_us: 0,
             on_trial: false,
+            quarantined: false,
         })
     }
 
@@ -209,6 +214,22 @@ impl Served {
             }
             _ => Err(fault(FaultKind::Busy, format!("{SERVED_MAX} versions are served already, and all are in use"))),
         }
+    }
+
+    /// Goes back to the version before one that does wrong again and again, if that is the one in force.
+    fn quarantine(&self, runtime: &Handle, model: &Model, why: &str) {
+        let (digest, name) = (model.deployment.digest(), model.deployment.manifest().name.clone());
+        self.shelf.quarantine(digest, why);
+        let served = self.clone();
+        runtime.spawn_blocking(move || {
+            give_way();
+            let _alone = served.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            let back = served.shelf.instead_of(&name, digest).and_then(|to| served.change_to(to, true));
+            match back {
+                Ok(to) => tracing::warn!(model = %name, version = to.version, "went back to the version before"),
+                Err(fault) => tracing::error!(model = %name, why = fault.message, "there is nothing to go back to"),
+            }
+        });
     }
 
     /// Lets a version go that one device asks for no more, unless others still do or it is in force.
@@ -412,6 +433,8 @@ impl Service for Edge {
             requests: self.requests.load(Ordering::Relaxed),
             errors: self.errors.load(Ordering::Relaxed),
             tensor_bytes_copied: edgent_nn::bytes_copied(),
+            faults: crate::deployment::faults(),
+            quarantined: self.served.shelf.quarantined().len() as u64,
             ..Stats::default()
         }));
     }

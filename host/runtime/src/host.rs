@@ -1,8 +1,9 @@
 //! Starting a host, and ending it in good order.
 
 use crate::device::{Device, DeviceService, DeviceSettings};
-use crate::shelf::Shelf;
-use crate::{Deployment, Edge, Policy, PolicyError, PrepareError, Workers, codec};
+use crate::shelf::{Judged, Shelf};
+use crate::trial::{Bounds, Trial};
+use crate::{Admission, Deployment, Edge, Policy, PolicyError, PrepareError, Workers, codec};
 use edgent_bundle::{Bundle, BundleError, Reference, Store};
 use edgent_link::{
     Digest, ExitDescription, Hello, Limits, Link, LinkError, ModelDescription, PROTOCOL_VERSION, Role, Server, Service,
@@ -40,10 +41,25 @@ pub struct Settings {
     pub emulate_slowdown: f64,
     /// How much memory a device's segments may take, in bytes; those that do not fit are left to the edge.
     pub memory_max_bytes: u64,
+    /// What a bundle may cost here.
+    pub admission: Admission,
+    /// Who tries bundles in a confined process before they are loaded; nobody: they are loaded untried.
+    pub trial: Option<Trialist>,
     /// Threads that run segments; 0 for as many as there are processors.
     pub workers: usize,
     /// Limits of the link.
     pub limits: Limits,
+}
+
+/// How bundles are tried.
+#[derive(Clone, Debug)]
+pub struct Trialist {
+    /// This program, which [`crate::confine`] runs again.
+    pub program: PathBuf,
+    /// Limits other than the usual ones.
+    pub bounds: Bounds,
+    /// Where it is remembered which bundles passed.
+    pub proven: Option<PathBuf>,
 }
 
 /// A host that serves.
@@ -73,8 +89,9 @@ impl Host {
         if let Some(warning) = policy.warning().filter(|_| store.is_some()) {
             tracing::warn!("{warning}");
         }
-        let shelf = Shelf::new(store.clone(), policy, Engine::new()?, slowdown, settings.memory_max_bytes);
-        let shelf = Arc::new(shelf);
+        let trial = settings.trial.map(|told| Trial::new(told.program, told.bounds, told.proven));
+        let judged = Judged { policy, admission: settings.admission, trial };
+        let shelf = Arc::new(Shelf::new(store.clone(), judged, Engine::new()?, slowdown, settings.memory_max_bytes));
         let (preparing, models) = (Arc::clone(&shelf), settings.models.clone());
         let prepare = move || {
             // Measured now, while nobody waits.

@@ -6,8 +6,10 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod admission;
 pub mod codec;
 pub mod confidence;
+pub mod confine;
 mod deployment;
 mod device;
 mod edge;
@@ -19,12 +21,14 @@ mod policy_tests;
 mod push;
 mod shelf;
 mod sync;
+pub mod trial;
 mod workers;
 
+pub use admission::{Admission, COMPONENTS_BYTES_MAX, CostError, MACS_MAX, components_bytes, macs};
 pub use deployment::{Deployment, PrepareError, Ran, RunError, memory_bytes};
 pub use device::{Device, DeviceSettings, LATE};
 pub use edge::Edge;
-pub use host::{Host, HostError, Settings, build_name};
+pub use host::{Host, HostError, Settings, Trialist, build_name};
 pub use policy::{Policy, PolicyError, Refusal};
 pub use push::{PushError, make_ready, push, tell_signatures};
 pub use workers::{Busy, Workers};

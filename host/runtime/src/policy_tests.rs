@@ -37,7 +37,7 @@ impl Publisher {
 
 /// A bundle's manifest; nothing else of it matters here.
 fn bundle(name: &str, component_bytes: u64) -> SealedManifest {
-    let tensor = |name: &str| Tensor { name: name.into(), element_type: "f32".into(), dims: vec![1, 2] };
+    let tensor = |name: &str| Tensor { name: name.into(), element_type: "f32".into(), dims: vec![1, 2], finite: false };
     let boundary = |tensor| Boundary { tensors: vec![tensor], coded: vec![] };
     let component = Blob { digest: Digest::of(&component_bytes.to_le_bytes()), bytes: component_bytes };
     SealedManifest::seal(&Manifest {

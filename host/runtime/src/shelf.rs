@@ -4,7 +4,8 @@
 
 use crate::edge::fault;
 use crate::policy::{Admitted, Origin, Signed};
-use crate::{Deployment, Policy, PrepareError, Refusal, golden};
+use crate::trial::Trial;
+use crate::{Admission, Deployment, Policy, PrepareError, Refusal, golden};
 use bytes::Bytes;
 use edgent_bundle::{Blob, Bundle, BundleError, Digest, Reference, SealedManifest, Signature, Store};
 use edgent_link::{BLOBS_MAX, BlobName, Fault, FaultKind, Reply, VERSIONS_MAX, Version};
@@ -31,6 +32,15 @@ const OFFERED_MAX: usize = 8;
 /// Bytes of blobs that are on their way here at once.
 const ARRIVING_BYTES_MAX: u64 = 1 << 30;
 
+/// What a bundle must pass before it is run here.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    pub(crate) policy: Policy,
+    pub(crate) admission: Admission,
+    /// None: bundles are loaded untried.
+    pub(crate) trial: Option<Trial>,
+}
+
 /// What a host keeps its versions in.
 #[derive(Debug)]
 pub(crate) struct Shelf {
@@ -42,6 +52,11 @@ pub(crate) struct Shelf {
     memory_max_bytes: u64,
     /// Signatures of bundles that are to be offered.
     told: Mutex<VecDeque<(Digest, Vec<Signature>)>>,
+    admission: Admission,
+    /// None: bundles are loaded untried.
+    trial: Option<Trial>,
+    /// Versions whose segments failed again and again, until the next start.
+    quarantined: Mutex<HashMap<Digest, String>>,
     arriving: Mutex<HashMap<Digest, Arriving>>,
     /// The bundles that were offered last.
     offered: Mutex<VecDeque<(SealedManifest, Vec<Signature>)>>,
@@ -66,13 +81,42 @@ pub(crate) struct Prepared {
 impl Shelf {
     pub(crate) fn new(
         store: Option<Store>,
-        policy: Policy,
+        judged: Judged,
         engine: Engine,
         slowdown: f64,
         memory_max_bytes: u64,
     ) -> Self {
-        let (told, arriving, offered, last_read) = Default::default();
-        Self { store, policy, engine, slowdown, memory_max_bytes, told, arriving, offered, last_read }
+        let Judged { policy, admission, trial } = judged;
+        let (told, quarantined, arriving, offered, last_read) = Default::default();
+        Self {
+            store,
+            policy,
+            admission,
+            trial,
+            engine,
+            slowdown,
+            memory_max_bytes,
+            told,
+            quarantined,
+            arriving,
+            offered,
+            last_read,
+        }
+    }
+
+    /// Has a version not run here any more.
+    pub(crate) fn quarantine(&self, digest: Digest, why: &str) {
+        tracing::error!(digest = %digest.short(), why, "quarantined");
+        self.quarantined().insert(digest, why.to_owned());
+    }
+
+    fn not_quarantined(&self, digest: Digest) -> Result<(), Fault> {
+        let why = self.quarantined().get(&digest).cloned();
+        why.map_or(Ok(()), |why| Err(fault(FaultKind::Refused, PrepareError::Quarantined(why).to_string())))
+    }
+
+    pub(crate) fn quarantined(&self) -> MutexGuard<'_, HashMap<Digest, String>> {
+        self.quarantined.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Answers a peer from a thread that may block.
@@ -177,6 +221,7 @@ impl Shelf {
         let offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
         let found = offered.iter().find(|(sealed, _)| sealed.digest() == digest).cloned();
         drop(offered);
+        self.not_quarantined(digest)?;
         let Some((sealed, signatures)) = found else {
             let known = store.list().map_err(disk)?.into_iter().find(|version| version.digest == Some(digest));
             let known = known.ok_or_else(|| fault(FaultKind::NotFound, format!("nobody offered {digest}")))?;
@@ -208,14 +253,20 @@ impl Shelf {
         self.policy.judge(bundle, &signatures, origin, minimum)
     }
 
-    /// Looks whether a bundle may be run; then compiles and loads it, compares its answers with the golden ones that it brings, and measures it.
+    /// Looks whether a bundle may be run, and tries it; then compiles and loads it, compares its answers with the golden
+    /// ones that it brings, and measures it.
     pub(crate) fn prepare(&self, bundle: Bundle) -> Result<Prepared, PrepareError> {
         let Admitted { by } = self.judge(bundle.sealed(), bundle.signatures(), Origin::Here)?;
         if let Some(Signed { publisher, key, version, .. }) = by {
             let name = &bundle.manifest().name;
             tracing::info!(model = %name, digest = %bundle.digest().short(), %publisher, %key, version, "signed");
         }
-        let deployment = Deployment::prepare_within(&bundle, &self.engine, self.slowdown, self.memory_max_bytes)?;
+        self.admission.check_manifest(bundle.manifest())?;
+        if let Some(trial) = &self.trial {
+            trial.bundle(&bundle, &self.admission)?;
+        }
+        let deployment =
+            Deployment::prepare_within(&bundle, &self.engine, self.slowdown, self.memory_max_bytes, &self.admission)?;
         golden::check(&bundle, &deployment)?;
         let measured = deployment.measure(PROFILE_RUNS)?;
         let segments = deployment.network().segments();
@@ -263,7 +314,19 @@ impl Shelf {
             return Err(fault(FaultKind::NotFound, why));
         };
         let reference = Reference::Version(version.name.clone(), version.version);
-        Ok((version.version, store.open(&reference).map_err(disk)?))
+        let bundle = store.open(&reference).map_err(disk)?;
+        self.not_quarantined(bundle.digest())?;
+        Ok((version.version, bundle))
+    }
+
+    /// The version to go back to from one that is in force and must not be so any more.
+    pub(crate) fn instead_of(&self, name: &str, bad: Digest) -> Result<(u64, Bundle), Fault> {
+        self.store()?;
+        let in_force = self.versions()?.into_iter().find(|version| version.current && version.model == name);
+        if in_force.is_none_or(|version| version.digest.0 != bad.0) {
+            return Err(fault(FaultKind::NotFound, "another version is in force"));
+        }
+        self.previous(name)
     }
 
     pub(crate) fn versions(&self) -> Result<Vec<Version>, Fault> {
@@ -277,6 +340,7 @@ impl Shelf {
                 previous: version.is_previous,
                 commit_us: 0,
                 on_trial: false,
+                quarantined: self.quarantined().contains_key(&version.digest?),
             })
         });
         Ok(versions.take(VERSIONS_MAX).collect())

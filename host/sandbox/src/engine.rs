@@ -44,6 +44,7 @@ impl Engine {
         config
             .cranelift_opt_level(OptLevel::Speed)
             .epoch_interruption(true)
+            .consume_fuel(true)
             .max_wasm_stack(STACK_BYTES)
             .memory_reservation(MEMORY_RESERVED_BYTES)
             .memory_reservation_for_growth(MEMORY_RESERVED_BYTES)

@@ -11,6 +11,9 @@ const COPIED_BYTES_MAX: usize = 64 << 20;
 const TEXT_BYTES_MAX: usize = 4 << 10;
 const CALL_MS_MAX: u64 = 30_000;
 
+/// About ten seconds of a guest that computes.
+const CALL_FUEL_MAX: u64 = 20_000_000_000;
+
 /// Bounds on one instance of a segment.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -31,6 +34,9 @@ pub struct Limits {
     /// Time of one call, whatever deadline its caller has; the graph's own time counts, but only the
     /// caller's `Stop` interrupts that.
     pub call_ms: u64,
+    /// What one call may execute in the guest: about an instruction each. Unlike time, it is the same on every host
+    /// and however busy that is.
+    pub call_fuel: u64,
 }
 
 impl Default for Limits {
@@ -44,6 +50,7 @@ impl Default for Limits {
             copied_bytes: COPIED_BYTES_MAX,
             text_bytes: TEXT_BYTES_MAX,
             call_ms: CALL_MS_MAX,
+            call_fuel: CALL_FUEL_MAX,
         }
     }
 }

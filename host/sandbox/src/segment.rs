@@ -23,6 +23,8 @@ pub struct Segment {
     code: Code,
     graph: Graph,
     limits: Limits,
+    /// Which of its inputs and outputs must be free of NaN and infinities.
+    finite: [Vec<bool>; 2],
     ready: Mutex<Vec<Instance>>,
 }
 
@@ -42,7 +44,9 @@ impl Segment {
                 format!("it has {inputs} inputs and {outputs} outputs, a segment's has 1 to {TENSORS_MAX} of each");
             return Err(fault(Fault::Graph(why)));
         }
+        let finite = [vec![false; inputs], vec![false; outputs]];
         let segment = Self {
+            finite,
             name: name.to_owned(),
             engine: engine.clone(),
             code: code.clone(),
@@ -53,6 +57,17 @@ impl Segment {
         let instance = segment.instantiate(&Stop::never()).map_err(fault)?;
         segment.keep(instance);
         Ok(segment)
+    }
+
+    /// Has those of its inputs and outputs, in the graph's order, refused in which a number is NaN or infinite.
+    /// Inputs, too, so that a guest is not blamed for what it was given.
+    pub fn with_finite(
+        mut self,
+        inputs: impl IntoIterator<Item = bool>,
+        outputs: impl IntoIterator<Item = bool>,
+    ) -> Self {
+        self.finite = [inputs.into_iter().collect(), outputs.into_iter().collect()];
+        self
     }
 
     /// Its name.
@@ -79,6 +94,11 @@ impl Segment {
         if let Some((input, port)) = inputs.iter().zip(ports).find(|(input, port)| !fits(input, port)) {
             return Err(Fault::Input(format!("it is {} instead of {}", input.fact(), port.fact)));
         }
+        for (number, (input, port)) in inputs.iter().zip(ports).enumerate() {
+            if let Some(at) = not_finite(input, self.finite[0].get(number)) {
+                return Err(Fault::Input(format!("NaN or infinity in '{}', at element {at}", port.name)));
+            }
+        }
         if stop.reached() {
             return Err(Fault::TimeUp);
         }
@@ -97,13 +117,13 @@ impl Segment {
         stop: &Stop,
     ) -> Result<Vec<Tensor>, Fault> {
         let _ticking = self.engine.ticking();
-        begin(store, stop);
+        begin(store, stop, self.limits.call_fuel).map_err(|e| self.fault_of(&e, stop))?;
         let mut held = Vec::with_capacity(inputs.len());
         for (port, input) in self.graph.inputs().iter().zip(inputs) {
-            held.push((port.name.clone(), store.data_mut().hold(input).map_err(|e| fault_of(&e, stop))?));
+            held.push((port.name.clone(), store.data_mut().hold(input).map_err(|e| self.fault_of(&e, stop))?));
         }
         let returned = world.edgent_segment_layers().call_run(&mut *store, &held);
-        match returned.map_err(|e| fault_of(&e, stop))? {
+        match returned.map_err(|e| self.fault_of(&e, stop))? {
             Ok(outputs) => self.check(store.data_mut(), outputs),
             // Guests pass on what their graph failed with; whose failure it was, the host knows better.
             Err(said) => Err(store.data_mut().graph_failure().map_or_else(|| self.refused(said), Fault::Graph)),
@@ -117,7 +137,7 @@ impl Segment {
             return Err(Fault::Output(format!("{} tensors instead of {}", outputs.len(), ports.len())));
         }
         let mut checked = Vec::with_capacity(ports.len());
-        for port in ports {
+        for (number, port) in ports.iter().enumerate() {
             // Most segments have one output; however the guest calls it, it is meant.
             let position = outputs.iter().position(|(name, _)| *name == port.name || ports.len() == 1);
             let position = position.ok_or_else(|| Fault::Output(format!("no tensor named '{}'", port.name)))?;
@@ -125,6 +145,9 @@ impl Segment {
             let output = imports.release(output).map_err(|e| Fault::Trap(e.to_string()))?;
             if !fits(&output, port) {
                 return Err(Fault::Output(format!("{} instead of {}", output.fact(), port.fact)));
+            }
+            if let Some(at) = not_finite(&output, self.finite[1].get(number)) {
+                return Err(Fault::Output(format!("NaN or infinity in '{}', at element {at}", port.name)));
             }
             checked.push(output);
         }
@@ -138,11 +161,25 @@ impl Segment {
         store.epoch_deadline_callback(|store| store.data().tick());
         // What one call into the host may copy out of the guest, tensors or not.
         store.set_hostcall_fuel(self.limits.copied_bytes);
-        begin(&mut store, stop);
-        let world = self.code.0.instantiate(&mut store).map_err(|e| fault_of(&e, stop))?;
-        let prepared = world.edgent_segment_layers().call_prepare(&mut store).map_err(|e| fault_of(&e, stop))?;
+        begin(&mut store, stop, self.limits.call_fuel).map_err(|e| self.fault_of(&e, stop))?;
+        let world = self.code.0.instantiate(&mut store).map_err(|e| self.fault_of(&e, stop))?;
+        let prepared = world.edgent_segment_layers().call_prepare(&mut store).map_err(|e| self.fault_of(&e, stop))?;
         prepared.map_err(|said| self.refused(said))?;
         Ok(Instance { store, world })
+    }
+
+    fn fault_of(&self, error: &wasmtime::Error, stop: &Stop) -> Fault {
+        if let Some(OverLimit(what)) = error.downcast_ref() {
+            Fault::Limit(what.clone())
+        } else if stop.reached() {
+            Fault::TimeUp
+        } else {
+            match error.downcast_ref::<Trap>() {
+                Some(Trap::OutOfFuel) => Fault::Limit(format!("it used up its {} of fuel", self.limits.call_fuel)),
+                Some(trap) => Fault::Trap(trap.to_string()),
+                None => Fault::Trap(error.root_cause().to_string()),
+            }
+        }
     }
 
     fn refused(&self, said: String) -> Fault {
@@ -163,25 +200,19 @@ impl fmt::Debug for Segment {
     }
 }
 
-fn begin(store: &mut Store<Imports>, stop: &Stop) {
+fn begin(store: &mut Store<Imports>, stop: &Stop, fuel: u64) -> wasmtime::Result<()> {
     store.data_mut().begin(stop);
     store.set_epoch_deadline(1);
+    store.set_fuel(fuel)
+}
+
+/// Where a tensor that must not have them has its first NaN or infinity.
+fn not_finite(tensor: &Tensor, must_be_finite: Option<&bool>) -> Option<usize> {
+    (must_be_finite == Some(&true)).then(|| tensor.first_not_finite()).flatten()
 }
 
 fn fits(tensor: &Tensor, port: &Port) -> bool {
     tensor.element_type() == port.fact.element_type && tensor.dims() == port.fact.dims
-}
-
-fn fault_of(error: &wasmtime::Error, stop: &Stop) -> Fault {
-    if let Some(OverLimit(what)) = error.downcast_ref() {
-        Fault::Limit(what.clone())
-    } else if stop.reached() {
-        Fault::TimeUp
-    } else if let Some(trap) = error.downcast_ref::<Trap>() {
-        Fault::Trap(trap.to_string())
-    } else {
-        Fault::Trap(error.root_cause().to_string())
-    }
 }
 
 /// A guest's words, cut to a length and without what would let them rewrite a log or a terminal.

@@ -171,3 +171,35 @@ fn what_is_no_segment_is_refused() {
     let huge = engine.compile(&vec![0; edgent_sandbox::CODE_BYTES_MAX + 1]).unwrap_err();
     assert!(huge.to_string().contains("over the limit"), "{huge}");
 }
+
+#[test]
+fn fuel_ends_what_time_would_not() {
+    let engine = Engine::new().unwrap();
+    let limits = Limits { call_fuel: 1_000_000, ..limits() };
+    let spin = segment(&engine, &engine.compile(HOSTILE).unwrap(), "spin", INPUT.len(), limits.clone());
+    for _ in 0..2 {
+        let error = run(&spin, tensor(INPUT), &Stop::never()).unwrap_err();
+        assert_eq!(error.fault, Fault::Limit("it used up its 1000000 of fuel".to_owned()));
+    }
+    // What one call used is not missing in the next.
+    let good = segment(&engine, &engine.compile(STANDARD).unwrap(), "good", INPUT.len(), limits);
+    for _ in 0..10_000 {
+        run(&good, tensor(INPUT), &Stop::never()).unwrap();
+    }
+}
+
+#[test]
+fn numbers_that_are_none_are_refused_where_they_must_not_be() {
+    let engine = Engine::new().unwrap();
+    let code = engine.compile(STANDARD).unwrap();
+    let fact = edgent_nn::Fact::new(edgent_nn::ElementType::F32, &[2]).unwrap();
+    let echo =
+        || Segment::new(&engine, "echo", &code, edgent_nn::Graph::identity("x", &fact).unwrap(), limits()).unwrap();
+    let input = || edgent_nn::Tensor::from_f32(&[2], &[1.0, f32::NAN]).unwrap();
+    assert!(run(&echo(), input(), &Stop::never()).is_ok(), "nobody said that it is wrong");
+    let said = |segment: Segment| run(&segment, input(), &Stop::never()).unwrap_err().to_string();
+    let guests = said(echo().with_finite([false], [true]));
+    assert_eq!(guests, "segment 'echo': the guest returned NaN or infinity in 'x', at element 1");
+    let callers = said(echo().with_finite([true], [true]));
+    assert_eq!(callers, "segment 'echo': wrong input: NaN or infinity in 'x', at element 1");
+}

@@ -2,6 +2,7 @@
 
 mod chain;
 mod deadline;
+mod limits;
 mod link;
 mod plan;
 mod sandbox;
@@ -17,6 +18,8 @@ pub(crate) enum Command {
     Sandbox,
     /// All segments of a model through the sandbox against the undivided model in tract.
     Chain(chain::Arguments),
+    /// Hostile guests and files, many times each: all contained, the host alive.
+    Limits(limits::Arguments),
     /// Activations through the link against a bare TCP echo of the same bytes.
     Link,
     /// Planning by the number of layers and exits, against brute force.
@@ -27,13 +30,14 @@ pub(crate) enum Command {
     Swap(swap::Arguments),
 }
 
-pub(crate) fn run(command: &Command, output: &Output) -> Result<()> {
+pub(crate) fn run(command: Command, output: &Output) -> Result<()> {
     match command {
+        Command::Limits(arguments) => limits::run(arguments, output),
         Command::Sandbox => sandbox::run(output),
-        Command::Chain(arguments) => chain::run(arguments, output),
+        Command::Chain(arguments) => chain::run(&arguments, output),
         Command::Link => link::run(output),
         Command::Plan => plan::run(output),
-        Command::Deadline(arguments) => deadline::run(arguments, output),
-        Command::Swap(arguments) => swap::run(arguments, output),
+        Command::Deadline(arguments) => deadline::run(&arguments, output),
+        Command::Swap(arguments) => swap::run(&arguments, output),
     }
 }

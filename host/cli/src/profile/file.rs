@@ -248,7 +248,12 @@ mod tests {
     }
 
     fn manifest(segments: Vec<Vec<Layer>>) -> Manifest {
-        let tensor = |index: usize| Tensor { name: index.to_string(), element_type: "f32".into(), dims: vec![1, 10] };
+        let tensor = |index: usize| Tensor {
+            name: index.to_string(),
+            element_type: "f32".into(),
+            dims: vec![1, 10],
+            finite: false,
+        };
         let count = segments.len();
         let segment = |(index, layers): (usize, Vec<Layer>)| Segment {
             name: format!("s{index}"),

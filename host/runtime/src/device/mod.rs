@@ -172,7 +172,7 @@ impl Device {
         }
     }
 
-    async fn answer(self: Arc<Self>, request: AskRequest) -> Result<Answer, Fault> {
+    async fn answer(self: &Arc<Self>, request: AskRequest) -> Result<Answer, Fault> {
         let arrived = Instant::now();
         // The version that the request stays with.
         let serving = self.versions.for_request();
@@ -204,7 +204,7 @@ impl Device {
     }
 
     async fn answer_by(
-        &self,
+        self: &Arc<Self>,
         serving: &Arc<Serving>,
         request: &AskRequest,
         input: Tensor,
@@ -216,7 +216,11 @@ impl Device {
             let planned = controller.for_request(deadline_us - self.shared.queued_us());
             (planned, controller.in_time(&planned, deadline_us), controller.strategy().falls_back())
         };
-        let mut outcome = serving.run(vec![input], asked, planned).await?;
+        let outcome = serving.run(vec![input], asked, planned).await;
+        if let Some(why) = serving.deployment.new_quarantine() {
+            self.leave(serving, why);
+        }
+        let mut outcome = outcome?;
         let is_late = planned.predicted_us.is_none_or(|us| us > deadline_us);
         if outcome.degraded.is_none() && takes_fastest && is_late {
             outcome.degraded = Some("no plan is likely to be in time; this is the fastest".to_owned());
@@ -321,7 +325,7 @@ impl Service for DeviceService {
         self.0.counts.requests.fetch_add(1, Ordering::Relaxed);
         let device = Arc::clone(&self.0);
         self.0.runtime.spawn(async move {
-            let answer = Arc::clone(&device).answer(request).await;
+            let answer = device.answer(request).await;
             device.counts.count(&answer);
             reply.send(answer);
         });
@@ -381,6 +385,8 @@ impl Service for DeviceService {
             rate_bps: controller.link().rate_bps().unwrap_or(0.0) as u64,
             rtt_us: controller.link().rtt_us() as u64,
             tensor_bytes_copied: edgent_nn::bytes_copied(),
+            faults: crate::deployment::faults(),
+            quarantined: self.0.shelf.quarantined().len() as u64,
             ..Stats::default()
         }));
     }

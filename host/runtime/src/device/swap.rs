@@ -95,6 +95,25 @@ impl Device {
         followed
     }
 
+    /// Goes back to the version before one that does wrong again and again, if that is the one in force.
+    pub(super) fn leave(self: &Arc<Self>, serving: &Arc<Serving>, why: &str) {
+        let digest = serving.deployment.digest();
+        self.shelf.quarantine(digest, why);
+        let (device, name) = (Arc::clone(self), serving.deployment.manifest().name.clone());
+        tokio::spawn(async move {
+            let _alone = device.changing.lock().await;
+            let back = async {
+                let of = name.clone();
+                let (version, bundle) = device.on_shelf(move |shelf| shelf.instead_of(&of, digest)).await?;
+                device.change_to(version, bundle, None).await
+            };
+            match back.await {
+                Ok(to) => tracing::warn!(model = %name, version = to.version, "went back to the version before"),
+                Err(fault) => tracing::error!(model = %name, why = fault.message, "there is nothing to go back to"),
+            }
+        });
+    }
+
     async fn change_to(&self, version: u64, bundle: Bundle, trial: Option<Trial>) -> Result<Version, Fault> {
         let old = self.serving();
         let name = bundle.manifest().name.clone();
@@ -106,6 +125,7 @@ impl Device {
             previous: false,
             commit_us,
             on_trial: false,
+            quarantined: false,
         };
         if old.deployment.digest() == bundle.digest() {
             self.put_in_force(&name, version, vec![bundle.digest()]).await?;

@@ -1,0 +1,110 @@
+//! Commands that read what strangers give run in a confined process, as whole commands: `build`, `verify`, `scan`.
+//!
+//! The tool starts itself again with its own arguments, under limits and with no file to open but those the command
+//! is about. Nothing foreign is read by the tool itself, and nothing needs to be read twice.
+
+use crate::output::BadInput;
+use anyhow::{Context, Result};
+use edgent_runtime::confine::{CONFINED_PROGRAM, this_program, told};
+use edgent_runtime::trial::{self, TRY};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::{env, fs};
+
+/// Address space of a command that measures, too, beside a bundle's or a model's own bytes.
+const MEMORY_BYTES: u64 = 2 << 30;
+
+/// Processor time of all that a command does once the foreign file is read.
+const LATER_CPU_S: u64 = 3_600;
+
+/// A bundle, with samples.
+const FILE_BYTES_MAX: u64 = 4 << 30;
+
+/// What a confined process may take.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Bounds {
+    /// How much address space reading what is foreign may take, in a process of its own [default: by its size].
+    #[arg(long, value_name = "MIB")]
+    confined_memory_mib: Option<u64>,
+    /// How much processor time reading it may take [default: by its size].
+    #[arg(long, value_name = "S")]
+    confined_cpu_s: Option<u64>,
+}
+
+impl Bounds {
+    /// The same for whoever tries bundles.
+    pub(crate) fn for_trial(self) -> Result<trial::Bounds> {
+        for (flag, value) in
+            [("--confined-memory-mib", self.confined_memory_mib), ("--confined-cpu-s", self.confined_cpu_s)]
+        {
+            if value.is_some_and(|value| !(1..=1 << 30).contains(&value)) {
+                return Err(BadInput::error(format!("{flag} must be at least 1 and at most {}", 1 << 30)));
+            }
+        }
+        Ok(trial::Bounds { memory_bytes: self.confined_memory_mib.map(|mib| mib << 20), cpu_s: self.confined_cpu_s })
+    }
+}
+
+/// Whether this process has been called as the confined one.
+pub(crate) fn is_called() -> bool {
+    env::args_os().next().is_some_and(|name| name == CONFINED_PROGRAM)
+}
+
+/// The confined process: takes its limits, then does what it is told; a command by `run`.
+pub(crate) fn main(run: impl FnOnce(Vec<OsString>) -> ExitCode) -> ExitCode {
+    let entered = told(env::args_os().skip(1)).and_then(|(confinement, work)| {
+        let missing = confinement.enter().map_err(|e| format!("the limits cannot be taken: {e}"))?;
+        Ok((missing, work))
+    });
+    let failed = |error: &dyn std::fmt::Display| {
+        eprintln!("error: {error}");
+        ExitCode::FAILURE
+    };
+    match entered {
+        Err(error) => failed(&error),
+        Ok((missing, work)) if work.first().is_some_and(|first| first == TRY) => {
+            missing.iter().for_each(|missing| println!("{missing}"));
+            trial::attempt(&work[1..]).map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
+        }
+        Ok((missing, work)) => {
+            missing.iter().for_each(|missing| eprintln!("warning: {missing}"));
+            run(work)
+        }
+    }
+}
+
+/// Runs this very command again, confined; returns its exit code.
+pub(crate) fn again(bounds: Bounds, bytes: u64, read: &[&Path], write: &[&Path]) -> Result<ExitCode> {
+    again_told(bounds, bytes, read, write, &[])
+}
+
+/// The same, told something that this process found out.
+pub(crate) fn again_told(
+    bounds: Bounds,
+    bytes: u64,
+    read: &[&Path],
+    write: &[&Path],
+    told: &[OsString],
+) -> Result<ExitCode> {
+    let real = |paths: &[&Path]| -> Result<Vec<PathBuf>> {
+        let real =
+            |path: &&Path| fs::canonicalize(path).map_err(|e| BadInput::error(format!("{}: {e}", path.display())));
+        paths.iter().map(real).collect()
+    };
+    let bounds = bounds.for_trial()?;
+    let mut confinement = bounds.confinement(bytes, real(read)?);
+    confinement.write = real(write)?;
+    // What is written into a folder is only safe once the folder's own name is.
+    confinement.list = confinement.write.iter().filter_map(|path| path.parent()).map(Path::to_owned).collect();
+    confinement.file_bytes = FILE_BYTES_MAX;
+    confinement.cpu_later_s = LATER_CPU_S;
+    if bounds.memory_bytes.is_none() {
+        confinement.memory_bytes += MEMORY_BYTES;
+    }
+    let arguments: Vec<OsString> = env::args_os().skip(1).chain(told.iter().cloned()).collect();
+    let arguments: Vec<_> = arguments.iter().map(OsString::as_os_str).collect();
+    let ended = confinement.run_in_front(&this_program()?, &arguments).context("in a process of its own")?;
+    let code = ended.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    Ok(ExitCode::from(code))
+}
