@@ -6,12 +6,15 @@ use edgent_bundle::Bundle;
 use edgent_cli::hosts::HostProcess;
 use edgent_cli::relay::{Relay, Shape};
 use edgent_cli::trace::Trace;
-use edgent_link::{Codec, Digest, Direction, Hello, InferRequest, Limits, Link, Plan, Role};
+use edgent_link::{
+    AskRequest, Codec, Digest, Direction, Hello, InferRequest, Limits, Link, Plan, Role, TensorDescription,
+};
 use edgent_nn::{Stop, synthetic};
 use edgent_runtime::Deployment;
-use edgent_runtime::codec::encode_all;
+use edgent_runtime::codec::{decode, encode_all};
+use edgent_runtime::golden::{Golden, difference};
 use edgent_sandbox::Engine;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -366,7 +369,7 @@ fn bad_input_is_named_and_exits_with_2() {
         (file("Cargo.toml"), file("models/branchy-alexnet/branchy-alexnet.onnx"), file("no-such"));
     let model = bundle().to_str().unwrap();
     let cases: [(&[&str], &str); 14] = [
-        (&["build", &missing, "--out", "x"], "model.toml"),
+        (&["build", &missing, "--out", "x"], "no-such"),
         (&["inspect", &missing], "no-such"),
         (&["verify", &missing], "no-such"),
         (&["profile", &missing, "--quick"], "no-such"),
@@ -567,4 +570,55 @@ async fn several_tensors_cross_one_cut() {
     let one_short = InferRequest { beside: request.beside[..1].to_vec(), ..request };
     let refused = client.infer(one_short).await.unwrap_err().to_string();
     assert!(refused.contains("2 tensors came, where 3 cross"), "{refused}");
+}
+
+/// A stranger's network, as it comes: a size is open, several tensors go in and come out, one of them of bool, and two
+/// operators are such that NNEF has no words for them. It is built without a word about it but that size, gives what
+/// onnxruntime gives at every cut, and answers over the link with what it gives.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_of_several_inputs_and_outputs_is_served() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("several");
+    let (model, data) = (dir.to_str().unwrap(), "host/nn/tests/data/several");
+    let (onnx, golden) = (format!("{data}/several.onnx"), project().join(data).join("several.safetensors"));
+    let (code, _, said) = run(&["build", &onnx, "--out", model]);
+    assert!(code == 2 && said.contains("'x' [rows,8]") && said.contains("--dim"), "{said}");
+    let (code, _, said) = run(&["build", &onnx, "--out", model, "--dim", "columns=3"]);
+    assert!(code == 2 && said.contains("columns") && said.contains("rows"), "{said}");
+    let built = edgent(&["build", &onnx, "--out", model, "--dim", "rows=3"]);
+    assert_eq!(built["exits"], 1);
+    assert!(built["formats"]["nnef"].as_u64() >= Some(1) && built["formats"]["onnx"] == 1, "{built}");
+    let verified = edgent(&["verify", model, "--golden", golden.to_str().unwrap()]);
+    assert_eq!((&verified["golden_inputs"], &verified["cuts_close"]), (&json!(2), &verified["cuts_checked"]));
+    assert!(verified["tensors_compared"].as_u64() >= Some(5), "{verified}");
+
+    let bundle = Bundle::open(&dir).unwrap();
+    assert_eq!(bundle.manifest().format, 2);
+    let deployment = Deployment::prepare(&bundle, &Engine::new().unwrap(), 1.0).unwrap();
+    let golden = Golden::read(&std::fs::read(golden).unwrap(), bundle.manifest(), deployment.tensors()).unwrap();
+    let arguments = ["--role", "edge", "--listen", "127.0.0.1:0", "--model", model];
+    let edge = HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap();
+    let edge_address = edge.address().to_string();
+    let arguments = ["--role", "device", "--listen", "127.0.0.1:0", "--model", model, "--edge", &edge_address];
+    let device = HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap();
+    let link = Link::start().unwrap();
+    let (address, hello) = (device.address().to_string(), Hello::new(Role::Tool, "test"));
+    let client = link.connect(&address, hello, Limits::default()).await.unwrap();
+    let described = client.describe().await.unwrap().models.remove(0);
+    let names = |tensors: &[TensorDescription]| tensors.iter().map(|tensor| tensor.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&described.inputs), ["x", "state"]);
+    assert_eq!(names(&described.exits[0].outputs), ["y", "new_state", "is_high"]);
+    for index in 0..golden.count {
+        let input: Vec<_> = golden.at(&[0, 1], index).flatten().cloned().collect();
+        let (input, beside) = encode_all(&input, Codec::Raw).unwrap();
+        let request = AskRequest { id: 1, model: String::new(), deadline_us: 1_000_000, input, beside };
+        let answer = client.ask(request.clone()).await.unwrap();
+        assert!(answer.scores.is_empty() && answer.outputs.len() == 3);
+        let outputs = bundle.manifest().outputs(0);
+        for ((tensor, given), expected) in outputs.iter().zip(&answer.outputs).zip(golden.at(outputs, index)) {
+            let given = decode(given, &deployment.tensors()[*tensor]).unwrap();
+            assert!(difference(&given, expected.unwrap()).unwrap() < 1e-6, "{given:?} is not {expected:?}");
+        }
+        let refused = client.ask(AskRequest { beside: vec![], ..request }).await.unwrap_err().to_string();
+        assert!(refused.contains("1 tensors came, where 2 cross"), "{refused}");
+    }
 }

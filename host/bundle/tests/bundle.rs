@@ -34,7 +34,7 @@ fn manifest(draft: &mut Draft) -> Manifest {
         component,
     };
     Manifest {
-        format: FORMAT,
+        format: 1,
         name: "tiny".into(),
         classes: vec!["no".into(), "yes".into()],
         tensors: vec![

@@ -102,7 +102,8 @@ pub(crate) async fn connect(link: &Link, address: &str) -> Result<Client> {
 /// Asks a device about one image; a deadline of 0 is the device's own.
 pub(crate) async fn ask(client: &Client, image: &Tensor, deadline_ms: f64) -> Result<Answer> {
     let input = codec::encode(image, Codec::Raw);
-    let request = AskRequest { id: 0, model: String::new(), deadline_us: (deadline_ms * 1e3) as u64, input };
+    let request =
+        AskRequest { id: 0, model: String::new(), deadline_us: (deadline_ms * 1e3) as u64, input, beside: Vec::new() };
     Ok(client.ask(request).await?)
 }
 

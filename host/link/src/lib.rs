@@ -42,5 +42,5 @@ pub use service::{Reply, Service};
 pub use types::{
     Activation, Answer, AskRequest, BESIDE_MAX, BLOBS_MAX, BlobName, Codec, CodecTime, Description, Digest, Direction,
     ElementType, ExitDescription, Hello, InferReply, InferRequest, ModelDescription, ModelProfile, PIECE_BYTES,
-    PROTOCOL_VERSION, Placement, Plan, RANK_MAX, Role, SegmentTime, Stats, VERSIONS_MAX, Version,
+    PROTOCOL_VERSION, Placement, Plan, RANK_MAX, Role, SegmentTime, Stats, TensorDescription, VERSIONS_MAX, Version,
 };

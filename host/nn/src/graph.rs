@@ -4,9 +4,11 @@ use crate::guard::guarded;
 use crate::{Context, ElementType, Fact, Tensor};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
-use tract_onnx::WithOnnx;
-use tract_onnx::prelude::{Framework, IntoRunnable, TypedFact, TypedModel};
+use tract_nnef::registry::Registry;
+use tract_onnx::prelude::{Framework, InferenceModelExt, IntoRunnable, TypedFact, TypedModel};
 use tract_onnx::tract_core::model::{TypedRunnableModel, TypedSimplePlan};
+use tract_onnx::tract_core::ops::nn::GeluExact;
+use tract_onnx::{Onnx, WithOnnx};
 
 /// A graph ready to run: shared, immutable, cheap to clone.
 #[derive(Clone)]
@@ -32,6 +34,8 @@ pub struct Port {
 pub enum GraphFormat {
     /// A tar of NNEF with tract's extensions.
     Nnef,
+    /// An ONNX file with fixed dimensions: a part of the network's own, where NNEF has no words for it.
+    Onnx,
 }
 
 impl GraphFormat {
@@ -39,17 +43,24 @@ impl GraphFormat {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Nnef => "nnef",
+            Self::Onnx => "onnx",
         }
+    }
+
+    /// The format of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Nnef, Self::Onnx].into_iter().find(|format| format.name() == name)
     }
 }
 
 impl Graph {
     /// Reads a graph and optimises it for this processor.
     pub fn load(bytes: &[u8], format: GraphFormat) -> Result<Self, GraphError> {
-        let GraphFormat::Nnef = format;
-        let model =
-            guarded(|| nnef().model_for_read(&mut &*bytes)?.into_decluttered()).map_err(GraphError::Unreadable)?;
-        Self::prepare(model)
+        let model = guarded(|| match format {
+            GraphFormat::Nnef => nnef().model_for_read(&mut &*bytes)?.into_decluttered(),
+            GraphFormat::Onnx => onnx().model_for_read(&mut &*bytes)?.into_typed()?.into_decluttered(),
+        });
+        Self::prepare(model.map_err(GraphError::Unreadable)?)
     }
 
     /// A graph that hands its only input back: the same handle, no copy, no arithmetic. What is
@@ -112,10 +123,24 @@ impl fmt::Debug for Graph {
 pub(crate) fn nnef() -> &'static tract_nnef::framework::Nnef {
     static NNEF: OnceLock<tract_nnef::framework::Nnef> = OnceLock::new();
     NNEF.get_or_init(|| {
-        let mut nnef = tract_nnef::nnef().with_onnx();
+        let mut nnef = tract_nnef::nnef().with_onnx().with_registry(own_operators());
         nnef.allow_extended_identifier_syntax(true);
         nnef
     })
+}
+
+/// Operators of tract for which its NNEF has no words.
+fn own_operators() -> Registry {
+    let mut registry = Registry::new("edgent");
+    registry.register_unit_element_wise("edgent_gelu_exact", &GeluExact {});
+    registry
+}
+
+/// ONNX as it is read here. Exporters leave symbolic shapes on inner values that refuse to unify with concrete
+/// inputs; they are only hints, so they are ignored.
+pub(crate) fn onnx() -> &'static Onnx {
+    static ONNX: OnceLock<Onnx> = OnceLock::new();
+    ONNX.get_or_init(|| tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true))
 }
 
 pub(crate) fn typed(fact: &Fact) -> TypedFact {

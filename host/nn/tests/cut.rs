@@ -1,12 +1,17 @@
 //! Cutting a real network changes nothing about its answers.
 #![allow(clippy::unwrap_used)]
 
-use edgent_nn::{Cut, ElementType, Graph, Imported, Tensor, synthetic};
+use edgent_nn::{Cut, ElementType, Graph, Imported, Pins, Tensor, synthetic};
 use std::collections::BTreeMap;
 
 fn branchy() -> Imported {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/branchy-alexnet/branchy-alexnet.onnx");
-    Imported::from_onnx(&std::fs::read(path).unwrap()).unwrap()
+    Imported::from_onnx(&std::fs::read(path).unwrap(), &Pins::default()).unwrap()
+}
+
+/// Each output an exit.
+fn each_alone(imported: &Imported) -> Vec<Vec<usize>> {
+    (0..imported.outputs().len()).map(|output| vec![output]).collect()
 }
 
 fn image() -> Tensor {
@@ -37,10 +42,10 @@ fn by_segments(cut: &Cut, exit: usize, input: Tensor) -> Tensor {
 
 #[test]
 fn every_exit_by_its_segments_gives_the_bits_of_the_whole() {
-    let branching = Imported::from_onnx(include_bytes!("data/branching.onnx")).unwrap();
-    let floats = synthetic::noise(&branching.input().fact, 3).unwrap();
+    let branching = Imported::from_onnx(include_bytes!("data/branching.onnx"), &Pins::default()).unwrap();
+    let floats = synthetic::noise(&branching.inputs()[0].fact, 3).unwrap();
     for (imported, input, segments) in [(branchy(), image(), 10), (branching, floats, 8)] {
-        let cut = imported.cut().unwrap();
+        let cut = imported.cut(&each_alone(&imported)).unwrap();
         assert!(cut.segments.len() >= segments, "{} segments", cut.segments.len());
         let whole = imported.whole().unwrap().run_once(vec![input.clone()]).unwrap();
         for (exit, expected) in whole.iter().enumerate() {
@@ -53,7 +58,8 @@ fn every_exit_by_its_segments_gives_the_bits_of_the_whole() {
 /// what it skips is wider than what they start from. The input never crosses beside something else.
 #[test]
 fn a_network_that_branches_is_cut_through_several_tensors() {
-    let cut = Imported::from_onnx(include_bytes!("data/branching.onnx")).unwrap().cut().unwrap();
+    let imported = Imported::from_onnx(include_bytes!("data/branching.onnx"), &Pins::default()).unwrap();
+    let cut = imported.cut(&each_alone(&imported)).unwrap();
     let names = |boundary: &Vec<usize>| -> Vec<String> {
         boundary.iter().map(|tensor| cut.tensors[*tensor].name.clone()).collect()
     };
@@ -68,7 +74,7 @@ fn what_is_not_a_network_is_refused() {
     let onnx = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/branchy-alexnet/branchy-alexnet.onnx"))
         .unwrap();
     for (bytes, said) in [(&b"hello"[..], "not an ONNX file"), (b"", ""), (&onnx[..onnx.len() / 2], "")] {
-        let error = Imported::from_onnx(bytes).unwrap_err().to_string();
+        let error = Imported::from_onnx(bytes, &Pins::default()).unwrap_err().to_string();
         assert!(error.contains(said), "{error}");
     }
 }
