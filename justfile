@@ -42,6 +42,21 @@ oci:
 swap:
     cargo run --release -- bench swap --swaps 16
 
+# Python with the runtime that Edgent is compared with.
+peers:
+    test -x target/peers/bin/python || python3 -m venv target/peers
+    target/peers/bin/pip install --quiet --requirement tests/peers/requirements.txt
+
+# The node tests of the onnx package, through the import and the sandbox.
+onnx-suite: peers
+    cargo build --release --workspace
+    target/peers/bin/python tests/peers/onnx_suite.py
+
+# Published networks, compared with onnxruntime at every cut: the table of docs/models.md. Downloads 150 MB of packages.
+models: peers
+    cargo build --release --workspace
+    target/peers/bin/python tests/peers/models.py
+
 # Both sides of each ratio in one run.
 bench:
     cargo run --release -- bench sandbox
@@ -50,4 +65,4 @@ bench:
     cargo run --release -- bench plan
 
 # All of CI's steps.
-ci: test lint fresh audit demo oci swap bench
+ci: test lint fresh audit demo oci swap onnx-suite bench

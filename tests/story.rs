@@ -14,6 +14,8 @@ use edgent_runtime::Deployment;
 use edgent_runtime::codec::{decode, encode_all};
 use edgent_runtime::golden::{Golden, difference};
 use edgent_sandbox::Engine;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -608,8 +610,8 @@ async fn a_network_of_several_inputs_and_outputs_is_served() {
     assert_eq!(names(&described.inputs), ["x", "state"]);
     assert_eq!(names(&described.exits[0].outputs), ["y", "new_state", "is_high"]);
     for index in 0..golden.count {
-        let input: Vec<_> = golden.at(&[0, 1], index).flatten().cloned().collect();
-        let (input, beside) = encode_all(&input, Codec::Raw).unwrap();
+        let inputs: Vec<_> = golden.at(&[0, 1], index).flatten().cloned().collect();
+        let (input, beside) = encode_all(&inputs, Codec::Raw).unwrap();
         let request = AskRequest { id: 1, model: String::new(), deadline_us: 1_000_000, input, beside };
         let answer = client.ask(request.clone()).await.unwrap();
         assert!(answer.scores.is_empty() && answer.outputs.len() == 3);
@@ -618,6 +620,15 @@ async fn a_network_of_several_inputs_and_outputs_is_served() {
             let given = decode(given, &deployment.tensors()[*tensor]).unwrap();
             assert!(difference(&given, expected.unwrap()).unwrap() < 1e-6, "{given:?} is not {expected:?}");
         }
+        let named = [("x", &inputs[0]), ("state", &inputs[1])];
+        let views = named.map(|(name, tensor)| {
+            (name, TensorView::new(Dtype::F32, tensor.dims().to_vec(), tensor.bytes()).unwrap())
+        });
+        let file = dir.with_extension("safetensors");
+        std::fs::write(&file, safetensors::serialize(views, None).unwrap()).unwrap();
+        let asked = edgent(&["infer", file.to_str().unwrap(), "--device", &address]);
+        let high = &asked["answers"][0]["outputs"][2];
+        assert_eq!((&high["name"], &high["dims"]), (&json!("is_high"), &json!([3, 4])), "{asked}");
         let refused = client.ask(AskRequest { beside: vec![], ..request }).await.unwrap_err().to_string();
         assert!(refused.contains("1 tensors came, where 2 cross"), "{refused}");
     }

@@ -32,7 +32,7 @@ MODELS = [
     ("silero-vad==6.2.3", "silero_vad/data/silero_vad.onnx",
      ["--input", "input=1,576", "--input", "state=2,1,128", "--value", "sr=16000"]),
     ("silero-vad==6.2.3", "silero_vad/data/silero_vad_half.onnx",
-     ["--dim", "batch=1", "--dim", "sequence=576", "--value", "sr=16000"]),
+     ["--dim", "batch=1", "--dim", "sequence=576"]),
     ("silero-vad==6.2.3", "silero_vad/data/silero_vad_16k_op15.onnx",
      ["--dim", "batch=1", "--dim", "sequence=576", "--value", "sr=16000"]),
     ("silero-vad==6.2.3", "silero_vad/data/silero_vad_op18_ifless.onnx", ["--dim", "batch=1", "--dim", "sequence=576"]),
@@ -82,13 +82,16 @@ def download(requirement, cache):
 
 
 def licence(wheel):
-    """As the package's metadata say."""
+    """As the package's metadata say, or else as its licence file begins."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = email.message_from_bytes(archive.read(name))
+        files = [name for name in archive.namelist() if ".dist-info/" in name and pathlib.PurePath(name).stem == "LICENSE"]
+        text = archive.read(files[0]).decode() if files else "not told"
+        begins = "Apache-2.0" if "Apache License, Version 2.0" in text else text
     classifiers = [c.split(" :: ")[-1] for c in metadata.get_all("Classifier", []) if c.startswith("License ::")]
-    said = metadata.get("License-Expression") or metadata.get("License") or ", ".join(classifiers) or "not told"
-    return said.splitlines()[0].strip()
+    said = metadata.get("License-Expression") or ", ".join(classifiers) or metadata.get("License") or begins
+    return " ".join(str(said).strip().splitlines()[0].split())
 
 
 def random_weights(model):
@@ -166,24 +169,24 @@ def row(label, package, said_licence, source, flags, scratch):
     """One line of the table; whether it is as it should be."""
     file, bundle, values = scratch / "model.onnx", scratch / "bundle", scratch / "golden.safetensors"
     file.write_bytes(source)
-    name = "".join(c if c.isalnum() else "-" for c in label).strip("-")
+    name = "-".join("".join(c if c.isalnum() else " " for c in label).split())
     built, failed = edgent("build", file, "--out", bundle, "--name", name, *flags)
     start = f"| {label} | {package} | {said_licence} |"
     if failed:
-        return f"{start} no: {failed.split('model.onnx: ')[-1].replace('|', '/')[:300]} | | | | |", False
+        return f"{start} no: {failed.split('model.onnx: ')[-1].replace('|', '/')[:300]} | | | | | |", False
     described, failed = edgent("inspect", bundle)
     # The network as it was understood: dimensions pinned, branches taken.
     digest = described["source"].split(":")[-1]
     golden((bundle / "blobs/sha256" / digest).read_bytes(), described, values)
     verified, failed = edgent("verify", bundle, "--golden", values)
     if failed and not verified:
-        return f"{start} verify: {failed[:300]} | | | | |", False
+        return f"{start} verify: {failed[:300]} | | | | | |", False
     formats = ", ".join(f"{count} {kind}" for kind, count in built["formats"].items())
     cuts = f"{verified['cuts_bit_exact']} / {verified['cuts_checked']}"
     inner = verified["tensors_compared"]
     most = max(verified["tensors_max_diff"], verified["max_abs_diff"])
     note = f" ({failed})" if failed else ""
-    return f"{start} yes{note} | {formats} | {built['cuts']} | {cuts} | {most:.1e} at {inner} tensors |", not failed
+    return f"{start} yes{note} | {formats} | {built['cuts']} | {cuts} | {most:.1e} | {inner} |", not failed
 
 
 def main():
@@ -192,8 +195,8 @@ def main():
     parser.add_argument("--only", help="only networks whose file has this in its name")
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
-    print("| network | package | licence | builds | segments | cuts | bit-exact | largest difference |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| network | package | licence | builds | segments | cuts | bit-exact | largest difference | tensors compared |")
+    print("|---|---|---|---|---|---|---|---|---|")
     models = [(package, file, flags, False) for package, file, flags in MODELS]
     models += [(f"onnx=={onnx.__version__}", f"{LIGHT_FOLDER}/light_{name}.onnx", [], True) for name in LIGHT]
     good = 0

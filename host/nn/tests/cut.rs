@@ -1,7 +1,7 @@
 //! Cutting a real network changes nothing about its answers.
 #![allow(clippy::unwrap_used)]
 
-use edgent_nn::{Cut, ElementType, Graph, Imported, Pins, Tensor, synthetic};
+use edgent_nn::{Cut, Difference, ElementType, Graph, GraphFormat, Imported, Pins, Stop, Tensor, example, synthetic};
 use std::collections::BTreeMap;
 
 fn branchy() -> Imported {
@@ -25,9 +25,9 @@ fn image() -> Tensor {
     Tensor::from_bytes(ElementType::U8, &[1, 3, 64, 64], &pixels).unwrap()
 }
 
-/// An exit's output, by its segments; tensors that a segment does not take pass it by.
-fn by_segments(cut: &Cut, exit: usize, input: Tensor) -> Tensor {
-    let mut crossing = BTreeMap::from([(0, input)]);
+/// What an exit gives, by its segments; tensors that a segment does not take pass it by.
+fn by_segments(cut: &Cut, exit: usize, input: &[Tensor]) -> Vec<Tensor> {
+    let mut crossing: BTreeMap<usize, Tensor> = input.iter().cloned().enumerate().collect();
     for index in &cut.exits[exit].path {
         let segment = &cut.segments[*index];
         let graph = Graph::load(&segment.graph, segment.format).unwrap();
@@ -36,8 +36,7 @@ fn by_segments(cut: &Cut, exit: usize, input: Tensor) -> Tensor {
         crossing.retain(|tensor, _| cut.boundaries[segment.to].contains(tensor));
         assert_eq!(crossing.len(), cut.boundaries[segment.to].len(), "a tensor of the next boundary is missing");
     }
-    assert_eq!(crossing.len(), 1);
-    crossing.into_values().next().unwrap()
+    cut.boundaries[cut.end(exit)].iter().map(|tensor| crossing[tensor].clone()).collect()
 }
 
 #[test]
@@ -49,7 +48,9 @@ fn every_exit_by_its_segments_gives_the_bits_of_the_whole() {
         assert!(cut.segments.len() >= segments, "{} segments", cut.segments.len());
         let whole = imported.whole().unwrap().run_once(vec![input.clone()]).unwrap();
         for (exit, expected) in whole.iter().enumerate() {
-            assert_eq!(by_segments(&cut, exit, input.clone()).bytes(), expected.bytes(), "{}", cut.exits[exit].name);
+            let given = by_segments(&cut, exit, std::slice::from_ref(&input));
+            assert_eq!(given.len(), 1);
+            assert_eq!(given[0].bytes(), expected.bytes(), "{}", cut.exits[exit].name);
         }
     }
 }
@@ -67,6 +68,48 @@ fn a_network_that_branches_is_cut_through_several_tensors() {
     assert!(several.contains(&["a1.low", "b1.low", "c1"].map(str::to_owned).to_vec()), "{several:?}");
     assert!(!several.iter().flatten().any(|name| name.starts_with("r1")), "{several:?}");
     assert!(cut.boundaries[1..].iter().all(|boundary| !boundary.contains(&0)));
+}
+
+/// Its inputs and outputs in any grouping; one operator has a word of our own in NNEF, one segment has none at all.
+#[test]
+fn a_network_of_several_inputs_and_outputs_is_cut() {
+    let pins = Pins { dims: BTreeMap::from([("rows".to_owned(), 3)]), ..Pins::default() };
+    let imported = Imported::from_onnx(include_bytes!("data/several/several.onnx"), &pins).unwrap();
+    let whole = imported.whole().unwrap();
+    let inputs = imported.inputs().iter().map(|port| example(&port.fact, 7));
+    let inputs: Vec<Tensor> = inputs.collect::<Result<_, _>>().unwrap();
+    let expected = whole.run_once(inputs.clone()).unwrap();
+    for exits in [vec![vec![0, 1, 2]], vec![vec![1], vec![0, 2]], vec![vec![2, 0], vec![1]]] {
+        let cut = imported.cut(&exits).unwrap();
+        let formats = |format| cut.segments.iter().filter(|segment| segment.format == format).count();
+        assert!(formats(GraphFormat::Nnef) > 0 && formats(GraphFormat::Onnx) > 0, "{exits:?}");
+        assert_eq!(cut.boundaries[0], [0, 1]);
+        for (exit, outputs) in exits.iter().enumerate() {
+            let given = by_segments(&cut, exit, &inputs);
+            assert_eq!(given.len(), outputs.len());
+            for (given, output) in given.iter().zip(outputs) {
+                let Difference { most, greatest } = Difference::of(given, &expected[*output]).unwrap();
+                assert!(most <= 1e-6 * greatest, "output {output} of {exits:?}: {most} of {greatest}");
+            }
+        }
+    }
+}
+
+/// tract's recurrent operators go on from where the last run ended.
+#[test]
+fn a_recurrent_network_forgets_the_last_run() {
+    let imported = Imported::from_onnx(include_bytes!("data/recurrent.onnx"), &Pins::default()).unwrap();
+    let cut = imported.cut(&each_alone(&imported)).unwrap();
+    let graph = Graph::load(&cut.segments[0].graph, cut.segments[0].format).unwrap();
+    let port = &graph.inputs()[0];
+    let mut context = graph.context().unwrap();
+    let mut run = |seed| {
+        let input = vec![(port.name.clone(), synthetic::noise(&port.fact, seed).unwrap())];
+        context.compute(input, &Stop::never()).unwrap().remove(0).1.as_f32().unwrap().to_vec()
+    };
+    let (first, other, again) = (run(1), run(2), run(1));
+    assert_ne!(first, other);
+    assert_eq!(first, again);
 }
 
 #[test]

@@ -11,17 +11,13 @@ use edgent_nn::{Pins, Stop, Tensor};
 use edgent_runtime::Deployment;
 use edgent_runtime::golden::Golden;
 use edgent_sandbox::Engine;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// As the `onnx` package compares: a difference of so much, and of this share of the value.
-const DIFFERENCE_MAX: f64 = 1e-7;
-const DIFFERENCE_MAX_SHARE: f64 = 1e-3;
-
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A folder for each network: model.onnx, and values.safetensors with its inputs and outputs by name.
+    /// A folder for each network: model.onnx; values.safetensors, its inputs and outputs by name; and tolerance.json.
     folder: PathBuf,
 }
 
@@ -49,6 +45,13 @@ enum Verdict {
     Failed,
 }
 
+/// How far an element may be off: by so much, and by so great a share of what it should be.
+#[derive(Deserialize)]
+struct Tolerance {
+    difference: f64,
+    share: f64,
+}
+
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let unreadable = |e: std::io::Error| BadInput::error(format!("{}: {e}", arguments.folder.display()));
     let entries = fs::read_dir(&arguments.folder).map_err(unreadable)?;
@@ -65,7 +68,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
             Err((verdict, error)) => (verdict, format!("{error:#}")),
         };
         if verdict == Verdict::Failed {
-            output.line(format_args!("{name}: {why}"));
+            output.progress(format_args!("{name}: {why}"));
         }
         cases.push(Case { name, verdict, why });
     }
@@ -84,11 +87,12 @@ fn try_one(folder: &Path, scratch: &Path, engine: &Engine) -> Result<(), (Verdic
         let deployment = Deployment::prepare(&bundle, engine, 1.0)?;
         let manifest = deployment.manifest();
         let values = fs::read(folder.join("values.safetensors"))?;
+        let tolerance: Tolerance = serde_json::from_slice(&fs::read(folder.join("tolerance.json"))?)?;
         let golden = Golden::read(&values, manifest, deployment.tensors())?;
         let input: Vec<Tensor> = golden.at(&manifest.boundaries[0].tensors, 0).flatten().cloned().collect();
         let given = deployment.run(0, 0..manifest.exits[0].path.len(), input, &Stop::never())?.output;
         for ((tensor, ours), theirs) in manifest.outputs(0).iter().zip(&given).zip(golden.at(manifest.outputs(0), 0)) {
-            if golden.count != 1 || !theirs.is_some_and(|theirs| is_same(ours, theirs)) {
+            if golden.count != 1 || !theirs.is_some_and(|theirs| is_same(ours, theirs, &tolerance)) {
                 bail!("'{}' is not what it should be", manifest.tensors[*tensor].name);
             }
         }
@@ -97,9 +101,8 @@ fn try_one(folder: &Path, scratch: &Path, engine: &Engine) -> Result<(), (Verdic
     answer().map_err(|error| (Verdict::Failed, error))
 }
 
-fn is_same(ours: &Tensor, theirs: &Tensor) -> bool {
-    let close = |(a, b): (f64, f64)| {
-        a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= DIFFERENCE_MAX + DIFFERENCE_MAX_SHARE * b.abs()
-    };
+fn is_same(ours: &Tensor, theirs: &Tensor, Tolerance { difference, share }: &Tolerance) -> bool {
+    let close =
+        |(a, b): (f64, f64)| a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= difference + share * b.abs();
     ours.fact() == theirs.fact() && ours.to_f64().into_iter().zip(theirs.to_f64()).all(close)
 }
