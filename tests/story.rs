@@ -621,9 +621,8 @@ async fn a_network_of_several_inputs_and_outputs_is_served() {
             assert!(difference(&given, expected.unwrap()).unwrap() < 1e-6, "{given:?} is not {expected:?}");
         }
         let named = [("x", &inputs[0]), ("state", &inputs[1])];
-        let views = named.map(|(name, tensor)| {
-            (name, TensorView::new(Dtype::F32, tensor.dims().to_vec(), tensor.bytes()).unwrap())
-        });
+        let views = named
+            .map(|(name, tensor)| (name, TensorView::new(Dtype::F32, tensor.dims().to_vec(), tensor.bytes()).unwrap()));
         let file = dir.with_extension("safetensors");
         std::fs::write(&file, safetensors::serialize(views, None).unwrap()).unwrap();
         let asked = edgent(&["infer", file.to_str().unwrap(), "--device", &address]);

@@ -123,6 +123,9 @@ impl Cut {
     }
 }
 
+/// From these tensors to those; whether as a part of the file.
+type Trial = (Vec<OutletId>, Vec<OutletId>, bool);
+
 /// A cut in the making.
 struct Making<'a> {
     cut: Cut,
@@ -134,7 +137,7 @@ struct Making<'a> {
     /// The segment that leads from a boundary to these tensors.
     arriving: BTreeMap<(usize, Vec<OutletId>), usize>,
     /// What came of writing the part between these tensors and those; exits share their first ones.
-    tried: BTreeMap<(Vec<OutletId>, Vec<OutletId>, bool), Result<Written, String>>,
+    tried: BTreeMap<Trial, Result<Written, String>>,
 }
 
 impl Making<'_> {

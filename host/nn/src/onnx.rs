@@ -212,7 +212,6 @@ fn known_to_be_wrong(node: &NodeProto) -> Option<&'static str> {
         }
         "Attention" if is_set("is_causal") && given(4) => Some("that is causal and has a past"),
         "SpaceToDepth" if text_is("mode", "CRD") => Some("in the mode CRD"),
-        "GRU" | "LSTM" | "RNN" if text_is("direction", "reverse") => Some("in the reverse direction"),
         _ => None,
     }
 }
@@ -247,19 +246,17 @@ fn pin(graph: &mut GraphProto, pins: &Pins) -> Result<Vec<String>, ImportError> 
         }
         tensor.shape = Some(TensorShapeProto { dim: dims });
     }
+    if let Some(unknown) = pins.dims.keys().find(|name| !symbols.contains(*name)) {
+        let known = symbols.into_iter().collect::<Vec<_>>().join(", ");
+        return Err(ImportError::Pin(format!("no input has a dimension '{unknown}'; there are: {known}")));
+    }
     if !open.is_empty() {
         return Err(ImportError::Open(open.join(", ")));
     }
     for (name, values) in &pins.values {
         notes.push(fix(graph, name, values)?);
     }
-    match pins.dims.keys().find(|name| !symbols.contains(*name)) {
-        Some(unknown) => {
-            let known = symbols.into_iter().collect::<Vec<_>>().join(", ");
-            Err(ImportError::Pin(format!("no input has a dimension '{unknown}'; there are: {known}")))
-        }
-        None => Ok(notes),
-    }
+    Ok(notes)
 }
 
 /// Makes a constant of an input.

@@ -90,7 +90,7 @@ pub fn example(fact: &Fact, seed: u64) -> Result<Tensor, TensorError> {
     if fact.element_type == ElementType::F32 {
         return synthetic::noise(fact, seed);
     }
-    let digit = |at: usize| if seed % 3 == 0 { 1 } else { (at as u64 * 7_919 + seed) % 251 % 2 };
+    let digit = |at: usize| if seed.is_multiple_of(3) { 1 } else { (at as u64 * 7_919 + seed) % 251 % 2 };
     let bytes: Vec<u8> = match fact.element_type {
         ElementType::F16 => (0..fact.elements()).flat_map(|at| [0, if digit(at) == 1 { 0x3c } else { 0x34 }]).collect(),
         ElementType::F32 | ElementType::F64 => {

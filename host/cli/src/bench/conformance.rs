@@ -7,13 +7,16 @@
 use crate::build::{Order, build_as};
 use crate::output::{BadInput, Output};
 use anyhow::{Result, bail};
-use edgent_nn::{Pins, Stop, Tensor};
+use edgent_nn::{Difference, Pins, Stop, Tensor};
 use edgent_runtime::Deployment;
 use edgent_runtime::golden::Golden;
 use edgent_sandbox::Engine;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// What is near nothing is the difference of greater values, and as far off as they were: by this share of the greatest.
+const ROUNDING: f64 = 1e-6;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -101,8 +104,9 @@ fn try_one(folder: &Path, scratch: &Path, engine: &Engine) -> Result<(), (Verdic
     answer().map_err(|error| (Verdict::Failed, error))
 }
 
-fn is_same(ours: &Tensor, theirs: &Tensor, Tolerance { difference, share }: &Tolerance) -> bool {
-    let close =
-        |(a, b): (f64, f64)| a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= difference + share * b.abs();
-    ours.fact() == theirs.fact() && ours.to_f64().into_iter().zip(theirs.to_f64()).all(close)
+fn is_same(ours: &Tensor, theirs: &Tensor, tolerance: &Tolerance) -> bool {
+    let Some(Difference { greatest, .. }) = Difference::of(ours, theirs) else { return false };
+    let off_max = |value: f64| tolerance.difference + ROUNDING * greatest + tolerance.share * value.abs();
+    let close = |(a, b): (f64, f64)| a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= off_max(b);
+    ours.to_f64().into_iter().zip(theirs.to_f64()).all(close)
 }
