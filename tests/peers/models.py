@@ -183,7 +183,7 @@ def row(label, package, said_licence, source, flags, scratch):
         return f"{start} verify: {failed[:300]} | | | | | |", False
     formats = ", ".join(f"{count} {kind}" for kind, count in built["formats"].items())
     cuts = f"{verified['cuts_bit_exact']} / {verified['cuts_checked']}"
-    inner = verified["tensors_compared"]
+    inner = f"{verified['tensors_compared']} of {len(described['tensors']) - len(described['inputs'])}"
     most = max(verified["tensors_max_diff"], verified["max_abs_diff"])
     note = f" ({failed})" if failed else ""
     return f"{start} yes{note} | {formats} | {built['cuts']} | {cuts} | {most:.1e} | {inner} |", not failed

@@ -355,7 +355,8 @@ impl Dominators {
             }
             let preceding = node.inputs.iter().filter(|inlet| tree.order.contains_key(&inlet.node));
             let preceding: Vec<OutletId> = preceding.copied().collect();
-            if preceding.iter().any(|before| rescaled.contains(&before.node) && is_element_wise(model, *before, id)) {
+            let rescales = |before: &OutletId| rescaled.contains(&before.node) && is_element_wise(model, *before, id);
+            if !preceding.is_empty() && preceding.iter().all(rescales) {
                 rescaled.insert(id);
                 tree.kept.insert(id);
             }

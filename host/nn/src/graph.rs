@@ -5,7 +5,7 @@ use crate::{Context, ElementType, Fact, Tensor};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use tract_nnef::registry::Registry;
-use tract_onnx::prelude::{Framework, InferenceModelExt, IntoRunnable, TypedFact, TypedModel};
+use tract_onnx::prelude::{Framework, InferenceModelExt, IntoRunnable, TractResult, TypedFact, TypedModel};
 use tract_onnx::tract_core::model::{TypedRunnableModel, TypedSimplePlan};
 use tract_onnx::tract_core::ops::nn::GeluExact;
 use tract_onnx::{Onnx, WithOnnx};
@@ -100,10 +100,23 @@ impl Graph {
     }
 
     pub(crate) fn prepare(mut decluttered: TypedModel) -> Result<Self, GraphError> {
-        let inputs = ports(&decluttered, decluttered.input_outlets()).map_err(GraphError::Unusable)?;
-        let outputs = ports(&decluttered, decluttered.output_outlets()).map_err(GraphError::Unusable)?;
         crate::lrn::speed_up(&mut decluttered);
-        let plan = guarded(|| decluttered.into_optimized()?.into_runnable()).map_err(GraphError::Unusable)?;
+        Self::of(decluttered, |model| model.into_optimized()?.into_runnable())
+    }
+
+    /// The network as it is, operator by operator: slow, but where a part has two like branches one of which it gives,
+    /// tract 0.23 would put one in place of the other for ever while it optimises.
+    pub(crate) fn unoptimised(decluttered: TypedModel) -> Result<Self, GraphError> {
+        Self::of(decluttered, |model| model.into_runnable())
+    }
+
+    fn of(
+        model: TypedModel,
+        plan: impl FnOnce(TypedModel) -> TractResult<Arc<TypedRunnableModel>>,
+    ) -> Result<Self, GraphError> {
+        let inputs = ports(&model, model.input_outlets()).map_err(GraphError::Unusable)?;
+        let outputs = ports(&model, model.output_outlets()).map_err(GraphError::Unusable)?;
+        let plan = guarded(|| plan(model)).map_err(GraphError::Unusable)?;
         Ok(Self(Arc::new(Loaded { plan, inputs, outputs })))
     }
 

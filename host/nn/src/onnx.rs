@@ -211,6 +211,8 @@ fn known_to_be_wrong(node: &NodeProto) -> Option<&'static str> {
             Some("with a window")
         }
         "Attention" if is_set("is_causal") && given(4) => Some("that is causal and has a past"),
+        "GRU" | "LSTM" | "RNN" if text_is("direction", "reverse") => Some("in the reverse direction alone"),
+        "Swish" if attribute("alpha").is_some_and(|alpha| alpha.f != 1.0) => Some("with an alpha"),
         "SpaceToDepth" if text_is("mode", "CRD") => Some("in the mode CRD"),
         _ => None,
     }
@@ -498,6 +500,12 @@ mod tests {
 
     #[test]
     fn operators_that_cannot_be_run_are_named_with_their_place() {
+        let mut proto = ModelProto::decode(include_bytes!("../tests/data/recurrent.onnx").as_slice()).unwrap();
+        let lstm = &mut proto.graph.as_mut().unwrap().node[0];
+        let (name, s) = ("direction".to_owned(), b"reverse".to_vec());
+        lstm.attribute.push(AttributeProto { name, s, ..AttributeProto::default() });
+        let said = OnnxFile::read(&proto.encode_to_vec(), &Pins::default()).unwrap_err().to_string();
+        assert!(said.contains("LSTM in the reverse direction alone (node 'lstm')"), "{said}");
         let cases =
             [("", "Conjure", "Conjure (node 'y')"), ("com.example", "Softmax", "com.example.Softmax (node 'y')")];
         for (domain, operator, expected) in cases {

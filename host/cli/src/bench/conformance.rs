@@ -7,7 +7,7 @@
 use crate::build::{Order, build_as};
 use crate::output::{BadInput, Output};
 use anyhow::{Result, bail};
-use edgent_nn::{Difference, Pins, Stop, Tensor};
+use edgent_nn::{Difference, ElementType, Pins, Stop, Tensor};
 use edgent_runtime::Deployment;
 use edgent_runtime::golden::Golden;
 use edgent_sandbox::Engine;
@@ -16,7 +16,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What is near nothing is the difference of greater values, and as far off as they were: by this share of the greatest.
-const ROUNDING: f64 = 1e-6;
+const ROUNDING: f64 = 1e-5;
+/// The same for elements that have 11 bits.
+const ROUNDING_F16: f64 = 2e-3;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -106,7 +108,8 @@ fn try_one(folder: &Path, scratch: &Path, engine: &Engine) -> Result<(), (Verdic
 
 fn is_same(ours: &Tensor, theirs: &Tensor, tolerance: &Tolerance) -> bool {
     let Some(Difference { greatest, .. }) = Difference::of(ours, theirs) else { return false };
-    let off_max = |value: f64| tolerance.difference + ROUNDING * greatest + tolerance.share * value.abs();
+    let rounding = if theirs.element_type() == ElementType::F16 { ROUNDING_F16 } else { ROUNDING };
+    let off_max = |value: f64| tolerance.difference + rounding * greatest + tolerance.share * value.abs();
     let close = |(a, b): (f64, f64)| a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= off_max(b);
     ours.to_f64().into_iter().zip(theirs.to_f64()).all(close)
 }
