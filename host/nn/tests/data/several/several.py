@@ -62,12 +62,14 @@ model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir
 onnx.checker.check_model(model)
 onnx.save(model, "several.onnx")
 
-session = onnxruntime.InferenceSession("several.onnx", providers=["CPUExecutionProvider"])
+# What crosses a cut is wanted, too.
+model.graph.output.append(helper.make_tensor_value_info("d", TensorProto.FLOAT, ["rows", 4]))
+session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 # So far apart that each branch is taken once.
 x, state = random.normal(0, 1, (3, 8)).astype(np.float32), random.normal(0, 1, (3, 4)).astype(np.float32)
 values = []
 for shift in (2, -2):
     feeds = {"x": x, "state": state + np.float32(shift)}
-    given = dict(zip(["y", "new_state", "is_high"], session.run(None, feeds)))
+    given = dict(zip(["y", "new_state", "is_high", "d"], session.run(None, feeds)))
     values.append({**feeds, **given, "is_high": given["is_high"].astype(np.uint8)})
 save_file({name: np.stack([value[name] for value in values]) for name in values[0]}, "several.safetensors")
