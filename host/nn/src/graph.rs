@@ -171,7 +171,7 @@ pub(crate) fn concrete(fact: &TypedFact) -> Result<Fact, String> {
 
 fn ports(
     model: &TypedModel,
-    outlets: tract_onnx::prelude::TractResult<&[tract_onnx::prelude::OutletId]>,
+    outlets: TractResult<&[tract_onnx::prelude::OutletId]>,
 ) -> Result<Vec<Port>, String> {
     outlets
         .map_err(|e| format!("{e:#}"))?
