@@ -72,6 +72,21 @@ limits:
 limits-long:
     cargo run --release -- bench limits --share 1
 
+# Python with the runtime that Edgent is compared with.
+peers:
+    test -x target/peers/bin/python || python3 -m venv target/peers
+    target/peers/bin/pip install --quiet --requirement tests/peers/requirements.txt
+
+# The node tests of the onnx package, through the import and the sandbox.
+onnx-suite: peers
+    cargo build --release --workspace
+    target/peers/bin/python tests/peers/onnx_suite.py
+
+# Published networks, compared with onnxruntime at every cut: the table of docs/models.md. Downloads 150 MB of packages.
+models: peers
+    cargo build --release --workspace
+    target/peers/bin/python tests/peers/models.py
+
 # Both sides of each ratio in one run.
 bench:
     cargo run --release -- bench sandbox
@@ -80,4 +95,4 @@ bench:
     cargo run --release -- bench plan
 
 # All of CI's steps.
-ci: test lint model fresh audit demo oci minisign swap limits bench
+ci: test lint model fresh audit demo oci minisign swap limits onnx-suite bench

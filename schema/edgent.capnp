@@ -205,6 +205,7 @@ struct AskRequest {
   model @1 :Text;         # empty: the only one
   deadlineUs @2 :UInt64;  # 0: the host's default
   input @3 :Activation;
+  beside @4 :List(Activation);  # the model's other inputs, in the order of ModelDescription.inputs
 }
 
 struct Answer {
@@ -226,6 +227,8 @@ struct Answer {
   inTime @15 :Float32;    # how likely the plan was to be in time, from 0 to 1
   codecName @16 :Text;    # null: as `codec` says. A name, for who asks may not know the enumerant
   model @17 :Data;        # SHA-256 of the manifest of the bundle that answered; null: not told
+  outputs @18 :List(Activation);  # of a model without classes: what the exit gives, raw, in the order of
+                                  # ExitDescription.outputs; label and scores are none then
 }
 
 struct Description {
@@ -239,12 +242,20 @@ struct ModelDescription {
   inputDims @3 :List(UInt32);
   classes @4 :List(Text);
   exits @5 :List(ExitDescription);
+  inputs @6 :List(TensorDescription);  # null: one, as inputType and inputDims say; they are the first's
+}
+
+struct TensorDescription {
+  name @0 :Text;
+  elementType @1 :ElementType;
+  dims @2 :List(UInt32);
 }
 
 struct ExitDescription {
   name @0 :Text;
   accuracy @1 :Float64;
   segments @2 :List(Text);
+  outputs @3 :List(TensorDescription); # null: one, with an element for each class
 }
 
 struct ModelProfile {

@@ -7,15 +7,20 @@ use edgent_bundle::{Bundle, Draft};
 use edgent_cli::hosts::HostProcess;
 use edgent_cli::relay::{Relay, Shape};
 use edgent_cli::trace::Trace;
-use edgent_link::{AskRequest, Codec, Digest, Direction, Hello, InferRequest, Limits, Link, Plan, Role, Signature};
+use edgent_link::{
+    AskRequest, Codec, Digest, Direction, Hello, InferRequest, Limits, Link, Plan, Role, Signature, TensorDescription,
+};
 use edgent_nn::{Stop, Tensor, synthetic};
-use edgent_runtime::codec::encode_all;
+use edgent_runtime::codec::{decode, encode_all};
 use edgent_runtime::confine::Confinement;
+use edgent_runtime::golden::{Golden, difference};
 use edgent_runtime::trial::{Bounds, Job, TRY};
 use edgent_runtime::{Deployment, tell_signatures};
 use edgent_sandbox::Engine;
 use rustix::process::Signal;
-use serde_json::Value;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -370,7 +375,7 @@ fn bad_input_is_named_and_exits_with_2() {
         (file("Cargo.toml"), file("models/branchy-alexnet/branchy-alexnet.onnx"), file("no-such"));
     let model = bundle().to_str().unwrap();
     let cases: [(&[&str], &str); 14] = [
-        (&["build", &missing, "--out", "x"], "model.toml"),
+        (&["build", &missing, "--out", "x"], "no-such"),
         (&["inspect", &missing], "no-such"),
         (&["verify", &missing], "no-such"),
         (&["profile", &missing, "--quick"], "no-such"),
@@ -1020,9 +1025,9 @@ async fn a_version_that_does_wrong_again_and_again_is_quarantined() {
     let dims: Vec<usize> = deployed.manifest().tensors[0].dims.clone();
     let elements: usize = dims.iter().product();
     let ask = async |value: f32| {
-        let input = edgent_nn::Tensor::from_f32(&dims, &vec![value; elements]).unwrap();
+        let input = Tensor::from_f32(&dims, &vec![value; elements]).unwrap();
         let input = edgent_runtime::codec::encode(&input, Codec::Raw);
-        client.ask(AskRequest { id: 0, model: String::new(), deadline_us: 10_000_000, input }).await
+        client.ask(AskRequest { id: 0, model: String::new(), deadline_us: 10_000_000, input, beside: Vec::new() }).await
     };
     let second_digest = Digest(digest(&second).0);
     assert_eq!(ask(0.5).await.unwrap().model, Some(second_digest));
@@ -1069,5 +1074,64 @@ fn hostile_guests_and_files_are_contained() {
     assert!(cases.len() > 100, "{}", cases.len());
     for case in cases {
         assert!(case["tried"] == case["contained"] && case["host_alive"] == true, "{case}");
+    }
+}
+
+/// A stranger's network, as it comes: a size is open, several tensors go in and come out, one of them of bool, and two
+/// operators are such that NNEF has no words for them. It is built without a word about it but that size, gives what
+/// onnxruntime gives at every cut, and answers over the link with what it gives.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_of_several_inputs_and_outputs_is_served() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("several");
+    let (model, data) = (dir.to_str().unwrap(), "host/nn/tests/data/several");
+    let (onnx, golden) = (format!("{data}/several.onnx"), project().join(data).join("several.safetensors"));
+    let (code, _, said) = run(&["build", &onnx, "--out", model]);
+    assert!(code == 2 && said.contains("'x' [rows,8]") && said.contains("--dim"), "{said}");
+    let (code, _, said) = run(&["build", &onnx, "--out", model, "--dim", "columns=3"]);
+    assert!(code == 2 && said.contains("columns") && said.contains("rows"), "{said}");
+    let built = edgent(&["build", &onnx, "--out", model, "--dim", "rows=3"]);
+    assert_eq!(built["exits"], 1);
+    assert!(built["formats"]["nnef"].as_u64() >= Some(1) && built["formats"]["onnx"] == 1, "{built}");
+    let verified = edgent(&["verify", model, "--golden", golden.to_str().unwrap()]);
+    assert_eq!((&verified["golden_inputs"], &verified["cuts_close"]), (&json!(2), &verified["cuts_checked"]));
+    assert!(verified["tensors_compared"].as_u64() >= Some(4), "{verified}");
+
+    let bundle = Bundle::open(&dir).unwrap();
+    assert_eq!(bundle.manifest().format, 2);
+    let deployment = Deployment::prepare(&bundle, &Engine::new().unwrap(), 1.0).unwrap();
+    let golden = Golden::read(&std::fs::read(golden).unwrap(), bundle.manifest(), deployment.tensors()).unwrap();
+    let arguments = ["--role", "edge", "--listen", "127.0.0.1:0", "--model", model];
+    let edge = HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap();
+    let edge_address = edge.address().to_string();
+    let arguments = ["--role", "device", "--listen", "127.0.0.1:0", "--model", model, "--edge", &edge_address];
+    let device = HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap();
+    let link = Link::start().unwrap();
+    let (address, hello) = (device.address().to_string(), Hello::new(Role::Tool, "test"));
+    let client = link.connect(&address, hello, Limits::default()).await.unwrap();
+    let described = client.describe().await.unwrap().models.remove(0);
+    let names = |tensors: &[TensorDescription]| tensors.iter().map(|tensor| tensor.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&described.inputs), ["x", "state"]);
+    assert_eq!(names(&described.exits[0].outputs), ["y", "new_state", "is_high"]);
+    for index in 0..golden.count {
+        let inputs: Vec<_> = golden.at(&[0, 1], index).flatten().cloned().collect();
+        let (input, beside) = encode_all(&inputs, Codec::Raw).unwrap();
+        let request = AskRequest { id: 1, model: String::new(), deadline_us: 1_000_000, input, beside };
+        let answer = client.ask(request.clone()).await.unwrap();
+        assert!(answer.scores.is_empty() && answer.outputs.len() == 3);
+        let outputs = bundle.manifest().outputs(0);
+        for ((tensor, given), expected) in outputs.iter().zip(&answer.outputs).zip(golden.at(outputs, index)) {
+            let given = decode(given, &deployment.tensors()[*tensor]).unwrap();
+            assert!(difference(&given, expected.unwrap()).unwrap() < 1e-6, "{given:?} is not {expected:?}");
+        }
+        let named = [("x", &inputs[0]), ("state", &inputs[1])];
+        let views = named
+            .map(|(name, tensor)| (name, TensorView::new(Dtype::F32, tensor.dims().to_vec(), tensor.bytes()).unwrap()));
+        let file = dir.with_extension("safetensors");
+        std::fs::write(&file, safetensors::serialize(views, None).unwrap()).unwrap();
+        let asked = edgent(&["infer", file.to_str().unwrap(), "--device", &address]);
+        let high = &asked["answers"][0]["outputs"][2];
+        assert_eq!((&high["name"], &high["dims"]), (&json!("is_high"), &json!([3, 4])), "{asked}");
+        let refused = client.ask(AskRequest { beside: vec![], ..request }).await.unwrap_err().to_string();
+        assert!(refused.contains("1 tensors came, where 2 cross"), "{refused}");
     }
 }

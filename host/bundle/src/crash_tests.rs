@@ -36,7 +36,7 @@ fn bundle(version: u64) -> (SealedManifest, Vec<Vec<u8>>) {
     let tensor = |name: &str| Tensor { name: name.into(), element_type: "f32".into(), dims: vec![1, 2], finite: false };
     let boundary = |tensor| Boundary { tensors: vec![tensor], coded: vec![] };
     let manifest = Manifest {
-        format: FORMAT,
+        format: 1,
         name: MODEL.into(),
         classes: vec!["no".into(), "yes".into()],
         tensors: vec![tensor("in"), tensor("mid"), tensor("out")],

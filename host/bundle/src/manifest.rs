@@ -4,8 +4,9 @@ use crate::Digest;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// The version of the manifest that is written and read.
-pub const FORMAT: u32 = 1;
+/// The newest version of the manifest that is read. What can be said in an older one is written in that, so that
+/// older programs go on reading it: [`Manifest::least_format`].
+pub const FORMAT: u32 = 2;
 
 const NAME_BYTES_MAX: usize = 200;
 const CODEC_NAME_BYTES_MAX: usize = 32;
@@ -19,15 +20,16 @@ const TENSORS_CROSSING_MAX: usize = 64;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// [`FORMAT`].
+    /// 1 for a classifier with one input whose graphs are all NNEF; 2, [`FORMAT`], for other networks.
     pub format: u32,
     /// The model's name.
     pub name: String,
-    /// What each element of an exit's output stands for.
+    /// What each element of an exit's output stands for. None if the network is no classifier: then its answer is what
+    /// the exit gives, and an exit may give several tensors.
     pub classes: Vec<String>,
-    /// What crosses somewhere; the first is the network's input.
+    /// What crosses somewhere; the first are the network's inputs.
     pub tensors: Vec<Tensor>,
-    /// The places where the network can be cut. The first is crossed by the input alone.
+    /// The places where the network can be cut. The first is crossed by the inputs, in the network's order.
     pub boundaries: Vec<Boundary>,
     /// Each comes after those it depends on.
     pub segments: Vec<Segment>,
@@ -98,7 +100,7 @@ pub struct Segment {
     pub layers: Vec<Layer>,
     /// Multiply-accumulates of one run.
     pub macs: u64,
-    /// How the graph in the component is written: `nnef`.
+    /// How the graph in the component is written: `nnef`, or `onnx` where NNEF has no words for it.
     pub graph_format: String,
     /// Where the arithmetic runs.
     pub tier: Tier,
@@ -172,11 +174,11 @@ pub enum Tier {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Exit {
-    /// The output's name in the network.
+    /// The name in the network of its first output. All its outputs are what crosses the boundary behind its path.
     pub name: String,
     /// The segments from the input to this exit.
     pub path: Vec<usize>,
-    /// Share of the validation samples that it answers rightly.
+    /// Share of the validation samples that it answers rightly; 0 if nobody knows.
     pub accuracy: f64,
     /// The confidence (greatest softmax probability) from which on it is right as often as the best exit, on
     /// the validation samples that have it; none if there is no such confidence, or it was not looked for.
@@ -231,14 +233,13 @@ impl Manifest {
     /// checked manifest indexes into it without looking again.
     pub fn check(&self) -> Result<(), ManifestError> {
         let wrong = |what: String| Err(ManifestError(what));
-        if self.format != FORMAT {
+        if !(1..=FORMAT).contains(&self.format) {
             return wrong(format!(
-                "format {} is not {FORMAT}, the one this program reads; rebuild the bundle",
+                "format {} is not one that this program reads, 1 to {FORMAT}; rebuild the bundle",
                 self.format
             ));
         }
         for (what, count, limit) in [
-            ("classes", self.classes.len(), CLASSES_MAX),
             ("segments", self.segments.len(), SEGMENTS_MAX),
             ("exits", self.exits.len(), EXITS_MAX),
             ("tensors", self.tensors.len(), TENSORS_MAX),
@@ -247,6 +248,9 @@ impl Manifest {
             if count == 0 || count > limit {
                 return wrong(format!("{count} {what}; there must be 1 to {limit}"));
             }
+        }
+        if self.classes.len() > CLASSES_MAX {
+            return wrong(format!("{} classes; there must be at most {CLASSES_MAX}", self.classes.len()));
         }
         let names = [&self.name].into_iter().chain(&self.classes);
         let names = names.chain(self.tensors.iter().map(|t| &t.name)).chain(self.segments.iter().map(|s| &s.name));
@@ -271,11 +275,35 @@ impl Manifest {
                 return wrong(format!("boundary {index} has a codec without a name, or a median over p90"));
             }
         }
-        if self.boundaries[0].tensors != [0] {
-            return wrong("the first boundary is not crossed by the input alone".to_owned());
+        if !self.boundaries[0].tensors.iter().copied().eq(0..self.boundaries[0].tensors.len()) {
+            return wrong("the first boundary is not crossed by the first tensors, the inputs".to_owned());
         }
         self.segments.iter().try_for_each(|segment| self.check_segment(segment))?;
-        self.exits.iter().try_for_each(|exit| self.check_exit(exit))
+        self.exits.iter().try_for_each(|exit| self.check_exit(exit))?;
+        match self.least_format() {
+            least if self.format < least => {
+                wrong(format!("format {} has no words for what it says, format {least} has", self.format))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The oldest format in which this can be said.
+    pub fn least_format(&self) -> u32 {
+        let is_nnef = |segment: &Segment| segment.graph_format == "nnef";
+        let one_input = self.boundaries.first().is_some_and(|inputs| inputs.tensors.len() == 1);
+        if !self.classes.is_empty() && one_input && self.segments.iter().all(is_nnef) { 1 } else { FORMAT }
+    }
+
+    /// The network's inputs, in its order.
+    pub fn inputs(&self) -> impl Iterator<Item = &Tensor> {
+        self.boundaries[0].tensors.iter().map(|tensor| &self.tensors[*tensor])
+    }
+
+    /// What an exit gives, in its order, as indices into `tensors`.
+    pub fn outputs(&self, exit: usize) -> &[usize] {
+        let end = self.exits[exit].path.last().map_or(0, |segment| self.segments[*segment].to);
+        &self.boundaries[end].tensors
     }
 
     fn check_segment(&self, segment: &Segment) -> Result<(), ManifestError> {
@@ -316,11 +344,19 @@ impl Manifest {
         if exit.path.is_empty() || exit.path.len() > SEGMENTS_MAX {
             return wrong("its path is empty or endless");
         }
-        let [output] = self.boundaries[at].tensors.as_slice() else { return wrong("its output is not one tensor") };
-        // Dimensions are as hostile as the rest.
-        let elements = self.tensors[*output].dims.iter().try_fold(1_usize, |all, dim| all.checked_mul(*dim));
-        if elements != Some(self.classes.len()) {
-            return wrong("its output has not one element for each class");
+        if self.classes.is_empty() {
+            if exit.sure_at.is_some() {
+                return wrong("it has a confidence that is enough, but no classes to be sure of");
+            }
+        } else {
+            let [output] = self.boundaries[at].tensors.as_slice() else {
+                return wrong("its output is not one tensor, as a classifier's is");
+            };
+            // Dimensions are as hostile as the rest.
+            let elements = self.tensors[*output].dims.iter().try_fold(1_usize, |all, dim| all.checked_mul(*dim));
+            if elements != Some(self.classes.len()) {
+                return wrong("its output has not one element for each class");
+            }
         }
         if exit.sure_at.is_some_and(|sure_at| !known(sure_at)) {
             return wrong("the confidence that is enough is not between 0 and 1");

@@ -38,7 +38,7 @@ fn manifest(draft: &mut Draft) -> Manifest {
         component,
     };
     Manifest {
-        format: FORMAT,
+        format: 1,
         name: "tiny".into(),
         classes: vec!["no".into(), "yes".into()],
         tensors: vec![
@@ -116,8 +116,11 @@ fn a_damaged_blob_is_found_out() {
 #[test]
 fn a_manifest_that_does_not_hang_together_is_refused() {
     type Break = fn(&mut Manifest);
-    let cases: [(&str, Break); 25] = [
-        ("format 2", |m| m.format = 2),
+    let cases: [(&str, Break); 28] = [
+        ("format 3", |m| m.format = 3),
+        ("format 1 has no words", |m| (m.classes, m.exits[0].sure_at) = (vec![], None)),
+        ("format 1 has no words", |m| m.segments[1].graph_format = "onnx".into()),
+        ("no classes to be sure of", |m| m.classes.clear()),
         ("0 exits", |m| m.exits.clear()),
         ("0 segments", |m| m.segments.clear()),
         ("boundaries that do not exist", |m| m.segments[0].to = 4),
@@ -126,7 +129,7 @@ fn a_manifest_that_does_not_hang_together_is_refused() {
         ("crossed by 1 to 64 different tensors", |m| m.boundaries[1].tensors = vec![1, 1]),
         ("crossed by 1 to 64 different tensors", |m| m.boundaries[1].tensors = vec![1, 5]),
         ("crossed by 1 to 64 different tensors", |m| m.boundaries[1].tensors = vec![2; 65]),
-        ("by the input alone", |m| m.boundaries[0].tensors = vec![1]),
+        ("not crossed by the first tensors", |m| m.boundaries[0].tensors = vec![1]),
         ("takes nothing", |m| m.segments[1].takes.clear()),
         ("takes nothing, something twice", |m| m.segments[2].takes = vec![2, 2]),
         ("what does not cross the boundary it starts from", |m| m.segments[1].takes = vec![0]),
@@ -150,6 +153,26 @@ fn a_manifest_that_does_not_hang_together_is_refused() {
         let error = manifest.check().unwrap_err().to_string();
         assert!(error.contains(expected), "{error} does not say {expected:?}");
     }
+}
+
+/// A network without classes, with two inputs, and two outputs at its exit. Only format 2 has words for any of that.
+#[test]
+fn a_network_that_is_no_classifier_is_told_in_format_2() {
+    let mut manifest = manifest(&mut Draft::default());
+    assert_eq!(manifest.least_format(), 1);
+    manifest.classes.clear();
+    (manifest.exits[0].sure_at, manifest.exits[0].path) = (None, vec![0, 1]);
+    manifest.boundaries[0].tensors = vec![0, 1];
+    manifest.boundaries[1].tensors = vec![2, 3];
+    manifest.boundaries[2].tensors = vec![3, 4];
+    (manifest.segments[0].takes, manifest.segments[0].gives) = (vec![1, 0], vec![2, 3]);
+    (manifest.segments[1].takes, manifest.segments[1].gives) = (vec![2], vec![4]);
+    manifest.segments.truncate(2);
+    assert_eq!(manifest.least_format(), 2);
+    manifest.format = 2;
+    manifest.check().unwrap();
+    let names: Vec<&str> = manifest.inputs().map(|tensor| &tensor.name[..]).collect();
+    assert_eq!((names, manifest.outputs(0)), (vec!["image", "mid"], &[3, 4][..]));
 }
 
 #[test]

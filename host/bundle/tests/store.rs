@@ -28,7 +28,7 @@ fn build(dir: PathBuf, what: &str) -> Bundle {
     let tensor = |name: &str| Tensor { name: name.into(), element_type: "f32".into(), dims: vec![1, 2], finite: false };
     let boundary = |tensor| Boundary { tensors: vec![tensor], coded: vec![] };
     let manifest = Manifest {
-        format: FORMAT,
+        format: 1,
         name: "tiny".into(),
         classes: vec!["no".into(), "yes".into()],
         tensors: ["in", "x", "y", "out"].map(tensor).into(),

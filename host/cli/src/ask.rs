@@ -1,20 +1,22 @@
-//! `edgent infer`: asks a running device about images.
+//! `edgent infer`: asks a running device about images, or about other inputs.
 
 use crate::bounds::DEADLINE_MAX_MS;
 use crate::output::{BadInput, Output};
 use crate::samples;
 use anyhow::{Context, Result};
 use edgent_link::{
-    Answer, AskRequest, Client, Codec, Direction, Hello, Limits, Link, PROTOCOL_VERSION, Placement, Role,
+    Activation, Answer, AskRequest, Client, Codec, Direction, ExitDescription, Hello, Limits, Link, PROTOCOL_VERSION,
+    Placement, Role, TensorDescription,
 };
 use edgent_nn::Tensor;
 use edgent_runtime::{build_name, codec};
+use safetensors::SafeTensors;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// PNG images of the size that the model takes.
+    /// PNG images of the size that the model takes; or safetensors with a tensor for each of its inputs, by name.
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
     /// Address of the device.
@@ -35,6 +37,9 @@ struct Row {
     image: String,
     label: String,
     score: f32,
+    /// What a model without classes gives.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    outputs: Vec<Given>,
     exit: String,
     cut: u16,
     direction: &'static str,
@@ -44,6 +49,13 @@ struct Row {
     degraded: Option<String>,
     epoch: u64,
     model: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Given {
+    name: String,
+    dims: Vec<u32>,
+    values: Vec<f64>,
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
@@ -59,13 +71,22 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         let model = described.models.first().context("the device has no model")?;
         let mut report = Report { answers: Vec::new() };
         for path in &arguments.images {
-            let answer = ask(&client, &samples::image(path)?, deadline_ms).await?;
+            let input = match path.extension() {
+                Some(extension) if extension == "safetensors" => inputs(path, &model.inputs)?,
+                _ => vec![codec::encode(&samples::image(path)?, Codec::Raw)],
+            };
+            let answer = ask_all(&client, input, deadline_ms).await?;
             let index = answer.label as usize;
+            let exit = model.exits.get(usize::from(answer.exit));
             let row = Row {
                 image: path.display().to_string(),
-                label: model.classes.get(index).cloned().unwrap_or_else(|| index.to_string()),
+                label: match answer.scores.is_empty() {
+                    true => String::new(),
+                    false => model.classes.get(index).cloned().unwrap_or_else(|| index.to_string()),
+                },
+                outputs: answer.outputs.iter().enumerate().map(|(at, output)| given(exit, at, output)).collect(),
                 score: answer.scores.get(index).copied().unwrap_or(0.0),
-                exit: model.exits.get(usize::from(answer.exit)).map_or_else(String::new, |exit| exit.name.clone()),
+                exit: exit.map_or_else(String::new, |exit| exit.name.clone()),
                 cut: answer.cut,
                 direction: direction(answer.direction),
                 placement: placement(answer.placement),
@@ -87,6 +108,11 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
                 if row.deadline_met { "" } else { "  LATE" },
                 row.degraded.as_ref().map_or_else(String::new, |why| format!("  degraded: {why}")),
             ));
+            for Given { name, dims, values } in &row.outputs {
+                let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+                let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                output.line(format_args!("    {name} {dims:?} from {least} to {most}"));
+            }
             report.answers.push(row);
         }
         output.result(&report)
@@ -101,9 +127,34 @@ pub(crate) async fn connect(link: &Link, address: &str) -> Result<Client> {
 
 /// Asks a device about one image; a deadline of 0 is the device's own.
 pub(crate) async fn ask(client: &Client, image: &Tensor, deadline_ms: f64) -> Result<Answer> {
-    let input = codec::encode(image, Codec::Raw);
-    let request = AskRequest { id: 0, model: String::new(), deadline_us: (deadline_ms * 1e3) as u64, input };
+    ask_all(client, vec![codec::encode(image, Codec::Raw)], deadline_ms).await
+}
+
+async fn ask_all(client: &Client, mut inputs: Vec<Activation>, deadline_ms: f64) -> Result<Answer> {
+    anyhow::ensure!(!inputs.is_empty(), "there is nothing to ask about");
+    let (input, beside) = (inputs.remove(0), inputs);
+    let request = AskRequest { id: 0, model: String::new(), deadline_us: (deadline_ms * 1e3) as u64, input, beside };
     Ok(client.ask(request).await?)
+}
+
+/// A model's inputs out of a file.
+fn inputs(path: &Path, wanted: &[TensorDescription]) -> Result<Vec<Activation>> {
+    let bad = |why: String| BadInput::error(format!("{}: {why}", path.display()));
+    let bytes = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
+    let input = |TensorDescription { name, element_type, dims }: &TensorDescription| {
+        let tensor = file.tensor(name).map_err(|_| bad(format!("there is no tensor '{name}'")))?;
+        let bytes = tensor.data().to_vec().into();
+        let (codec, dims, scales, offsets) = (Codec::Raw, dims.clone(), Vec::new(), Vec::new());
+        Ok(Activation { codec, element_type: *element_type, dims, scales, offsets, bytes })
+    };
+    wanted.iter().map(input).collect()
+}
+
+fn given(exit: Option<&ExitDescription>, at: usize, output: &Activation) -> Given {
+    let name = exit.and_then(|exit| exit.outputs.get(at)).map_or_else(|| at.to_string(), |output| output.name.clone());
+    let tensor = codec::fact(output).and_then(|fact| codec::decode(output, &fact).ok());
+    Given { name, dims: output.dims.clone(), values: tensor.map_or_else(Vec::new, |tensor| tensor.to_f64()) }
 }
 
 pub(crate) fn direction(direction: Direction) -> &'static str {

@@ -10,7 +10,7 @@ use edgent_bundle::{
     Segment, Tensor as Described, Tier, compose, imports, standard_guest,
 };
 use edgent_link::Codec;
-use edgent_nn::{Cut, Fact, Graph, Imported, Port, SegmentGraph, Tensor};
+use edgent_nn::{Cut, Fact, Graph, Imported, Pins, Port, SegmentGraph, Tensor};
 use edgent_runtime::codec;
 use edgent_runtime::confidence::{self, Said};
 use edgent_runtime::confine;
@@ -23,7 +23,7 @@ use std::thread;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The network, NAME.onnx; NAME.toml or model.toml beside it describes it.
+    /// The network; NAME.toml or model.toml beside NAME.onnx describes it, if there is one.
     model: PathBuf,
     /// Folder for the bundle; an earlier bundle there is replaced.
     #[arg(long, value_name = "DIR")]
@@ -31,11 +31,52 @@ pub(crate) struct Arguments {
     /// Validation samples with which the accuracy of coded activations is measured.
     #[arg(long, default_value_t = CODEC_SAMPLES)]
     samples: usize,
+    /// The bundle's name, in place of the model.toml's or the file's.
+    #[arg(long)]
+    name: Option<String>,
+    /// The size of a dimension that the file only names.
+    #[arg(long, value_name = "NAME=SIZE", value_parser = dim)]
+    dim: Vec<(String, usize)>,
+    /// The dimensions of an input, separated by commas; none for a scalar.
+    #[arg(long, value_name = "NAME=SIZE,SIZE,…", value_parser = shape)]
+    input: Vec<(String, Vec<usize>)>,
+    /// An input that is always the same, element by element: it is no input any more.
+    #[arg(long, value_name = "NAME=VALUE,VALUE,…", value_parser = values, allow_hyphen_values = true)]
+    value: Vec<(String, Vec<f64>)>,
     /// A component of your own in place of the standard one, for the segment with that number (see `edgent inspect`).
     #[arg(long, value_name = "SEGMENT=FILE", value_parser = guest)]
     guest: Vec<(usize, PathBuf)>,
     #[command(flatten)]
     bounds: Bounds,
+}
+
+fn dim(text: &str) -> Result<(String, usize), String> {
+    let (name, size) = text.rsplit_once('=').ok_or("it is not NAME=SIZE")?;
+    Ok((name.to_owned(), size.parse().map_err(|e| format!("'{size}': {e}"))?))
+}
+
+fn shape(text: &str) -> Result<(String, Vec<usize>), String> {
+    let (name, sizes) = text.rsplit_once('=').ok_or("it is not NAME=SIZE,SIZE,…")?;
+    let sizes = sizes.split(',').filter(|size| !size.is_empty());
+    let sizes = sizes.map(|size| size.parse().map_err(|e| format!("'{size}': {e}"))).collect::<Result<_, _>>()?;
+    Ok((name.to_owned(), sizes))
+}
+
+fn values(text: &str) -> Result<(String, Vec<f64>), String> {
+    let (name, values) = text.rsplit_once('=').ok_or("it is not NAME=VALUE,VALUE,…")?;
+    let values = values.split(',').map(|value| value.parse().map_err(|e| format!("'{value}': {e}")));
+    Ok((name.to_owned(), values.collect::<Result<_, _>>()?))
+}
+
+/// What a bundle is made of.
+pub(crate) struct Order<'a> {
+    pub(crate) model: &'a Path,
+    pub(crate) out: &'a Path,
+    pub(crate) codec_samples: usize,
+    pub(crate) name: Option<&'a str>,
+    pub(crate) pins: Pins,
+    /// Others than the standard one for some segments.
+    pub(crate) guests: BTreeMap<usize, Vec<u8>>,
 }
 
 /// Enough to see half a point of accuracy, few enough to take seconds.
@@ -48,6 +89,8 @@ struct Report {
     exits: usize,
     bytes: u64,
     digest: String,
+    /// How many segments each format has.
+    formats: BTreeMap<String, usize>,
 }
 
 /// The command in a process of its own, which can open the model's folder, the bundle's, and the guests, and no other.
@@ -67,15 +110,26 @@ pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
+    let pins = Pins {
+        dims: arguments.dim.iter().cloned().collect(),
+        inputs: arguments.input.iter().cloned().collect(),
+        values: arguments.value.iter().cloned().collect(),
+    };
+    let (model, out, name) = (&arguments.model, &arguments.out, arguments.name.as_deref());
     let guests = guests(&arguments.guest)?;
-    let bundle = build_with(&arguments.model, &guests, &arguments.out, arguments.samples, output)?;
+    let bundle = build_as(Order { model, out, codec_samples: arguments.samples, name, pins, guests }, output)?;
     let manifest = bundle.manifest();
+    let mut formats = BTreeMap::new();
+    for segment in &manifest.segments {
+        *formats.entry(segment.graph_format.clone()).or_default() += 1;
+    }
     let report = Report {
         segments: manifest.segments.len(),
         cuts: manifest.boundaries.len() - manifest.exits.len(),
         exits: manifest.exits.len(),
         bytes: manifest.segments.iter().map(|segment| segment.component.bytes).sum(),
         digest: bundle.digest().to_string(),
+        formats,
     };
     output.line(format_args!("{}: {}", manifest.name, arguments.out.display()));
     output.line(format_args!(
@@ -106,35 +160,22 @@ fn guests(given: &[(usize, PathBuf)]) -> Result<BTreeMap<usize, Vec<u8>>> {
     given.iter().map(read).collect()
 }
 
-/// Imports, cuts, measures and writes.
+/// A network that is described in a model.toml, as it is.
 pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Output) -> Result<Bundle> {
-    build_with(model, &BTreeMap::new(), out, codec_samples, output)
+    build_as(Order { model, out, codec_samples, name: None, pins: Pins::default(), guests: BTreeMap::new() }, output)
 }
 
-/// The same, with other guests than the standard one for some segments.
-fn build_with(
-    model: &Path,
-    guests: &BTreeMap<usize, Vec<u8>>,
-    out: &Path,
-    codec_samples: usize,
-    output: &Output,
-) -> Result<Bundle> {
+/// Imports, cuts, measures and writes.
+pub(crate) fn build_as(order: Order<'_>, output: &Output) -> Result<Bundle> {
+    let Order { model, out, codec_samples, name, pins, guests } = order;
     let described = ModelFile::beside(model)?;
     let source = fs::read(model).map_err(|e| BadInput::error(format!("{}: {e}", model.display())))?;
     let in_model = |e: &dyn std::fmt::Display| BadInput::error(format!("{}: {e}", model.display()));
-    let imported = Imported::from_onnx(&source).map_err(|e| in_model(&e))?;
-    let input = imported.input();
-    if input.name != described.input.name || input.fact.dims != described.input.shape {
-        return Err(in_model(&format!(
-            "{} describes an input '{}' of {:?}, the network has '{}' of {}",
-            described.path.display(),
-            described.input.name,
-            described.input.shape,
-            input.name,
-            input.fact
-        )));
-    }
-    let cut = imported.cut().map_err(|e| in_model(&e))?;
+    let imported = import(&source, &described, pins).map_err(|e| in_model(&e))?;
+    imported.notes().iter().for_each(|note| output.progress(note));
+    let outputs = outputs_of_exits(&imported, &described).map_err(|e| in_model(&e))?;
+    let cut = imported.cut(&outputs).map_err(|e| in_model(&e))?;
+    cut.notes.iter().for_each(|note| output.progress(note));
     if let Some(segment) = guests.keys().find(|segment| **segment >= cut.segments.len()) {
         return Err(in_model(&format!("there is no segment {segment} for --guest; it has {}", cut.segments.len())));
     }
@@ -142,7 +183,7 @@ fn build_with(
     let mut draft = Draft::default();
     let mut manifest = Manifest {
         format: FORMAT,
-        name: described.name.clone(),
+        name: name.unwrap_or(&described.name).to_owned(),
         classes: described.classes.clone(),
         tensors: cut.tensors.iter().map(|port| Described { finite: described.finite, ..tensor(port) }).collect(),
         boundaries: cut
@@ -150,10 +191,14 @@ fn build_with(
             .iter()
             .map(|tensors| Boundary { tensors: tensors.clone(), coded: Vec::new() })
             .collect(),
-        segments: segments(&cut, guests, &mut draft)?,
-        exits: exits(&cut, &described)?,
-        evidence: Evidence { source: Some(draft.add(source)), ..Evidence::default() },
+        segments: segments(&cut, &guests, &mut draft)?,
+        exits: exits(&cut, &described),
+        evidence: Evidence {
+            source: Some(draft.add(imported.changed_file().unwrap_or(source))),
+            ..Evidence::default()
+        },
     };
+    manifest.format = manifest.least_format();
     if let Some(paths) = &described.samples {
         let file = |path: PathBuf| -> Result<Vec<u8>> {
             fs::read(&path).map_err(|e| BadInput::error(format!("{}: {e}", path.display())))
@@ -177,6 +222,38 @@ fn build_with(
         manifest.evidence.golden = keep(file(described.at(&paths.golden))?);
     }
     Ok(draft.write(out, &manifest)?)
+}
+
+/// Reads the network; what it leaves open is pinned by the user, or else by its model.toml.
+fn import(source: &[u8], described: &ModelFile, mut pins: Pins) -> Result<Imported> {
+    for input in described.inputs() {
+        pins.inputs.entry(input.name.clone()).or_insert_with(|| input.shape.clone());
+    }
+    let imported = Imported::from_onnx(source, &pins)?;
+    let missing = imported.inputs().iter().find(|port| !described.inputs().any(|input| input.name == port.name));
+    match missing.filter(|_| described.inputs().next().is_some()) {
+        Some(port) => Err(BadInput::error(format!("model.toml does not describe the input '{}'", port.name))),
+        None => Ok(imported),
+    }
+}
+
+/// Which outputs each exit gives, as indices.
+fn outputs_of_exits(imported: &Imported, described: &ModelFile) -> Result<Vec<Vec<usize>>> {
+    if described.exits.is_empty() {
+        return Ok(vec![(0..imported.outputs().len()).collect()]);
+    }
+    let found: Vec<&String> = imported.outputs().iter().map(|port| &port.name).collect();
+    let told: Vec<&String> = described.exits.iter().flat_map(|exit| exit.outputs()).collect();
+    let names = |names: &[&String]| names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+    if described.exits.iter().any(|exit| exit.outputs().next().is_none()) || told != found {
+        return Err(BadInput::error(format!(
+            "model.toml describes exits with the outputs {}; the network has {}",
+            names(&told),
+            names(&found)
+        )));
+    }
+    let mut next = 0..;
+    Ok(described.exits.iter().map(|exit| next.by_ref().take(exit.outputs().count()).collect()).collect())
 }
 
 fn tensor(Port { name, fact }: &Port) -> Described {
@@ -243,24 +320,18 @@ pub(crate) fn layer(layer: &edgent_nn::Layer) -> Layer {
     }
 }
 
-fn exits(cut: &Cut, described: &ModelFile) -> Result<Vec<Exit>> {
-    let names = |exits: &mut dyn Iterator<Item = &String>| exits.cloned().collect::<Vec<_>>().join(", ");
-    let (found, told) =
-        (names(&mut cut.exits.iter().map(|e| &e.name)), names(&mut described.exits.iter().map(|e| &e.output)));
-    if found != told {
-        let path = described.path.display();
-        return Err(BadInput::error(format!("{path} describes the exits {told}; the network has {found}")));
-    }
-    let exits = cut.exits.iter().zip(&described.exits);
-    Ok(exits
-        .map(|(exit, described)| Exit {
+fn exits(cut: &Cut, described: &ModelFile) -> Vec<Exit> {
+    let accuracy = |index: usize| described.exits.get(index).map_or(0.0, |exit| exit.accuracy_validation);
+    let exits = cut.exits.iter().enumerate();
+    exits
+        .map(|(index, exit)| Exit {
             name: exit.name.clone(),
             path: exit.path.clone(),
-            accuracy: described.accuracy_validation,
+            accuracy: accuracy(index),
             sure_at: None,
             coded: Vec::new(),
         })
-        .collect())
+        .collect()
 }
 
 /// How sure each exit must be to be believed in place of the best one.

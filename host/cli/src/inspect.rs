@@ -24,6 +24,11 @@ struct Report<'a> {
     signatures: Vec<Signer>,
     segments: Vec<Row>,
     exits: Vec<ExitRow<'a>>,
+    /// What goes in, comes out, or crosses between segments.
+    tensors: &'a [Tensor],
+    inputs: Vec<&'a str>,
+    /// The blob that is the network it was cut from.
+    source: Option<String>,
     crossings: Vec<Crossing>,
 }
 
@@ -46,6 +51,7 @@ struct Row {
     operators: Vec<String>,
     input: String,
     output: String,
+    format: String,
     output_bytes: usize,
     macs: u64,
     component_bytes: u64,
@@ -55,6 +61,7 @@ struct Row {
 #[derive(Serialize)]
 struct ExitRow<'a> {
     name: &'a str,
+    outputs: Vec<&'a str>,
     accuracy: f64,
     path: &'a [usize],
     macs: u64,
@@ -71,13 +78,18 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         exits: manifest
             .exits
             .iter()
-            .map(|exit| ExitRow {
+            .enumerate()
+            .map(|(index, exit)| ExitRow {
                 name: &exit.name,
+                outputs: manifest.outputs(index).iter().map(|at| manifest.tensors[*at].name.as_str()).collect(),
                 accuracy: exit.accuracy,
                 path: &exit.path,
                 macs: exit.path.iter().map(|segment| manifest.segments[*segment].macs).sum(),
             })
             .collect(),
+        tensors: &manifest.tensors,
+        inputs: manifest.inputs().map(|tensor| tensor.name.as_str()).collect(),
+        source: manifest.evidence.source.as_ref().map(|source| source.digest.to_string()),
         crossings: crossings(manifest)?,
     };
     output.line(format_args!("{} {}", report.name, report.digest));
@@ -102,9 +114,13 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     for exit in &report.exits {
         let path: Vec<String> = exit.path.iter().map(usize::to_string).collect();
         output.line(format_args!(
-            "{:<8} accuracy {:.3}, {} kMAC, by segments {}",
-            exit.name,
-            exit.accuracy,
+            "{:<8} {}, {} kMAC, by segments {}",
+            exit.outputs.join(" + "),
+            if manifest.classes.is_empty() {
+                "no classes".to_owned()
+            } else {
+                format!("accuracy {:.3}", exit.accuracy)
+            },
             exit.macs / 1_000,
             path.join(" ")
         ));
@@ -182,6 +198,7 @@ fn row(manifest: &Manifest, index: usize) -> Row {
         operators: segment.layers.iter().map(|layer| layer.operator.clone()).collect(),
         input: facts(segment.from),
         output: facts(segment.to),
+        format: segment.graph_format.clone(),
         output_bytes: tensors(segment.to).map(bytes).sum(),
         macs: segment.macs,
         component_bytes: segment.component.bytes,

@@ -18,11 +18,19 @@ pub(crate) struct ModelFile {
     /// For the maker's own scripts; `edgent build` is given the file.
     #[serde(rename = "onnx")]
     _onnx: PathBuf,
+    /// None: it is no classifier.
+    #[serde(default)]
     pub(crate) classes: Vec<String>,
     /// Whether NaN and infinity are wrong wherever tensors cross.
     #[serde(default)]
     pub(crate) finite: bool,
-    pub(crate) input: Input,
+    /// The only input…
+    input: Option<Input>,
+    /// …or several. What the file leaves open of their dimensions is taken from here.
+    #[serde(default)]
+    inputs: Vec<Input>,
+    /// None: one, which gives all outputs.
+    #[serde(default)]
     pub(crate) exits: Vec<Exit>,
     pub(crate) samples: Option<Samples>,
     #[serde(skip)]
@@ -39,11 +47,16 @@ pub(crate) struct Input {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Exit {
-    pub(crate) output: String,
-    /// What plans are made with.
+    /// The only output…
+    output: Option<String>,
+    /// …or several that belong together.
+    #[serde(default)]
+    outputs: Vec<String>,
+    /// What plans are made with; 0: nobody knows.
+    #[serde(default)]
     pub(crate) accuracy_validation: f64,
     /// What is quoted; nothing is chosen by it.
-    #[serde(rename = "accuracy_test")]
+    #[serde(default, rename = "accuracy_test")]
     _accuracy_test: f64,
 }
 
@@ -58,17 +71,30 @@ pub(crate) struct Samples {
 }
 
 impl ModelFile {
-    /// What is said of `model`, an ONNX file.
+    /// What is said of `model`, an ONNX file, by NAME.toml or model.toml beside it. One of which nothing is said is a network
+    /// without classes or samples, all of whose outputs are one exit's.
     pub(crate) fn beside(model: &Path) -> Result<Self> {
-        let own = model.with_extension("toml");
-        Self::read(&if own.exists() { own } else { model.with_file_name("model.toml") })
+        let files = [model.with_extension("toml"), model.with_file_name("model.toml")];
+        match files.into_iter().find(|path| path.exists()) {
+            Some(path) => Self::read(&path),
+            None => Ok(Self {
+                format: FORMAT,
+                name: model.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned(),
+                _onnx: model.to_owned(),
+                classes: Vec::new(),
+                finite: false,
+                input: None,
+                inputs: Vec::new(),
+                exits: Vec::new(),
+                samples: None,
+                path: PathBuf::new(),
+            }),
+        }
     }
 
     fn read(path: &Path) -> Result<Self> {
         let said = |why: &dyn std::fmt::Display| BadInput::error(format!("{}: {why}", path.display()));
-        let text = fs::read_to_string(path).map_err(|e| {
-            said(&format!("{e}; a model needs a model.toml beside it that names its classes, exits and their accuracies (see models/branchy-alexnet)"))
-        })?;
+        let text = fs::read_to_string(path).map_err(|e| said(&e))?;
         let mut file: Self = toml::from_str(&text).map_err(|e| said(&e))?;
         if file.format != FORMAT {
             return Err(said(&format!("format {} is not {FORMAT}", file.format)));
@@ -77,8 +103,18 @@ impl ModelFile {
         Ok(file)
     }
 
+    pub(crate) fn inputs(&self) -> impl Iterator<Item = &Input> {
+        self.input.iter().chain(&self.inputs)
+    }
+
     /// A path of the file, from where we are.
     pub(crate) fn at(&self, path: &Path) -> PathBuf {
         self.path.with_file_name(path)
+    }
+}
+
+impl Exit {
+    pub(crate) fn outputs(&self) -> impl Iterator<Item = &String> {
+        self.output.iter().chain(&self.outputs)
     }
 }

@@ -12,11 +12,17 @@ const BAD_INPUT: u8 = 2;
 /// Prints for people or for programs.
 pub(crate) struct Output {
     json: bool,
+    progress: bool,
 }
 
 impl Output {
     pub(crate) fn new(json: bool) -> Self {
-        Self { json }
+        Self { json, progress: true }
+    }
+
+    /// The same without a word about what is under way.
+    pub(crate) fn silent(self) -> Self {
+        Self { progress: false, ..self }
     }
 
     /// A line for people.
@@ -28,7 +34,9 @@ impl Output {
 
     /// A line about what is under way; never on stdout, which may be read by a program.
     pub(crate) fn progress(&self, text: impl fmt::Display) {
-        let _ = writeln!(std::io::stderr(), "{text}");
+        if self.progress {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
     }
 
     /// The result for programs.

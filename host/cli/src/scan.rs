@@ -6,7 +6,7 @@ use crate::confined::{self, Bounds};
 use crate::output::{BadInput, Output};
 use anyhow::Result;
 use edgent_bundle::{Bundle, imported_functions, split};
-use edgent_nn::{ElementType, Fact, Graph, GraphFormat, Imported, Survey, operators};
+use edgent_nn::{ElementType, Fact, Graph, GraphFormat, Imported, Pins, Survey, operators};
 use edgent_runtime::confine;
 use edgent_runtime::trial::{Job, Trial};
 use edgent_runtime::{Admission, COMPONENTS_BYTES_MAX, MACS_MAX, components_bytes, macs, memory_bytes};
@@ -176,7 +176,7 @@ fn onnx(path: &Path, refused: Option<String>) -> Result<Report> {
     })?;
     // Imported only if a trial showed that importing ends.
     let macs = match refused {
-        None => Some(Imported::from_onnx(&bytes)?.whole()?.cost().macs),
+        None => Some(Imported::from_onnx(&bytes, &Pins::default())?.whole()?.cost().macs),
         Some(_) => None,
     };
     confine::granted_time();

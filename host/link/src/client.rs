@@ -123,6 +123,7 @@ impl Client {
     /// Has the host answer for an input. Dropped, the work is cancelled there.
     pub async fn ask(&self, request: AskRequest) -> Result<Answer, LinkError> {
         request.input.check()?;
+        request.beside.iter().try_for_each(Activation::check)?;
         self.fits(request.weight_bytes())?;
         self.call(async move |host, number| {
             let mut call = host.ask_request();

@@ -366,6 +366,7 @@ impl Message for AskRequest {
         to.set_deadline_us(self.deadline_us);
         self.input.write(to.reborrow().init_input());
         to.set_model(&self.model);
+        write_beside(to.init_beside(self.beside.len() as u32), &self.beside);
     }
 
     fn read(from: wire::ask_request::Reader<'_>) -> Result<Self, Malformed> {
@@ -374,11 +375,12 @@ impl Message for AskRequest {
             model: from.get_model()?.to_str()?.to_owned(),
             deadline_us: from.get_deadline_us(),
             input: Activation::read(from.get_input()?)?,
+            beside: read_beside(from.get_beside()?)?,
         })
     }
 
     fn weight_bytes(&self) -> usize {
-        self.input.weight_bytes() + self.model.len()
+        weight_bytes(&self.input, &self.beside) + self.model.len()
     }
 }
 
@@ -410,6 +412,7 @@ impl Message for Answer {
         if let Some(model) = &self.model {
             to.set_model(&model.0);
         }
+        write_beside(to.reborrow().init_outputs(self.outputs.len() as u32), &self.outputs);
         write_numbers(to.init_scores(self.scores.len() as u32), &self.scores);
     }
 
@@ -426,6 +429,7 @@ impl Message for Answer {
             id: from.get_id(),
             label: from.get_label(),
             scores: scores.iter().collect(),
+            outputs: read_beside(from.get_outputs()?)?,
             exit: from.get_exit(),
             cut: from.get_cut(),
             direction: from.get_direction()?.into(),
@@ -447,7 +451,7 @@ impl Message for Answer {
     }
 
     fn weight_bytes(&self) -> usize {
-        4 * self.scores.len()
+        4 * self.scores.len() + self.outputs.iter().map(Activation::weight_bytes).sum::<usize>()
     }
 }
 
@@ -490,10 +494,11 @@ impl Message for ModelDescription {
         to.set_input_type(self.input_type.into());
         write_numbers(to.reborrow().init_input_dims(self.input_dims.len() as u32), &self.input_dims);
         write_texts(to.reborrow().init_classes(self.classes.len() as u32), &self.classes);
-        let mut exits = to.init_exits(self.exits.len() as u32);
+        let mut exits = to.reborrow().init_exits(self.exits.len() as u32);
         for (index, exit) in (0..).zip(&self.exits) {
             exit.write(exits.reborrow().get(index));
         }
+        write_tensors(to.init_inputs(self.inputs.len() as u32), &self.inputs);
     }
 
     fn read(from: wire::model_description::Reader<'_>) -> Result<Self, Malformed> {
@@ -507,13 +512,46 @@ impl Message for ModelDescription {
             input_dims: input_dims.iter().collect(),
             classes: read_texts("classes", from.get_classes()?, CLASSES_MAX)?,
             exits: exits.iter().map(ExitDescription::read).collect::<Result<_, _>>()?,
+            inputs: read_tensors(from.get_inputs()?)?,
         })
     }
 
     fn weight_bytes(&self) -> usize {
         let exits: usize = self.exits.iter().map(Message::weight_bytes).sum();
-        STRUCT_BYTES + self.name.len() + weight_of_texts(&self.classes) + exits
+        STRUCT_BYTES + self.name.len() + weight_of_texts(&self.classes) + exits + weight_of_tensors(&self.inputs)
     }
+}
+
+fn write_tensors(
+    mut to: capnp::struct_list::Builder<'_, wire::tensor_description::Owned>,
+    tensors: &[TensorDescription],
+) {
+    for (index, tensor) in (0..).zip(tensors) {
+        let mut to = to.reborrow().get(index);
+        to.set_name(&tensor.name);
+        to.set_element_type(tensor.element_type.into());
+        write_numbers(to.init_dims(tensor.dims.len() as u32), &tensor.dims);
+    }
+}
+
+fn read_tensors(
+    from: capnp::struct_list::Reader<'_, wire::tensor_description::Owned>,
+) -> Result<Vec<TensorDescription>, Malformed> {
+    bounded("tensors", from.len(), 1 + BESIDE_MAX as u32)?;
+    let read = |from: wire::tensor_description::Reader<'_>| {
+        let dims = from.get_dims()?;
+        bounded("dimensions", dims.len(), RANK_MAX as u32)?;
+        Ok(TensorDescription {
+            name: from.get_name()?.to_str()?.to_owned(),
+            element_type: from.get_element_type()?.into(),
+            dims: dims.iter().collect(),
+        })
+    };
+    from.iter().map(read).collect()
+}
+
+fn weight_of_tensors(tensors: &[TensorDescription]) -> usize {
+    tensors.iter().map(|tensor| STRUCT_BYTES + TEXT_BYTES + tensor.name.len() + 4 * tensor.dims.len()).sum()
 }
 
 impl Message for ExitDescription {
@@ -522,7 +560,8 @@ impl Message for ExitDescription {
     fn write(&self, mut to: wire::exit_description::Builder<'_>) {
         to.set_name(&self.name);
         to.set_accuracy(self.accuracy);
-        write_texts(to.init_segments(self.segments.len() as u32), &self.segments);
+        write_texts(to.reborrow().init_segments(self.segments.len() as u32), &self.segments);
+        write_tensors(to.init_outputs(self.outputs.len() as u32), &self.outputs);
     }
 
     fn read(from: wire::exit_description::Reader<'_>) -> Result<Self, Malformed> {
@@ -530,11 +569,12 @@ impl Message for ExitDescription {
             name: from.get_name()?.to_str()?.to_owned(),
             accuracy: from.get_accuracy(),
             segments: read_texts("segments", from.get_segments()?, SEGMENTS_MAX)?,
+            outputs: read_tensors(from.get_outputs()?)?,
         })
     }
 
     fn weight_bytes(&self) -> usize {
-        STRUCT_BYTES + self.name.len() + weight_of_texts(&self.segments)
+        STRUCT_BYTES + self.name.len() + weight_of_texts(&self.segments) + weight_of_tensors(&self.outputs)
     }
 }
 
@@ -798,6 +838,7 @@ mod tests {
         assert_eq!(as_read(&profile, |mut to| _ = to.reborrow().init_codecs(0)).codecs, []);
 
         let answer = |codec| Answer {
+            outputs: vec![],
             id: 1,
             label: 0,
             scores: vec![],

@@ -307,8 +307,10 @@ pub struct AskRequest {
     pub model: String,
     /// 0: the host's default.
     pub deadline_us: u64,
-    /// The model's input.
+    /// The model's input; the first, if it has several.
     pub input: Activation,
+    /// The others, in the order of [`ModelDescription::inputs`]; at most [`BESIDE_MAX`].
+    pub beside: Vec<Activation>,
 }
 
 /// What the network says about an input, and how that came about.
@@ -318,8 +320,10 @@ pub struct Answer {
     pub id: u64,
     /// The class with the best score.
     pub label: u32,
-    /// For each class.
+    /// For each class; none if the model has none.
     pub scores: Vec<f32>,
+    /// What the exit gives, in the order of [`ExitDescription::outputs`], if the model has no classes.
+    pub outputs: Vec<Activation>,
     /// Where the network was left.
     pub exit: u16,
     /// So many segments ran on the first host.
@@ -364,14 +368,27 @@ pub struct ModelDescription {
     pub name: String,
     /// Its bundle.
     pub digest: Digest,
-    /// Of its input.
+    /// Of its first input.
     pub input_type: ElementType,
-    /// Of its input.
+    /// Of its first input.
     pub input_dims: Vec<u32>,
-    /// The names of its labels.
+    /// The names of its labels; none if it is no classifier.
     pub classes: Vec<String>,
     /// In the order of their accuracy.
     pub exits: Vec<ExitDescription>,
+    /// All inputs; an older host does not tell.
+    pub inputs: Vec<TensorDescription>,
+}
+
+/// What goes into a model or comes out of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorDescription {
+    /// Its name in the network.
+    pub name: String,
+    /// The type of its elements.
+    pub element_type: ElementType,
+    /// Its dimensions.
+    pub dims: Vec<u32>,
 }
 
 /// A place where the network can stop and answer.
@@ -383,6 +400,8 @@ pub struct ExitDescription {
     pub accuracy: f64,
     /// The names of its path's segments.
     pub segments: Vec<String>,
+    /// What it gives; an older host does not tell.
+    pub outputs: Vec<TensorDescription>,
 }
 
 /// A blob of a bundle.

@@ -20,11 +20,16 @@ async fn soon<T>(future: impl Future<Output = T>) -> T {
 /// Says what it was told, for every method.
 struct Full;
 
+fn tensor(name: &str, element_type: ElementType, dims: &[u32]) -> TensorDescription {
+    TensorDescription { name: name.to_owned(), element_type, dims: dims.to_vec() }
+}
+
 fn description() -> Description {
     let exit = |name: &str, accuracy| ExitDescription {
         name: name.to_owned(),
         accuracy,
         segments: vec!["trunk".to_owned(), name.to_owned()],
+        outputs: vec![tensor("boxes", ElementType::F32, &[1, 4]), tensor(name, ElementType::I64, &[])],
     };
     Description {
         models: vec![
@@ -35,6 +40,7 @@ fn description() -> Description {
                 input_dims: vec![1, 3, 32, 32],
                 classes: (0..1000).map(|class| format!("class {class}")).collect(),
                 exits: vec![exit("early", 0.5), exit("late", 0.75)],
+                inputs: vec![tensor("x", ElementType::F32, &[1, 3, 32, 32]), tensor("state", ElementType::F16, &[2])],
             },
             ModelDescription {
                 name: String::new(),
@@ -43,6 +49,7 @@ fn description() -> Description {
                 input_dims: vec![],
                 classes: vec![],
                 exits: vec![],
+                inputs: vec![],
             },
         ],
     }
@@ -57,6 +64,7 @@ fn answer(request: AskRequest) -> Answer {
         id: request.id,
         label: request.model.len() as u32,
         scores: vec![0.25, -1.0, f32::MIN_POSITIVE],
+        outputs: request.beside,
         exit: 1,
         cut: 2,
         direction: Direction::DeviceFirst,
@@ -153,7 +161,8 @@ async fn every_method_keeps_its_values() {
 
     for id in [1, 2] {
         let model = "alex".repeat(1000);
-        let request = AskRequest { id, model, deadline_us: 100_000, input: activation(50_000) };
+        let beside = vec![activation(10); id as usize];
+        let request = AskRequest { id, model, deadline_us: 100_000, input: activation(50_000), beside };
         assert_eq!(client.ask(request.clone()).await.unwrap(), answer(request));
     }
     assert_eq!(client.profile(Digest([8; 32])).await.unwrap(), profile(Digest([8; 32])));

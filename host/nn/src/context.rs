@@ -31,6 +31,11 @@ impl Context {
         stop: &Stop,
     ) -> Result<Vec<(String, Tensor)>, ComputeError> {
         let values = self.arrange(inputs)?.into_iter().map(Tensor::into_value).collect::<TVec<_>>();
+        // Recurrent operators go on where they stopped. But each run is a request of its own, and must not know of
+        // others.
+        if self.state.op_states.iter().any(Option::is_some) {
+            self.state = guarded(|| self.graph.plan().spawn()).map_err(ComputeError::Failed)?;
+        }
         let state = &mut self.state;
         let ran = guarded(|| {
             state.run_plan_with_eval(values, |context, op_state, node, inputs| {

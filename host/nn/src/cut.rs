@@ -17,27 +17,39 @@
 //! behind element-wise operators on the input (its normalisation): what crosses there is the input
 //! itself in other numbers, no smaller, and no more private. For the same reason the input never crosses
 //! beside other tensors.
+//!
+//! A network may have several inputs, and an exit several outputs: they cross the first boundary, and the last,
+//! together. In the graph, a root before all inputs stands for the former.
+//!
+//! Where a segment cannot be written down as NNEF, it is a part of the ONNX file, between the closest boundaries
+//! whose tensors the file knows: [`written`](crate::written).
 
-use crate::graph::{Graph, concrete, nnef};
+use crate::graph::concrete;
 use crate::guard::guarded;
 use crate::layer::{describe, is_element_wise, work};
 use crate::nested::{Block, Crossing};
-use crate::{Fact, GraphError, GraphFormat, Imported, Layer, Port};
+use crate::written::Written;
+use crate::{GraphFormat, Imported, Layer, Port};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use tract_onnx::prelude::{OutletId, TractResult, TypedModel};
 use tract_onnx::tract_core::ops::source::TypedSource;
 
+/// The most tensors that cross a boundary inside the network.
+const CROSSING_MAX: usize = 64;
+
 /// A network as a tree of segments.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Cut {
-    /// The tensors that cross somewhere, by their names in the network; the first is its input.
+    /// The tensors that cross somewhere, by their names in the network; the first are its inputs.
     pub tensors: Vec<Port>,
-    /// Which tensors cross each boundary, as indices into `tensors`; the first is the network's input alone.
+    /// Which tensors cross each boundary, as indices into `tensors`; the first is crossed by the network's inputs.
     pub boundaries: Vec<Vec<usize>>,
     /// Each segment comes after those it depends on.
     pub segments: Vec<SegmentGraph>,
     /// The exits in the network's order.
     pub exits: Vec<Exit>,
+    /// For people: what could not be done in the best way, and why.
+    pub notes: Vec<String>,
 }
 
 /// The layers between two neighbouring boundaries, as a graph of its own.
@@ -61,107 +73,221 @@ pub struct SegmentGraph {
     pub format: GraphFormat,
 }
 
-/// An output of the network and the way to it.
+/// Outputs of the network that belong together, and the way to them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// The output's name in the file.
+    /// The first output's name in the file.
     pub name: String,
-    /// The segments to run, from the input to this output.
+    /// The segments to run, from the inputs to these outputs.
     pub path: Vec<usize>,
 }
 
 impl Cut {
-    pub(crate) fn of(imported: &Imported) -> Result<Self, CutError> {
+    pub(crate) fn of(imported: &Imported, exits: &[Vec<usize>]) -> Result<Self, CutError> {
         let model = &imported.model;
         let tree = Dominators::of(model).map_err(CutError::Graph)?;
-        let root = model.inputs[0];
         let mut making = Making {
-            cut: Self { tensors: Vec::new(), boundaries: Vec::new(), segments: Vec::new(), exits: Vec::new() },
+            cut: Self::default(),
+            imported,
+            values: imported.file.values(),
             known: BTreeMap::new(),
             arriving: BTreeMap::new(),
+            tried: BTreeMap::new(),
         };
-        making.cut.tensors.push(imported.input.clone());
-        making.known.insert(root, 0);
-        making.cut.boundaries.push(vec![0]);
-        for (port, outlet) in imported.outputs.iter().zip(&model.outputs) {
-            let chain = tree.chain(*outlet).ok_or_else(|| CutError::Detached(port.name.clone()))?;
-            let (mut at, mut path, mut here) = (0, Vec::new(), vec![root]);
-            for pair in chain.windows(2) {
-                let between = guarded(|| tree.between(model, pair[0], pair[1])).map_err(CutError::Graph)?;
-                for next in between.into_iter().chain([vec![pair[1]]]) {
-                    let name = (next == [*outlet]).then(|| port.name.clone());
-                    let segment = match making.arriving.get(&(at, next.clone())) {
-                        Some(segment) => *segment,
-                        None => making.segment(model, at, &here, &next, name)?,
-                    };
-                    path.push(segment);
-                    (at, here) = (making.cut.segments[segment].to, next);
+        making.cut.boundaries.push((0..imported.inputs.len()).collect());
+        making.cut.tensors.extend(imported.inputs.iter().cloned());
+        making.known.extend(model.inputs.iter().enumerate().map(|(at, input)| (*input, at)));
+        for outputs in exits {
+            let ends: Vec<OutletId> = outputs.iter().map(|output| model.outputs[*output]).collect();
+            let name = outputs.first().map_or_else(String::new, |output| imported.outputs[*output].name.clone());
+            for (output, end) in outputs.iter().zip(&ends) {
+                if !tree.order.contains_key(&end.node) {
+                    return Err(CutError::Detached(imported.outputs[*output].name.clone()));
                 }
             }
-            making.cut.exits.push(Exit { name: port.name.clone(), path });
+            let single = tree.chain(&model.inputs, &ends);
+            let mut chain = vec![model.inputs.to_vec()];
+            for pair in single.windows(2) {
+                chain.extend(guarded(|| tree.between(model, &pair[0], &pair[1])).map_err(CutError::Graph)?);
+                chain.push(pair[1].clone());
+            }
+            let path = making.path(&chain)?;
+            making.cut.exits.push(Exit { name, path });
         }
         Ok(making.cut)
     }
 
-    /// The boundary behind an exit's last segment, which its output crosses alone.
+    /// The boundary behind an exit's last segment, which its outputs cross.
     pub fn end(&self, exit: usize) -> usize {
         self.exits[exit].path.last().map_or(0, |segment| self.segments[*segment].to)
     }
 }
 
+/// From these tensors to those; whether as a part of the file.
+type Trial = (Vec<OutletId>, Vec<OutletId>, bool);
+
 /// A cut in the making.
-struct Making {
+struct Making<'a> {
     cut: Cut,
+    imported: &'a Imported,
+    /// The values that the file knows.
+    values: BTreeSet<&'a str>,
     /// The tensors that have been met.
     known: BTreeMap<OutletId, usize>,
     /// The segment that leads from a boundary to these tensors.
     arriving: BTreeMap<(usize, Vec<OutletId>), usize>,
+    /// What came of writing the part between these tensors and those; exits share their first ones.
+    tried: BTreeMap<Trial, Result<Written, String>>,
 }
 
-impl Making {
-    /// Makes the segment that leads from a boundary, which these tensors cross, to the next, under the name that
-    /// the file gives to its only tensor, if it does.
+impl Making<'_> {
+    /// The segments along a chain of boundaries, each as short as it can be.
+    fn path(&mut self, chain: &[Vec<OutletId>]) -> Result<Vec<usize>, CutError> {
+        let last = chain.len() - 1;
+        let mut steps: Vec<(usize, usize, Written)> = Vec::new();
+        let mut at = 0;
+        while at < last {
+            let (from, to, written) = match self.nnef(&chain[at], &chain[at + 1]) {
+                Ok(written) => (at, at + 1, written),
+                Err(why) => {
+                    let name = self.name(&chain[at + 1]);
+                    let around = self.onnx_around(chain, &steps, at).map_err(|onnx| CutError::Segment {
+                        name: name.clone(),
+                        why: format!("{why}; and as a part of the file: {onnx}"),
+                    })?;
+                    self.cut
+                        .notes
+                        .push(format!("the segment with '{name}' is a part of the file, since as NNEF: {why}"));
+                    around
+                }
+            };
+            steps.retain(|(_, end, _)| *end <= from);
+            steps.push((from, to, written));
+            at = to;
+        }
+        let mut boundary = 0;
+        let mut path = Vec::with_capacity(steps.len());
+        for (from, to, written) in steps {
+            let segment = match self.arriving.get(&(boundary, chain[to].clone())) {
+                Some(segment) => *segment,
+                None => self.segment(boundary, &chain[from], &chain[to], written)?,
+            };
+            path.push(segment);
+            boundary = self.cut.segments[segment].to;
+        }
+        Ok(path)
+    }
+
+    /// The part of the file around what lies behind the boundary `at`, as short as it can be: between boundaries that
+    /// the file knows, and that earlier steps of the way do not lead past.
+    fn onnx_around(
+        &mut self,
+        chain: &[Vec<OutletId>],
+        steps: &[(usize, usize, Written)],
+        at: usize,
+    ) -> Result<(usize, usize, Written), String> {
+        let last = chain.len() - 1;
+        let (mut from, mut to, mut further) = (at, at + 1, 1);
+        loop {
+            while from > 0 && !self.is_in_file(&chain[from]) {
+                from -= 1;
+            }
+            while to < last && !self.is_in_file(&chain[to]) {
+                to += 1;
+            }
+            if let Some((start, ..)) = steps.iter().find(|(start, end, _)| (start + 1..*end).contains(&from)) {
+                from = *start;
+            }
+            match self.onnx(&chain[from], &chain[to]) {
+                Ok(written) => return Ok((from, to, written)),
+                Err(why) if (from, to) == (0, last) => return Err(why),
+                Err(_) => (from, to) = (from.saturating_sub(further), (to + further).min(last)),
+            }
+            further *= 2;
+        }
+    }
+
+    fn is_in_file(&self, boundary: &[OutletId]) -> bool {
+        boundary.iter().all(|outlet| self.values.contains(outlet_name(&self.imported.model, *outlet).as_str()))
+    }
+
+    fn nnef(&mut self, here: &[OutletId], next: &[OutletId]) -> Result<Written, String> {
+        self.write(here, next, false)
+    }
+
+    fn onnx(&mut self, here: &[OutletId], next: &[OutletId]) -> Result<Written, String> {
+        self.write(here, next, true)
+    }
+
+    fn write(&mut self, here: &[OutletId], next: &[OutletId], as_onnx: bool) -> Result<Written, String> {
+        let key = (here.to_vec(), next.to_vec(), as_onnx);
+        if let Some(known) = self.tried.get(&key) {
+            return known.clone();
+        }
+        let model = &self.imported.model;
+        let made = made(here, next);
+        let used = reached_back(model, &made, here);
+        let written = guarded(|| extract(model, &used, &made)).and_then(|part| match as_onnx {
+            false => Written::nnef(&part),
+            true => Written::onnx(&part, &self.imported.file, &ports(model, &used)?, &ports(model, &made)?),
+        });
+        self.tried.insert(key, written.clone());
+        written
+    }
+
+    /// Makes the segment that leads from a boundary, which these tensors cross, to the next.
     fn segment(
         &mut self,
-        model: &TypedModel,
         from: usize,
         here: &[OutletId],
         next: &[OutletId],
-        name: Option<String>,
+        written: Written,
     ) -> Result<usize, CutError> {
-        let made: Vec<OutletId> = next.iter().copied().filter(|outlet| !here.contains(outlet)).collect();
-        let name = name.unwrap_or_else(|| made.last().map_or_else(String::new, |outlet| outlet_name(model, *outlet)));
-        let failed = |why: String| CutError::Segment { name: name.clone(), why };
-        let used: Vec<OutletId> = reached_back(model, &made, here).into_iter().collect();
-        for outlet in &made {
-            let fact = guarded(|| Ok(model.outlet_fact(*outlet)?.clone())).map_err(failed)?;
-            let name = if made.len() == 1 { name.clone() } else { outlet_name(model, *outlet) };
-            let port = Port { name, fact: concrete(&fact).map_err(failed)? };
+        let model = &self.imported.model;
+        let failed = |why: String| CutError::Segment { name: self.name(next), why };
+        let made = made(here, next);
+        let used = reached_back(model, &made, here);
+        let ports = ports(model, &made).map_err(failed)?;
+        let part = guarded(|| extract(model, &used, &made)).map_err(failed)?;
+        let layers = guarded(|| describe(&part)).map_err(failed)?;
+        for (outlet, port) in made.iter().zip(ports) {
             let tensors = &mut self.cut.tensors;
             self.known.entry(*outlet).or_insert_with(|| {
                 tensors.push(port);
                 tensors.len() - 1
             });
         }
-        let part = guarded(|| extract(model, &used, &made)).map_err(failed)?;
-        let layers = guarded(|| describe(&part)).map_err(failed)?;
         let macs = layers.iter().map(|layer| layer.macs).sum();
-        let graph = write(&part).map_err(failed)?;
         let indices = |outlets: &[OutletId]| outlets.iter().map(|outlet| self.known[outlet]).collect::<Vec<_>>();
         let (takes, gives) = (indices(&used), indices(&made));
-        let facts = |tensors: &[usize]| tensors.iter().map(|at| self.cut.tensors[*at].fact.clone()).collect::<Vec<_>>();
-        read_back(&graph, &facts(&takes), &facts(&gives)).map_err(failed)?;
         let (to, segment) = (self.cut.boundaries.len(), self.cut.segments.len());
         self.cut.boundaries.push(indices(next));
         self.arriving.insert((from, next.to_vec()), segment);
-        let format = GraphFormat::Nnef;
+        let Written { graph, format } = written;
         self.cut.segments.push(SegmentGraph { from, to, takes, gives, layers, macs, graph, format });
         Ok(segment)
     }
+
+    fn name(&self, boundary: &[OutletId]) -> String {
+        boundary.last().map_or_else(String::new, |outlet| outlet_name(&self.imported.model, *outlet))
+    }
+}
+
+/// What a segment between two boundaries makes: what crosses the second and not the first.
+fn made(here: &[OutletId], next: &[OutletId]) -> Vec<OutletId> {
+    next.iter().copied().filter(|outlet| !here.contains(outlet)).collect()
+}
+
+fn ports(model: &TypedModel, outlets: &[OutletId]) -> Result<Vec<Port>, String> {
+    let port = |outlet: &OutletId| {
+        let fact = guarded(|| Ok(model.outlet_fact(*outlet)?.clone()))?;
+        Ok(Port { name: outlet_name(model, *outlet), fact: concrete(&fact)? })
+    };
+    outlets.iter().map(port).collect()
 }
 
 /// Those of the tensors `here` that the tensors `made` are made of.
-fn reached_back(model: &TypedModel, made: &[OutletId], here: &[OutletId]) -> BTreeSet<OutletId> {
+fn reached_back(model: &TypedModel, made: &[OutletId], here: &[OutletId]) -> Vec<OutletId> {
     let (mut waiting, mut seen, mut reached) = (made.to_vec(), HashSet::new(), BTreeSet::new());
     while let Some(outlet) = waiting.pop() {
         if here.contains(&outlet) {
@@ -170,7 +296,7 @@ fn reached_back(model: &TypedModel, made: &[OutletId], here: &[OutletId]) -> BTr
             waiting.extend(&model.node(outlet.node).inputs);
         }
     }
-    reached
+    reached.into_iter().collect()
 }
 
 /// The part of the network that leads from some tensors to others. It is not decluttered again: the network was,
@@ -190,75 +316,69 @@ fn extract(model: &TypedModel, used: &[OutletId], made: &[OutletId]) -> TractRes
     Ok(part)
 }
 
-pub(crate) fn write(part: &TypedModel) -> Result<Vec<u8>, String> {
-    let deterministic = true;
-    guarded(|| nnef().write_to_tar_with_config(part, Vec::new(), false, deterministic))
-}
-
-/// What was written must be what is read: not every network survives NNEF.
-fn read_back(graph: &[u8], inputs: &[Fact], outputs: &[Fact]) -> Result<(), String> {
-    let loaded = Graph::load(graph, GraphFormat::Nnef).map_err(|e: GraphError| e.to_string())?;
-    let facts = |ports: &[Port]| ports.iter().map(|port| port.fact.clone()).collect::<Vec<_>>();
-    if facts(loaded.inputs()) != inputs || facts(loaded.outputs()) != outputs {
-        return Err(format!(
-            "it was written as {inputs:?} -> {outputs:?} but is read back as {:?} -> {:?}",
-            loaded.inputs(),
-            loaded.outputs()
-        ));
-    }
-    Ok(())
-}
-
 pub(crate) fn outlet_name(model: &TypedModel, outlet: OutletId) -> String {
     model.outlet_label(outlet).map_or_else(|| model.node(outlet.node).name.clone(), str::to_owned)
 }
 
-/// For every node that depends on the input, its closest dominator (Cooper, Harvey and Kennedy's
+/// Stands for what is before all inputs.
+const ROOT: usize = usize::MAX;
+
+/// For every node that depends on an input, its closest dominator (Cooper, Harvey and Kennedy's
 /// algorithm; on a graph without cycles one pass in topological order is enough).
 struct Dominators {
     /// Position in topological order, closest dominator; both by node.
     order: BTreeMap<usize, usize>,
     closest: BTreeMap<usize, usize>,
-    /// Nodes that nothing is cut behind: what follows is fused, or they only rescale the input.
+    /// Nodes that nothing is cut behind: what follows is fused, they only rescale an input, or what they give is
+    /// nothing that can cross.
     kept: HashSet<usize>,
     /// Nodes of which several outputs are used: none of them is a boundary by itself.
     several: HashSet<usize>,
-    root: OutletId,
 }
 
 impl Dominators {
     fn of(model: &TypedModel) -> Result<Self, String> {
-        let root = model.inputs[0];
         let mut tree = Self {
-            order: BTreeMap::from([(root.node, 0)]),
+            order: BTreeMap::from([(ROOT, 0)]),
             closest: BTreeMap::new(),
             kept: HashSet::new(),
             several: HashSet::new(),
-            root,
         };
-        let mut rescaled = HashSet::from([root.node]);
+        let mut rescaled = HashSet::new();
         for id in model.eval_order().map_err(|e| format!("{e:#}"))? {
             let node = model.node(id);
-            let preceding = node.inputs.iter().map(|inlet| inlet.node).filter(|n| tree.order.contains_key(n));
-            let preceding: Vec<usize> = preceding.collect();
-            if preceding.iter().any(|before| rescaled.contains(before)) && is_element_wise(model, root, id) {
+            if model.inputs.iter().any(|input| input.node == id) {
+                rescaled.insert(id);
+                tree.add(id, ROOT);
+                tree.kept.insert(id);
+                continue;
+            }
+            let preceding = node.inputs.iter().filter(|inlet| tree.order.contains_key(&inlet.node));
+            let preceding: Vec<OutletId> = preceding.copied().collect();
+            let rescales = |before: &OutletId| rescaled.contains(&before.node) && is_element_wise(model, *before, id);
+            if !preceding.is_empty() && preceding.iter().all(rescales) {
                 rescaled.insert(id);
                 tree.kept.insert(id);
             }
-            if let Some(dominator) = preceding.into_iter().reduce(|a, b| tree.common(a, b)) {
-                tree.order.insert(id, tree.order.len());
-                tree.closest.insert(id, dominator);
+            if let Some(dominator) = preceding.iter().map(|inlet| inlet.node).reduce(|a, b| tree.common(a, b)) {
+                tree.add(id, dominator);
             }
             let used = |slot: usize| {
                 !node.outputs[slot].successors.is_empty() || model.outputs.contains(&OutletId::new(id, slot))
             };
-            if (0..node.outputs.len()).filter(|slot| used(*slot)).count() > 1 {
+            let can_cross = node.outputs.first().is_some_and(|output| concrete(&output.fact).is_ok());
+            if (0..node.outputs.len()).filter(|slot| used(*slot)).count() > 1 || !used(0) {
                 tree.several.insert(id);
-            } else if only_fused_use(model, id) {
+            } else if !can_cross || only_fused_use(model, id) {
                 tree.kept.insert(id);
             }
         }
         Ok(tree)
+    }
+
+    fn add(&mut self, node: usize, dominator: usize) {
+        self.order.insert(node, self.order.len());
+        self.closest.insert(node, dominator);
     }
 
     fn common(&self, mut a: usize, mut b: usize) -> usize {
@@ -269,29 +389,31 @@ impl Dominators {
         a
     }
 
-    /// The single tensors from the input to `end`, both included, that all of what leads to `end` must pass; `None` if `end` does not depend on
-    /// the input.
-    fn chain(&self, end: OutletId) -> Option<Vec<OutletId>> {
-        self.order.get(&end.node)?;
-        let mut chain = vec![end];
-        let mut node = end.node;
-        while let Some(dominator) = self.closest.get(&node) {
-            node = *dominator;
-            if node == self.root.node {
-                chain.push(self.root);
-            } else if !self.kept.contains(&node) && !self.several.contains(&node) {
-                chain.push(OutletId::new(node, 0));
+    /// The inputs, the single tensors that all of what leads from them to the ends must pass, and the ends, which
+    /// depend on an input.
+    fn chain(&self, inputs: &[OutletId], ends: &[OutletId]) -> Vec<Vec<OutletId>> {
+        let mut chain = vec![ends.to_vec()];
+        let mut node = match ends {
+            [end] => self.closest[&end.node],
+            _ => ends.iter().map(|end| end.node).reduce(|a, b| self.common(a, b)).unwrap_or(ROOT),
+        };
+        while node != ROOT {
+            if !self.kept.contains(&node) && !self.several.contains(&node) {
+                chain.push(vec![OutletId::new(node, 0)]);
             }
+            node = self.closest[&node];
         }
+        chain.push(inputs.to_vec());
         chain.reverse();
-        Some(chain)
+        chain
     }
 
     /// The boundaries of several tensors between two neighbours of a chain, each a set in the network's order.
-    fn between(&self, model: &TypedModel, start: OutletId, end: OutletId) -> TractResult<Vec<Vec<OutletId>>> {
-        let (mut operators, mut waiting) = (BTreeSet::new(), vec![end.node]);
+    fn between(&self, model: &TypedModel, start: &[OutletId], end: &[OutletId]) -> TractResult<Vec<Vec<OutletId>>> {
+        let (mut operators, mut waiting) = (BTreeSet::new(), end.iter().map(|end| end.node).collect::<Vec<_>>());
         while let Some(node) = waiting.pop() {
-            if node != start.node && self.order.contains_key(&node) && operators.insert((self.order[&node], node)) {
+            let is_inside = self.order.contains_key(&node) && !start.iter().any(|start| start.node == node);
+            if is_inside && operators.insert((self.order[&node], node)) {
                 waiting.extend(model.node(node).inputs.iter().map(|inlet| inlet.node));
             }
         }
@@ -301,25 +423,27 @@ impl Dominators {
         let given = operators.iter().flat_map(|node| {
             (0..model.node(*node).outputs.len()).map(|slot| OutletId::new(*node, slot)).collect::<Vec<_>>()
         });
-        let outlets: Vec<OutletId> = [start].into_iter().chain(given).collect();
+        let outlets: Vec<OutletId> = start.iter().copied().chain(given).collect();
         let crossing = |outlet: &OutletId| {
             let fact = model.outlet_fact(*outlet)?;
-            let may_cross = *outlet != self.root && !self.kept.contains(&outlet.node);
-            let bytes = concrete(fact).ok().filter(|_| may_cross || *outlet == end).map(|fact| fact.bytes() as u64);
+            let leaves = end.contains(outlet);
+            let may_cross = !self.kept.contains(&outlet.node);
+            let bytes = concrete(fact).ok().filter(|_| may_cross || leaves).map(|fact| fact.bytes() as u64);
             let successors = &model.node(outlet.node).outputs[outlet.slot].successors;
             let mut takers: Vec<usize> =
                 successors.iter().filter_map(|inlet| position.get(&inlet.node).copied()).collect();
             takers.sort_unstable();
             takers.dedup();
             let giver = position.get(&outlet.node).copied();
-            Ok(Crossing { bytes, giver, takers, leaves: *outlet == end })
+            Ok(Crossing { bytes, giver, takers, leaves })
         };
         let tensors = outlets.iter().map(crossing).collect::<TractResult<_>>()?;
         let block = Block { work, tensors };
         let boundary = |before| block.crossing(before).map(|index| outlets[index]).collect::<Vec<_>>();
         let cuts = block.cuts();
         // One tensor alone is a boundary only where it is a dominator, or it was left out for a reason.
-        Ok(cuts.iter().map(boundary).filter(|crossing| crossing.len() > 1).collect())
+        let several = 2..=CROSSING_MAX;
+        Ok(cuts.iter().map(boundary).filter(|crossing| several.contains(&crossing.len())).collect())
     }
 }
 
@@ -337,7 +461,7 @@ pub enum CutError {
     #[error("the network's graph is broken: {0}")]
     Graph(String),
     /// An output that is a constant.
-    #[error("output '{0}' does not depend on the network's input")]
+    #[error("output '{0}' does not depend on an input: it is a constant")]
     Detached(String),
     /// A segment cannot be written down and read back.
     #[error("the segment that ends at '{name}' cannot be made: {why}")]

@@ -4,9 +4,11 @@ use crate::guard::guarded;
 use crate::{Context, Cost, ElementType, Fact, Tensor};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
-use tract_onnx::WithOnnx;
-use tract_onnx::prelude::{Framework, IntoRunnable, TypedFact, TypedModel};
+use tract_nnef::registry::Registry;
+use tract_onnx::prelude::{Framework, InferenceModelExt, IntoRunnable, TractResult, TypedFact, TypedModel};
 use tract_onnx::tract_core::model::{TypedRunnableModel, TypedSimplePlan};
+use tract_onnx::tract_core::ops::nn::GeluExact;
+use tract_onnx::{Onnx, WithOnnx};
 
 /// A graph ready to run: shared, immutable, cheap to clone.
 #[derive(Clone)]
@@ -33,6 +35,8 @@ pub struct Port {
 pub enum GraphFormat {
     /// A tar of NNEF with tract's extensions.
     Nnef,
+    /// An ONNX file with fixed dimensions: a part of the network's own, where NNEF has no words for it.
+    Onnx,
 }
 
 impl GraphFormat {
@@ -40,17 +44,24 @@ impl GraphFormat {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Nnef => "nnef",
+            Self::Onnx => "onnx",
         }
+    }
+
+    /// The format of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Nnef, Self::Onnx].into_iter().find(|format| format.name() == name)
     }
 }
 
 impl Graph {
     /// Reads a graph and optimises it for this processor.
     pub fn load(bytes: &[u8], format: GraphFormat) -> Result<Self, GraphError> {
-        let GraphFormat::Nnef = format;
-        let model =
-            guarded(|| nnef().model_for_read(&mut &*bytes)?.into_decluttered()).map_err(GraphError::Unreadable)?;
-        Self::prepare(model)
+        let model = guarded(|| match format {
+            GraphFormat::Nnef => nnef().model_for_read(&mut &*bytes)?.into_decluttered(),
+            GraphFormat::Onnx => onnx().model_for_read(&mut &*bytes)?.into_typed()?.into_decluttered(),
+        });
+        Self::prepare(model.map_err(GraphError::Unreadable)?)
     }
 
     /// A graph that hands its only input back: the same handle, no copy, no arithmetic. What is
@@ -95,11 +106,26 @@ impl Graph {
     }
 
     pub(crate) fn prepare(mut decluttered: TypedModel) -> Result<Self, GraphError> {
-        let inputs = ports(&decluttered, decluttered.input_outlets()).map_err(GraphError::Unusable)?;
-        let outputs = ports(&decluttered, decluttered.output_outlets()).map_err(GraphError::Unusable)?;
         let cost = guarded(|| crate::layer::cost(&decluttered)).map_err(GraphError::Unusable)?;
         crate::lrn::speed_up(&mut decluttered);
-        let plan = guarded(|| decluttered.into_optimized()?.into_runnable()).map_err(GraphError::Unusable)?;
+        Self::of(decluttered, cost, |model| model.into_optimized()?.into_runnable())
+    }
+
+    /// The network as it is, operator by operator: slow, but where a part has two like branches one of which it gives,
+    /// tract 0.23 would put one in place of the other for ever while it optimises.
+    pub(crate) fn unoptimised(decluttered: TypedModel) -> Result<Self, GraphError> {
+        let cost = guarded(|| crate::layer::cost(&decluttered)).map_err(GraphError::Unusable)?;
+        Self::of(decluttered, cost, |model| model.into_runnable())
+    }
+
+    fn of(
+        model: TypedModel,
+        cost: Cost,
+        plan: impl FnOnce(TypedModel) -> TractResult<Arc<TypedRunnableModel>>,
+    ) -> Result<Self, GraphError> {
+        let inputs = ports(&model, model.input_outlets()).map_err(GraphError::Unusable)?;
+        let outputs = ports(&model, model.output_outlets()).map_err(GraphError::Unusable)?;
+        let plan = guarded(|| plan(model)).map_err(GraphError::Unusable)?;
         Ok(Self(Arc::new(Loaded { plan, inputs, outputs, cost })))
     }
 
@@ -119,10 +145,24 @@ impl fmt::Debug for Graph {
 pub(crate) fn nnef() -> &'static tract_nnef::framework::Nnef {
     static NNEF: OnceLock<tract_nnef::framework::Nnef> = OnceLock::new();
     NNEF.get_or_init(|| {
-        let mut nnef = tract_nnef::nnef().with_onnx();
+        let mut nnef = tract_nnef::nnef().with_onnx().with_registry(own_operators());
         nnef.allow_extended_identifier_syntax(true);
         nnef
     })
+}
+
+/// Operators of tract for which its NNEF has no words.
+fn own_operators() -> Registry {
+    let mut registry = Registry::new("edgent");
+    registry.register_unit_element_wise("edgent_gelu_exact", &GeluExact {});
+    registry
+}
+
+/// ONNX as it is read here. Exporters leave symbolic shapes on inner values that refuse to unify with concrete
+/// inputs; they are only hints, so they are ignored.
+pub(crate) fn onnx() -> &'static Onnx {
+    static ONNX: OnceLock<Onnx> = OnceLock::new();
+    ONNX.get_or_init(|| tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true))
 }
 
 pub(crate) fn typed(fact: &Fact) -> TypedFact {
@@ -138,10 +178,7 @@ pub(crate) fn concrete(fact: &TypedFact) -> Result<Fact, String> {
     Fact::new(element_type, dims).map_err(|e| e.to_string())
 }
 
-fn ports(
-    model: &TypedModel,
-    outlets: tract_onnx::prelude::TractResult<&[tract_onnx::prelude::OutletId]>,
-) -> Result<Vec<Port>, String> {
+fn ports(model: &TypedModel, outlets: TractResult<&[tract_onnx::prelude::OutletId]>) -> Result<Vec<Port>, String> {
     outlets
         .map_err(|e| format!("{e:#}"))?
         .iter()

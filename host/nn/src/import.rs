@@ -1,90 +1,107 @@
 //! An ONNX file as one decluttered network.
 
 use crate::cut::Cut;
-use crate::graph::{Graph, concrete};
+use crate::graph::{Graph, concrete, onnx};
 use crate::guard::guarded;
-use crate::{CutError, Fact, Port};
+use crate::onnx::{MODEL_BYTES_MAX, OnnxFile};
+use crate::{CutError, Fact, Pins, Port};
+use std::collections::BTreeSet;
 use std::fmt;
-use tract_onnx::prelude::{Framework, InferenceModelExt, TypedModel};
-
-/// The largest ONNX file that is read.
-pub const MODEL_BYTES_MAX: usize = 1 << 30;
+use tract_onnx::prelude::{Framework, InferenceModelExt, OutletId, SpecialOps, TractResult, TypedModel};
+use tract_onnx::tract_core::ops::identity::Identity;
 
 /// A whole network, decluttered: what segments are cut from and compared with.
 pub struct Imported {
     pub(crate) model: TypedModel,
-    pub(crate) input: Port,
-    /// The graph's outputs in the file's order, under the file's names: the exits.
+    pub(crate) file: OnnxFile,
+    pub(crate) inputs: Vec<Port>,
+    /// The graph's outputs in the file's order, under the file's names.
     pub(crate) outputs: Vec<Port>,
 }
 
 impl Imported {
-    /// Reads an ONNX file that holds everything itself (external data is refused), has one input,
-    /// and fixed dimensions.
-    pub fn from_onnx(bytes: &[u8]) -> Result<Self, ImportError> {
-        if bytes.len() > MODEL_BYTES_MAX {
-            return Err(ImportError::TooLarge(bytes.len()));
-        }
-        // Exporters leave symbolic shapes on inner values that refuse to unify with the concrete
-        // input; they are only hints, so they are ignored.
-        let onnx = tract_onnx::onnx().with_ignore_value_info(true);
-        let mut proto = guarded(|| onnx.proto_model_for_read(&mut &*bytes)).map_err(ImportError::NotOnnx)?;
-        // Free text that would otherwise travel into each segment, where NNEF cannot always write it.
-        proto.metadata_props.clear();
-        let names: Vec<String> =
-            proto.graph.iter().flat_map(|graph| &graph.output).map(|output| output.name.clone()).collect();
-        let model = guarded(|| onnx.model_for_proto_model(&proto)?.into_typed()?.into_decluttered())
-            .map_err(ImportError::Unsupported)?;
-        let (input, outputs) = Self::ports(&model, names)?;
-        Ok(Self { model, input, outputs })
+    /// Reads an ONNX file that holds everything itself (external data is refused). Dimensions of inputs that it
+    /// leaves open are taken from `pins`.
+    pub fn from_onnx(bytes: &[u8], pins: &Pins) -> Result<Self, ImportError> {
+        let file = OnnxFile::read(bytes, pins)?;
+        let model = guarded(|| {
+            let mut model = onnx().model_for_proto_model(&file.proto)?.into_typed()?.into_decluttered()?;
+            name_outputs(&mut model, &file.output_names())?;
+            Ok(model)
+        });
+        let model = model.map_err(ImportError::Unsupported)?;
+        let (inputs, outputs) = Self::ports(&model, file.output_names())?;
+        Ok(Self { model, file, inputs, outputs })
     }
 
-    /// The one input.
-    pub fn input(&self) -> &Port {
-        &self.input
+    /// What goes in, in the file's order.
+    pub fn inputs(&self) -> &[Port] {
+        &self.inputs
     }
 
-    /// The exits' outputs, in the file's order.
+    /// What comes out, in the file's order.
     pub fn outputs(&self) -> &[Port] {
         &self.outputs
     }
 
-    /// The whole network as one graph with every exit as an output: the reference.
+    /// The file as it was understood, if that is not how it was given: reading it needs no pins.
+    pub fn changed_file(&self) -> Option<Vec<u8>> {
+        self.file.changed()
+    }
+
+    /// For people: which dimensions were pinned, and what crosses in a wider type than the file's.
+    pub fn notes(&self) -> &[String] {
+        &self.file.notes
+    }
+
+    /// The whole network as one graph with every output: the reference.
     pub fn whole(&self) -> Result<Graph, ImportError> {
         Graph::prepare(self.model.clone()).map_err(|e| ImportError::Unsupported(e.to_string()))
     }
 
-    /// Cuts the network wherever a single tensor separates what comes before from what comes after.
-    pub fn cut(&self) -> Result<Cut, CutError> {
-        Cut::of(self)
+    /// Cuts the network into segments on the way to some exits, each of which gives these outputs, as indices.
+    pub fn cut(&self, exits: &[Vec<usize>]) -> Result<Cut, CutError> {
+        Cut::of(self, exits)
     }
 
-    fn ports(model: &TypedModel, names: Vec<String>) -> Result<(Port, Vec<Port>), ImportError> {
-        let unusable = |name: &str, why: String| ImportError::Port { name: name.to_owned(), why };
-        let [input] = model.inputs.as_slice() else {
-            return Err(ImportError::Inputs(model.inputs.len()));
+    fn ports(model: &TypedModel, names: Vec<String>) -> Result<(Vec<Port>, Vec<Port>), ImportError> {
+        let port = |outlet: &OutletId, name: String| {
+            let unusable = |why: String| ImportError::Port { name: name.clone(), why };
+            let fact = guarded(|| Ok(model.outlet_fact(*outlet)?.clone())).map_err(unusable)?;
+            let fact: Fact = concrete(&fact).map_err(unusable)?;
+            Ok(Port { fact, name })
         };
-        let name = model.node(input.node).name.clone();
-        let fact = |outlet, name: &str| -> Result<Fact, ImportError> {
-            let fact = model.outlet_fact(outlet).map_err(|e| unusable(name, format!("{e:#}")))?;
-            concrete(fact).map_err(|why| unusable(name, why))
-        };
-        let input = Port { fact: fact(*input, &name)?, name };
-        let outputs = names
-            .into_iter()
-            .zip(&model.outputs)
-            .map(|(name, outlet)| Ok(Port { fact: fact(*outlet, &name)?, name }))
-            .collect::<Result<Vec<_>, ImportError>>()?;
-        if outputs.is_empty() {
-            return Err(ImportError::NoOutput);
+        let inputs = model.inputs.iter().map(|input| port(input, model.node(input.node).name.clone()));
+        let inputs = inputs.collect::<Result<Vec<_>, ImportError>>()?;
+        let outputs = names.into_iter().zip(&model.outputs).map(|(name, outlet)| port(outlet, name));
+        let outputs = outputs.collect::<Result<Vec<_>, ImportError>>()?;
+        match (inputs.is_empty(), outputs.is_empty()) {
+            (true, _) => Err(ImportError::NoInput),
+            (_, true) => Err(ImportError::NoOutput),
+            _ => Ok((inputs, outputs)),
         }
-        Ok((input, outputs))
     }
+}
+
+/// Has each output be a tensor of its own, under the file's name: not an input handed back, nor another output.
+fn name_outputs(model: &mut TypedModel, names: &[String]) -> TractResult<()> {
+    let mut taken: BTreeSet<OutletId> = model.inputs.iter().copied().collect();
+    let mut outputs = Vec::with_capacity(names.len());
+    for (outlet, name) in model.outputs.clone().into_iter().zip(names) {
+        let own = match taken.contains(&outlet) {
+            true => model.wire_node(format!("{name}.copy"), Identity, &[outlet])?[0],
+            false => outlet,
+        };
+        taken.insert(own);
+        model.set_outlet_label(own, name.clone())?;
+        outputs.push(own);
+    }
+    model.select_output_outlets(&outputs)
 }
 
 impl fmt::Debug for Imported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Imported").field("input", &self.input).field("outputs", &self.outputs).finish_non_exhaustive()
+        f.debug_struct("Imported").field("inputs", &self.inputs).field("outputs", &self.outputs).finish_non_exhaustive()
     }
 }
 
@@ -97,17 +114,31 @@ pub enum ImportError {
     /// The bytes are no ONNX protobuf.
     #[error("this is not an ONNX file: {0}")]
     NotOnnx(String),
+    /// tract has no such operator.
+    #[error("the operator {operator} (node '{node}') cannot be run here")]
+    Operator {
+        /// Its name, with that of its set if it is not ONNX's own.
+        operator: String,
+        /// The node that is one, or what it gives.
+        node: String,
+    },
     /// tract cannot run it.
     #[error("the network cannot be run here: {0}")]
     Unsupported(String),
-    /// More or fewer inputs than one.
-    #[error("the network has {0} inputs; only networks with exactly one can be cut")]
-    Inputs(usize),
+    /// Dimensions of inputs are open.
+    #[error("dimensions are not fixed: {0}; fix them with --dim NAME=SIZE or --input NAME=SIZE,SIZE,…")]
+    Open(String),
+    /// A pin that fits nothing.
+    #[error("{0}")]
+    Pin(String),
+    /// Nothing to answer from.
+    #[error("the network has no input")]
+    NoInput,
     /// Nothing to answer with.
     #[error("the network has no output")]
     NoOutput,
     /// An input or output that is not a tensor of fixed size.
-    #[error("'{name}' cannot be used: {why}; export the model with fixed dimensions")]
+    #[error("'{name}' cannot be used: {why}")]
     Port {
         /// The input's or output's name in the file.
         name: String,

@@ -12,6 +12,7 @@
 #![deny(unsafe_code)] // But for one instruction: vector.rs.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod branches;
 mod context;
 mod cut;
 mod graph;
@@ -20,15 +21,19 @@ mod import;
 mod layer;
 mod lrn;
 mod nested;
+mod onnx;
 mod survey;
 pub mod synthetic;
 mod tensor;
 mod vector;
+mod written;
 
 pub use context::{ComputeError, Context, Stop};
 pub use cut::{Cut, CutError, Exit, SegmentGraph};
 pub use graph::{Graph, GraphError, GraphFormat, Port};
-pub use import::{ImportError, Imported, MODEL_BYTES_MAX};
+pub use import::{ImportError, Imported};
 pub use layer::{Cost, Layer, LayerKind};
+pub use onnx::{MODEL_BYTES_MAX, Pins};
 pub use survey::{Survey, operators};
 pub use tensor::{ElementType, Fact, TENSOR_BYTES_MAX, Tensor, TensorError, bytes_copied, count_copied};
+pub use written::{Difference, example};

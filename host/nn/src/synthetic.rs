@@ -1,8 +1,8 @@
 //! Graphs of one layer, of any size, with made-up weights: what layers cost is measured on them.
 
-use crate::cut::write;
 use crate::guard::guarded;
 use crate::layer::describe;
+use crate::written::write;
 use crate::{Fact, GraphError, GraphFormat, Layer, Tensor, TensorError};
 use tract_onnx::prelude::{
     Datum, OutletId, SpecialOps, Tensor as TractTensor, TractResult, TypedFact, TypedModel, tvec,

@@ -86,6 +86,15 @@ impl Tensor {
         }
     }
 
+    /// Each element as a number, to compare with others. Whole numbers over 2^53 are rounded. Counted by
+    /// [`bytes_copied`].
+    pub fn to_f64(&self) -> Vec<f64> {
+        count_copied(self.bytes().len());
+        let cast = self.0.cast_to::<f64>().ok();
+        let numbers = cast.as_ref().and_then(|cast| cast.as_plain_ram()?.as_slice::<f64>().ok().map(<[f64]>::to_vec));
+        numbers.unwrap_or_default()
+    }
+
     /// Whether both handles point to the same elements in memory.
     pub fn same_memory(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)

@@ -118,9 +118,8 @@ impl Deployment {
                 costs.push(Cost::default());
                 continue;
             }
-            if segment.graph_format != GraphFormat::Nnef.name() {
-                return Err(PrepareError::Format(segment.name.clone(), segment.graph_format.clone()));
-            }
+            let format = GraphFormat::from_name(&segment.graph_format)
+                .ok_or_else(|| PrepareError::Format(segment.name.clone(), segment.graph_format.clone()))?;
             let component = bundle.blob(&segment.component)?;
             let in_segment = |source| PrepareError::Component(segment.name.clone(), source);
             let (code, graph) = split(&component).map_err(in_segment)?;
@@ -128,8 +127,7 @@ impl Deployment {
                 return Err(PrepareError::Import(segment.name.clone(), import));
             }
             let code = engine.compile(&code)?;
-            let graph =
-                Graph::load(graph, GraphFormat::Nnef).map_err(|e| PrepareError::Graph(segment.name.clone(), e))?;
+            let graph = Graph::load(graph, format).map_err(|e| PrepareError::Graph(segment.name.clone(), e))?;
             admission.check_graph(&segment.name, graph.cost())?;
             costs.push(graph.cost());
             let as_told = |ports: &[edgent_nn::Port], told: &[usize]| {
@@ -181,7 +179,7 @@ impl Deployment {
         let mut all = Vec::with_capacity(runs * self.segments.len());
         for _ in 0..runs {
             let mut crossing = vec![None; self.manifest.boundaries.len()];
-            crossing[0] = Some(vec![self.zeros(0)?]);
+            crossing[0] = Some(self.inputs().map(zeros).collect::<Result<_, _>>()?);
             for (index, segment) in self.manifest.segments.iter().enumerate() {
                 let Some(input) = crossing[segment.from].clone().filter(|_| self.segments[index].is_some()) else {
                     continue;
@@ -301,9 +299,19 @@ impl Deployment {
         self.segments.iter().flatten().count()
     }
 
-    /// What the network takes.
+    /// What the network takes, in its order.
+    pub fn inputs(&self) -> impl Iterator<Item = &Fact> {
+        self.manifest.boundaries[0].tensors.iter().map(|tensor| &self.tensors[*tensor])
+    }
+
+    /// The first of what it takes: all of it, for a network of images.
     pub fn input(&self) -> &Fact {
         &self.tensors[0]
+    }
+
+    /// What is between segments, in the manifest's order.
+    pub fn tensors(&self) -> &[Fact] {
+        &self.tensors
     }
 
     /// What crosses a cut of an exit's path; behind the path's last segment, what the exit gives.
@@ -311,11 +319,10 @@ impl Deployment {
         let boundary = &self.manifest.boundaries[self.network.exits()[exit].boundaries[cut]];
         boundary.tensors.iter().map(|tensor| &self.tensors[*tensor]).collect()
     }
+}
 
-    fn zeros(&self, tensor: usize) -> Result<Tensor, TensorError> {
-        let fact = &self.tensors[tensor];
-        Tensor::from_bytes(fact.element_type, &fact.dims, &vec![0; fact.bytes()])
-    }
+fn zeros(fact: &Fact) -> Result<Tensor, TensorError> {
+    Tensor::from_bytes(fact.element_type, &fact.dims, &vec![0; fact.bytes()])
 }
 
 impl Wiring {

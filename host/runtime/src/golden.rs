@@ -1,92 +1,109 @@
 //! Inputs that a bundle brings with the outputs that another runtime gave for them.
 
 use crate::{Deployment, PrepareError, RunError};
-use edgent_bundle::Bundle;
-use edgent_nn::{ElementType, Fact, Stop, Tensor, TensorError};
+use edgent_bundle::{Bundle, Manifest};
+use edgent_nn::{Difference, Fact, Stop, Tensor, TensorError};
 use safetensors::SafeTensors;
 use std::time::{Duration, Instant};
 
-/// The largest difference from another runtime's outputs that is taken for rounding.
-pub const TOLERANCE: f32 = 1e-4;
+/// The largest difference from another runtime's outputs that is taken for rounding; where they are greater than 1,
+/// as a share of the greatest.
+pub const TOLERANCE: f64 = 1e-4;
 
 /// After so long no further input is tried before a version is served.
 const ENOUGH: Duration = Duration::from_millis(100);
 
+/// More inputs than that are not read where each of them has no elements.
+const COUNT_MAX: usize = 1 << 16;
+
 /// A version that takes longer for one input is not served.
 const TIME_MAX: Duration = Duration::from_secs(120);
 
-/// Inputs and the outputs that another runtime gave for them.
+/// Inputs and what another runtime made of them.
 #[derive(Debug)]
 pub struct Golden {
-    /// Each as the network takes it.
-    pub inputs: Vec<Tensor>,
-    /// For each exit, an output for each input.
-    pub outputs: Vec<Vec<Vec<f32>>>,
+    /// How many inputs there are.
+    pub count: usize,
+    /// For each of the manifest's tensors its values, one for each input. Inputs and outputs have them; others may.
+    pub tensors: Vec<Option<Vec<Tensor>>>,
 }
 
 impl Golden {
-    /// Reads safetensors: an input tensor, whose first dimension counts them, named as the network's, and a tensor
-    /// for each exit.
-    pub fn read(bytes: &[u8], input: (&str, &Fact), exits: &[String]) -> Result<Self, GoldenError> {
+    /// Reads safetensors, with a tensor for each input and each exit's output, by their names in the manifest; its first
+    /// dimensions count the inputs. There may be tensors for what crosses inside the network, too.
+    pub fn read(bytes: &[u8], manifest: &Manifest, facts: &[Fact]) -> Result<Self, GoldenError> {
         let file = SafeTensors::deserialize(bytes).map_err(|e| GoldenError::File(e.to_string()))?;
-        let (name, fact) = input;
-        let missing = |name: &str| GoldenError::Missing(name.to_owned());
-        let inputs = file.tensor(name).map_err(|_| missing(name))?;
-        let chunks = inputs.data().chunks_exact(fact.bytes().max(1));
-        let inputs = chunks.map(|chunk| Tensor::from_bytes(fact.element_type, &fact.dims, chunk));
-        let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
-        let outputs = exits.iter().map(|exit| {
-            let outputs = file.tensor(exit).map_err(|_| missing(exit))?;
-            let size = (outputs.data().len() / inputs.len().max(1)).max(ElementType::F32.bytes());
-            Ok(outputs.data().chunks(size).map(floats).collect())
-        });
-        Ok(Self { outputs: outputs.collect::<Result<_, GoldenError>>()?, inputs })
+        let read = |(tensor, fact): (&edgent_bundle::Tensor, &Fact)| {
+            let Ok(found) = file.tensor(&tensor.name) else { return Ok(None) };
+            let nothing: &[u8] = &[];
+            let each: Vec<&[u8]> = match fact.bytes() {
+                // As many as are said to be there, since bytes do not tell; but not without end.
+                0 => vec![nothing; found.shape().first().map_or(0, |count| (*count).min(COUNT_MAX))],
+                bytes => found.data().chunks(bytes).collect(),
+            };
+            let tensors = each.into_iter().map(|one| Tensor::from_bytes(fact.element_type, &fact.dims, one));
+            tensors.collect::<Result<_, _>>().map(Some)
+        };
+        let tensors = manifest.tensors.iter().zip(facts).map(read).collect::<Result<Vec<Option<Vec<_>>>, _>>()?;
+        let outputs = (0..manifest.exits.len()).flat_map(|exit| manifest.outputs(exit));
+        let needed: Vec<usize> = manifest.boundaries[0].tensors.iter().chain(outputs).copied().collect();
+        let count = needed.first().and_then(|first| tensors[*first].as_ref()).map_or(0, Vec::len);
+        for index in needed {
+            let name = || manifest.tensors[index].name.clone();
+            match tensors[index].as_ref().map(Vec::len) {
+                None => return Err(GoldenError::Missing(name())),
+                Some(got) if got != count => return Err(GoldenError::Count { name: name(), count, got }),
+                Some(_) => {}
+            }
+        }
+        Ok(Self { count, tensors })
     }
 
     /// Those of a bundle, if it brings any.
-    pub fn of(bundle: &Bundle, input: &Fact) -> Result<Option<Self>, PrepareError> {
+    pub fn of(bundle: &Bundle, deployment: &Deployment) -> Result<Option<Self>, PrepareError> {
         let Some(blob) = &bundle.manifest().evidence.golden else { return Ok(None) };
-        let exits: Vec<String> = bundle.manifest().exits.iter().map(|exit| exit.name.clone()).collect();
-        let name = &bundle.manifest().tensors[0].name;
-        Ok(Some(Self::read(&bundle.blob(blob)?, (name, input), &exits)?))
+        Ok(Some(Self::read(&bundle.blob(blob)?, bundle.manifest(), deployment.tensors())?))
+    }
+
+    /// Some of the manifest's tensors for one of the inputs; those that there are.
+    pub fn at<'a>(&'a self, tensors: &'a [usize], input: usize) -> impl Iterator<Item = Option<&'a Tensor>> + 'a {
+        tensors.iter().map(move |tensor| self.tensors[*tensor].as_ref()?.get(input))
     }
 }
 
 /// Whether a bundle answers its golden inputs as it should, at every exit that is held here: the first at least,
 /// and others while there is time.
 pub(crate) fn check(bundle: &Bundle, deployment: &Deployment) -> Result<(), PrepareError> {
-    let Some(golden) = Golden::of(bundle, deployment.input())? else { return Ok(()) };
+    let Some(golden) = Golden::of(bundle, deployment)? else { return Ok(()) };
     let (start, stop) = (Instant::now(), Stop::at(Instant::now() + TIME_MAX));
-    for (index, input) in golden.inputs.iter().enumerate() {
+    let manifest = deployment.manifest();
+    for index in 0..golden.count {
         if index > 0 && start.elapsed() > ENOUGH {
             break;
         }
-        for (number, (exit, expected)) in deployment.manifest().exits.iter().zip(&golden.outputs).enumerate() {
-            let output = match deployment.run(number, 0..exit.path.len(), vec![input.clone()], &stop) {
+        let input: Vec<Tensor> = golden.at(&manifest.boundaries[0].tensors, index).flatten().cloned().collect();
+        for (number, exit) in manifest.exits.iter().enumerate() {
+            let outputs = match deployment.run(number, 0..exit.path.len(), input.clone(), &stop) {
                 Ok(ran) => ran.output,
                 Err(RunError::NotHeld(_)) => continue,
                 Err(other) => return Err(other.into()),
             };
-            let difference = output.first().zip(expected.get(index)).and_then(|(a, b)| difference(a, b));
-            if difference.is_none_or(|difference| difference.is_nan() || difference > TOLERANCE) {
-                let (exit, difference) = (exit.name.clone(), difference.unwrap_or(f32::NAN));
-                return Err(GoldenError::Differs { exit, difference }.into());
+            for (ours, theirs) in outputs.iter().zip(golden.at(manifest.outputs(number), index)) {
+                let difference = theirs.and_then(|theirs| difference(ours, theirs));
+                if difference.is_none_or(|difference| difference.is_nan() || difference > TOLERANCE) {
+                    let (exit, difference) = (exit.name.clone(), difference.unwrap_or(f64::NAN));
+                    return Err(GoldenError::Differs { exit, difference }.into());
+                }
             }
         }
     }
     Ok(())
 }
 
-/// The largest difference between two outputs; none if they cannot be compared.
-pub fn difference(ours: &Tensor, theirs: &[f32]) -> Option<f32> {
-    let ours = ours.as_f32().filter(|ours| ours.len() == theirs.len())?;
-    let differences = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs());
-    // NaN must not pass for small.
-    Some(differences.fold(0.0, |most, d| if d.is_nan() || d > most { d } else { most }))
-}
-
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+/// The largest difference between two outputs, as a share of the greatest value of theirs where that is over 1; none
+/// if they cannot be compared, NaN if one is no number where the other is one.
+pub fn difference(ours: &Tensor, theirs: &Tensor) -> Option<f64> {
+    Difference::of(ours, theirs).map(|difference| difference.most / difference.greatest.max(1.0))
 }
 
 /// Why golden inputs and outputs are none, or are not kept to.
@@ -98,6 +115,16 @@ pub enum GoldenError {
     /// A tensor that should be there.
     #[error("the golden file has no tensor '{0}'")]
     Missing(String),
+    /// A tensor for more inputs than others, or fewer.
+    #[error("the golden file has '{name}' for {got} inputs, and another tensor for {count}")]
+    Count {
+        /// Which tensor.
+        name: String,
+        /// How many there should be.
+        count: usize,
+        /// How many there are.
+        got: usize,
+    },
     /// Bytes that are no tensor.
     #[error(transparent)]
     Tensor(#[from] TensorError),
@@ -109,6 +136,6 @@ pub enum GoldenError {
         /// Which exit.
         exit: String,
         /// By how much at most.
-        difference: f32,
+        difference: f64,
     },
 }

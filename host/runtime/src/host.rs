@@ -7,7 +7,9 @@ use crate::{Admission, Deployment, Edge, Policy, PolicyError, PrepareError, Work
 use edgent_bundle::{Bundle, BundleError, Reference, Store};
 use edgent_link::{
     Digest, ExitDescription, Hello, Limits, Link, LinkError, ModelDescription, PROTOCOL_VERSION, Role, Server, Service,
+    TensorDescription,
 };
+use edgent_nn::Fact;
 use edgent_sandbox::{Engine, SandboxError};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -208,19 +210,27 @@ fn in_force(shelf: &Shelf, store: Option<&Store>, given: &[PathBuf]) -> Result<V
 
 pub(crate) fn describe(deployment: &Deployment) -> ModelDescription {
     let manifest = deployment.manifest();
+    let dims = |fact: &Fact| fact.dims.iter().map(|dim| u32::try_from(*dim).unwrap_or(u32::MAX)).collect();
+    let tensor = |index: &usize| {
+        let (name, fact) = (manifest.tensors[*index].name.clone(), &deployment.tensors()[*index]);
+        TensorDescription { name, element_type: codec::element_type(fact), dims: dims(fact) }
+    };
     ModelDescription {
         name: manifest.name.clone(),
         digest: Digest(deployment.digest().0),
         input_type: codec::element_type(deployment.input()),
-        input_dims: deployment.input().dims.iter().map(|dim| u32::try_from(*dim).unwrap_or(u32::MAX)).collect(),
+        input_dims: dims(deployment.input()),
         classes: manifest.classes.clone(),
+        inputs: manifest.boundaries[0].tensors.iter().map(tensor).collect(),
         exits: manifest
             .exits
             .iter()
-            .map(|exit| ExitDescription {
+            .enumerate()
+            .map(|(index, exit)| ExitDescription {
                 name: exit.name.clone(),
                 accuracy: exit.accuracy,
                 segments: exit.path.iter().map(|segment| manifest.segments[*segment].name.clone()).collect(),
+                outputs: manifest.outputs(index).iter().map(tensor).collect(),
             })
             .collect(),
     }

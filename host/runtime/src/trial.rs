@@ -9,7 +9,7 @@
 use crate::confine::{ConfinedError, Confinement};
 use crate::{Admission, Deployment, admission, build_name};
 use edgent_bundle::{Bundle, Digest, Reference, Store};
-use edgent_nn::{Cost, Graph, Imported, Port, Tensor};
+use edgent_nn::{Cost, Graph, Imported, Pins, Port, Tensor};
 use edgent_sandbox::Engine;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -201,8 +201,10 @@ pub fn attempt(arguments: &[OsString]) -> Result<(), String> {
 
 fn onnx(path: &Path, macs_max: u64) -> Result<(), String> {
     let bytes = fs::read(path).map_err(|e| e.to_string())?;
-    let imported = Imported::from_onnx(&bytes).map_err(|e| e.to_string())?;
-    let cut = imported.cut().map_err(|e| e.to_string())?;
+    let imported = Imported::from_onnx(&bytes, &Pins::default()).map_err(|e| e.to_string())?;
+    // As one exit, as `edgent build` has it of a file of which nothing is said.
+    let all = (0..imported.outputs().len()).collect();
+    let cut = imported.cut(&[all]).map_err(|e| e.to_string())?;
     let graphs = cut.segments.iter().map(|segment| Graph::load(&segment.graph, segment.format));
     let graphs = graphs.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
     // All of it, before any of it runs.

@@ -2,9 +2,10 @@
 
 use crate::build::{CODEC_SAMPLES, build};
 use crate::output::{Output, quantile};
+use crate::verify::undivided;
 use anyhow::{Context, Result};
 use edgent_bundle::Bundle;
-use edgent_nn::{Imported, Stop, Tensor};
+use edgent_nn::{Stop, Tensor};
 use edgent_runtime::Deployment;
 use edgent_sandbox::Engine;
 use serde::Serialize;
@@ -34,18 +35,17 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let bundle = open(&arguments.model, scratch.path(), output)?;
     let deployment = Deployment::prepare(&bundle, &Engine::new()?, 1.0)?;
-    let source =
-        bundle.manifest().evidence.source.as_ref().context("the bundle does not hold the network it was cut from")?;
-    let whole = Imported::from_onnx(&bundle.blob(source)?)?.whole()?;
+    let whole = undivided(&bundle)?;
     let mut context = whole.context()?;
-    let name = whole.inputs().first().context("no input")?.name.clone();
-    let fact = deployment.input();
-    let input = Tensor::from_bytes(fact.element_type, &fact.dims, &vec![100; fact.bytes()])?;
+    let names: Vec<String> = whole.inputs().iter().map(|port| port.name.clone()).collect();
+    let input =
+        deployment.inputs().map(|fact| Tensor::from_bytes(fact.element_type, &fact.dims, &vec![100; fact.bytes()]));
+    let input: Vec<Tensor> = input.collect::<Result<_, _>>()?;
     let stop = Stop::never();
     let (mut whole_us, mut chain_us, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..WARM_UP + ROUNDS {
         let start = Instant::now();
-        context.compute(vec![(name.clone(), input.clone())], &stop)?;
+        context.compute(names.iter().cloned().zip(input.clone()).collect(), &stop)?;
         let undivided = start.elapsed().as_secs_f64() * 1e6;
         let start = Instant::now();
         chain(&deployment, &input, &stop)?;
@@ -75,10 +75,10 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
 
 /// Every segment once, so that every exit is answered, as the undivided network does; activations are
 /// let go where they are used last, as tract does within a network.
-fn chain(deployment: &Deployment, input: &Tensor, stop: &Stop) -> Result<()> {
+fn chain(deployment: &Deployment, input: &[Tensor], stop: &Stop) -> Result<()> {
     let segments = &deployment.manifest().segments;
     let mut activations = vec![None; deployment.manifest().boundaries.len()];
-    activations[0] = Some(vec![input.clone()]);
+    activations[0] = Some(input.to_vec());
     for (index, segment) in segments.iter().enumerate() {
         let used_later = segments[index + 1..].iter().any(|later| later.from == segment.from);
         let activation = if used_later { activations[segment.from].clone() } else { activations[segment.from].take() };

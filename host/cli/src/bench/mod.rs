@@ -1,6 +1,7 @@
 //! `edgent bench`: what this program costs, measured against doing without it, in one run.
 
 mod chain;
+mod conformance;
 mod deadline;
 mod limits;
 mod link;
@@ -28,6 +29,8 @@ pub(crate) enum Command {
     Deadline(deadline::Arguments),
     /// Good and bad versions pushed to two real hosts while they answer.
     Swap(swap::Arguments),
+    /// Small networks with known answers, through the import and the sandbox.
+    Conformance(conformance::Arguments),
 }
 
 pub(crate) fn run(command: Command, output: &Output) -> Result<()> {
@@ -39,5 +42,6 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<()> {
         Command::Plan => plan::run(output),
         Command::Deadline(arguments) => deadline::run(&arguments, output),
         Command::Swap(arguments) => swap::run(&arguments, output),
+        Command::Conformance(arguments) => conformance::run(&arguments, output),
     }
 }

@@ -268,7 +268,7 @@ mod tests {
             component: Blob { digest: Digest::of(b""), bytes: 0 },
         };
         Manifest {
-            format: edgent_bundle::FORMAT,
+            format: 1,
             name: "m".into(),
             classes: (0..10).map(|class| class.to_string()).collect(),
             tensors: (0..=count).map(tensor).collect(),

@@ -14,7 +14,7 @@ use crate::output::{BadInput, Output, quantile};
 use anyhow::{Context, Result};
 use edgent_bundle::{Bundle, split};
 use edgent_link::CodecTime;
-use edgent_nn::{Graph, GraphFormat, Stop, Tensor};
+use edgent_nn::{ElementType, Fact, Graph, GraphFormat, Stop, Tensor, example};
 use edgent_planner::{Quality, Regression, Sample};
 use edgent_runtime::{Deployment, build_name, codec};
 use edgent_sandbox::{Engine, Limits, Segment};
@@ -116,7 +116,7 @@ impl Compared {
 /// A bundle's segments, run exit by exit as requests run them.
 struct Chain {
     deployment: Deployment,
-    input: Tensor,
+    input: Vec<Tensor>,
     load_us: Vec<f64>,
     segments_us: Vec<Vec<f64>>,
     exits_us: Vec<Vec<f64>>,
@@ -126,10 +126,15 @@ impl Chain {
     fn new(bundle: &Bundle, engine: &Engine) -> Result<Self> {
         let deployment = Deployment::prepare(bundle, engine, 1.0)?;
         let load_us = (0..BUNDLE_LOADS).map(|_| load_us(bundle, engine)).collect::<Result<_>>()?;
-        let fact = deployment.input();
         // Neither all the same nor in order: like an image.
-        let bytes: Vec<u8> = (0..fact.bytes()).map(|i| (i * 7_919 % 251) as u8).collect();
-        let input = Tensor::from_bytes(fact.element_type, &fact.dims, &bytes)?;
+        let like_an_image = |fact: &Fact| match fact.element_type {
+            ElementType::U8 => {
+                let bytes: Vec<u8> = (0..fact.bytes()).map(|i| (i * 7_919 % 251) as u8).collect();
+                Tensor::from_bytes(fact.element_type, &fact.dims, &bytes)
+            }
+            _ => example(fact, 1),
+        };
+        let input = deployment.inputs().map(like_an_image).collect::<Result<_, _>>()?;
         let (segments, exits) = (deployment.manifest().segments.len(), deployment.manifest().exits.len());
         let (segments_us, exits_us) = (vec![Vec::new(); segments], vec![Vec::new(); exits]);
         Ok(Self { deployment, input, load_us, segments_us, exits_us })
@@ -139,7 +144,7 @@ impl Chain {
         for round in 0..=BUNDLE_ROUNDS {
             for (index, exit) in self.deployment.manifest().exits.iter().enumerate() {
                 let start = Instant::now();
-                let ran = self.deployment.run(index, 0..exit.path.len(), vec![self.input.clone()], &Stop::never())?;
+                let ran = self.deployment.run(index, 0..exit.path.len(), self.input.clone(), &Stop::never())?;
                 let us = start.elapsed().as_secs_f64() * 1e6;
                 if round > 0 {
                     self.exits_us[index].push(us);
@@ -164,8 +169,9 @@ fn load_us(bundle: &Bundle, engine: &Engine) -> Result<f64> {
         let component = bundle.blob(&described.component)?;
         let (code, graph) = split(&component)?;
         let code = engine.compile(&code)?;
+        let format = GraphFormat::from_name(&described.graph_format).context("a graph in an unknown format")?;
         let start = Instant::now();
-        let graph = Graph::load(graph, GraphFormat::Nnef)?;
+        let graph = Graph::load(graph, format)?;
         let segment = Segment::new(engine, &described.name, &code, graph, Limits::default())?;
         us += start.elapsed().as_secs_f64() * 1e6;
         drop(segment);

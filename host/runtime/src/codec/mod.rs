@@ -204,6 +204,12 @@ pub fn element_type(fact: &Fact) -> Wire {
     wire(fact.element_type)
 }
 
+/// Type and dimensions of what came, where nobody knows better what belongs there; none if there is no such tensor.
+pub fn fact(activation: &Activation) -> Option<Fact> {
+    let dims: Vec<usize> = activation.dims.iter().map(|dim| *dim as usize).collect();
+    Fact::new(native(activation.element_type)?, &dims).ok()
+}
+
 fn wire(element_type: ElementType) -> Wire {
     match element_type {
         ElementType::F16 => Wire::F16,

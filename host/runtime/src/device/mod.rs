@@ -18,10 +18,10 @@ use crate::shelf::{Prepared, Shelf};
 use crate::{Workers, codec, confidence};
 use bytes::Bytes;
 use edgent_link::{
-    Answer, AskRequest, BlobName, Client, CodecTime, Description, Digest, Direction, Fault, FaultKind, Hello, Limits,
-    Link, ModelProfile, Placement, Reply, Service, Signature, Stats, Trial, Version,
+    Answer, AskRequest, BlobName, Client, Codec, CodecTime, Description, Digest, Direction, Fault, FaultKind, Hello,
+    Limits, Link, ModelProfile, Placement, Reply, Service, Signature, Stats, Trial, Version,
 };
-use edgent_nn::Tensor;
+use edgent_nn::{Fact, Tensor};
 use edgent_planner::{self as planner, Action, Controller, Event, Planned};
 use serving::{Asked, Outcome, Serving, logits};
 use slot::Slot;
@@ -191,13 +191,14 @@ impl Device {
         }
     }
 
-    fn read(&self, request: &AskRequest, serving: &Serving, arrived: Instant) -> Result<(Tensor, Asked), Fault> {
+    fn read(&self, request: &AskRequest, serving: &Serving, arrived: Instant) -> Result<(Vec<Tensor>, Asked), Fault> {
         let bad = |message: String| fault(FaultKind::BadRequest, message);
         let name = &serving.deployment.manifest().name;
         if !request.model.is_empty() && request.model != *name {
             return Err(fault(FaultKind::UnknownModel, format!("this device runs '{name}', not '{}'", request.model)));
         }
-        let input = codec::decode(&request.input, serving.deployment.input()).map_err(|e| bad(e.to_string()))?;
+        let inputs: Vec<&Fact> = serving.deployment.inputs().collect();
+        let input = codec::decode_all(&request.input, &request.beside, &inputs).map_err(|e| bad(e.to_string()))?;
         let deadline_us =
             if request.deadline_us == 0 { self.shared.plan.deadline_us } else { request.deadline_us as f64 };
         Ok((input, Asked { arrived, deadline_us }))
@@ -207,7 +208,7 @@ impl Device {
         self: &Arc<Self>,
         serving: &Arc<Serving>,
         request: &AskRequest,
-        input: Tensor,
+        input: Vec<Tensor>,
         asked: Asked,
     ) -> Result<Answer, Fault> {
         let deadline_us = asked.deadline_us;
@@ -216,7 +217,7 @@ impl Device {
             let planned = controller.for_request(deadline_us - self.shared.queued_us());
             (planned, controller.in_time(&planned, deadline_us), controller.strategy().falls_back())
         };
-        let outcome = serving.run(vec![input], asked, planned).await;
+        let outcome = serving.run(input, asked, planned).await;
         if let Some(why) = serving.deployment.new_quarantine() {
             self.leave(serving, why);
         }
@@ -276,9 +277,12 @@ impl Serving {
         in_time: f64,
     ) -> Result<Answer, Fault> {
         let Outcome { output, plan, epoch, degraded, looked_in_us } = outcome;
-        let scores = confidence::softmax(
-            logits(&output).ok_or_else(|| fault(FaultKind::Internal, "the exit's output is not f32"))?,
-        );
+        let (scores, outputs) = if self.deployment.manifest().classes.is_empty() {
+            (Vec::new(), output.iter().map(|output| codec::encode(output, Codec::Raw)).collect())
+        } else {
+            let logits = logits(&output).ok_or_else(|| fault(FaultKind::Internal, "the exit's output is not f32"))?;
+            (confidence::softmax(logits), Vec::new())
+        };
         let best = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(index, _)| index);
         let latency_us = us(asked.arrived.elapsed());
         let controller = self.lock();
@@ -287,6 +291,7 @@ impl Serving {
             id: request.id,
             label: u32::try_from(best).unwrap_or(u32::MAX),
             scores,
+            outputs,
             exit: position(plan.exit),
             cut: position(plan.cut),
             direction: match plan.direction {
