@@ -524,7 +524,9 @@ async fn a_version_is_tried_on_some_of_the_requests() {
     let first = Bundle::open(bundle()).unwrap();
     let (mut manifest, mut draft) = (first.manifest().clone(), Draft::default());
     manifest.exits.iter_mut().for_each(|exit| exit.accuracy /= 2.0);
-    first.sealed().blobs().iter().for_each(|blob| drop(draft.add(first.blob(blob).unwrap())));
+    for blob in first.sealed().blobs() {
+        draft.add(first.blob(&blob).unwrap());
+    }
     draft.write(Path::new(&worse), &manifest).unwrap();
 
     let push = |bundle: &str, seconds: &str, asking: bool| {
