@@ -75,7 +75,7 @@ interface Host {
   manifest @13 (digest :Data) -> (outcome :Outcome(Piece));
 
   blob @14 (digest :Data, offset :UInt64, maxBytes :UInt32) -> (outcome :Outcome(Piece));
-  # At most so many bytes of a blob that the host has; none behind its end.
+  # At most so many bytes of a blob or a manifest that the host has; none behind its end.
 
   retire @15 (model :Data) -> (outcome :Outcome(Done));
   # The caller asks for this bundle no more.
@@ -90,7 +90,11 @@ interface Host {
   prepare @18 (model :Data) -> (outcome :Outcome(Version));
   # As install, but it does not come into force: it is there for who asks for it by its digest.
 
-  # The Data of offer and putBlob are the last pointers of their kind, as Activation.bytes is.
+  offerPiece @19 (manifest :Data, total :UInt64, offset :UInt64, bytes :Data) -> (outcome :Outcome(Wanted));
+  # As offer, of a manifest by its digest and size that comes in pieces, in order, so that it does not hold
+  # up others on a slow link. What is wanted is told with the last piece.
+
+  # The Data of offer, putBlob and offerPiece are the last pointers of their kind, as Activation.bytes is.
 }
 
 struct Outcome(T) {

@@ -499,6 +499,19 @@ async fn versions_come_into_force_while_requests_go_on() {
     assert!(code == 1 && said.contains("keeps the version it has") && said.contains("another model"), "{said}");
     assert!(ask(&device).iter().all(|answer| answer["model"] == second_digest));
 
+    // A manifest that does not come as it was announced.
+    let link = Link::start().unwrap();
+    let client = link.connect(&device_address, Hello::new(Role::Tool, "test"), Limits::default()).await.unwrap();
+    for (total, offset, said) in [
+        (10, 5, "is here up to byte 0 of 10"),
+        (2, 0, "is here up to byte 0 of 2"),
+        (3, 0, "is not the manifest"),
+        (u64::MAX, 0, "a manifest of 18446744073709551615 bytes, over"),
+    ] {
+        let refused = client.offer_piece(Digest([9; 32]), total, offset, Bytes::from_static(b"abc")).await;
+        assert!(refused.as_ref().is_err_and(|e| e.to_string().contains(said)), "{said}: {refused:?}");
+    }
+
     edgent(&["rollback", "--to", &edge_address]);
     ask_until(&device, "by the first again", |answer| answer["model"] == first_digest);
     assert_eq!(in_force(&device_address), first_digest);

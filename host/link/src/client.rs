@@ -193,6 +193,29 @@ impl Client {
         .await
     }
 
+    /// The same of a manifest of `total` bytes in pieces, in order; the blobs are told with the last one.
+    pub async fn offer_piece(
+        &self,
+        manifest: Digest,
+        total: u64,
+        offset: u64,
+        bytes: Bytes,
+    ) -> Result<Vec<BlobName>, LinkError> {
+        self.fits(bytes.weight_bytes())?;
+        self.call(async move |host, _| {
+            let mut request = host.offer_piece_request();
+            // First, as an activation's.
+            splice::write(&bytes, |bytes| request.get().init_bytes(bytes));
+            drop(bytes);
+            request.get().set_manifest(&manifest.0);
+            request.get().set_total(total);
+            request.get().set_offset(offset);
+            let response = request.send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
     /// Sends a piece of a blob that an offer found missing: in order, and best of
     /// [`PIECE_BYTES`](crate::PIECE_BYTES).
     pub async fn put_blob(&self, digest: Digest, offset: u64, bytes: Bytes) -> Result<(), LinkError> {

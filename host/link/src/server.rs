@@ -398,6 +398,28 @@ impl host::Server for Host {
         Ok(())
     }
 
+    async fn offer_piece(
+        self: Rc<Self>,
+        params: host::OfferPieceParams,
+        mut results: host::OfferPieceResults,
+    ) -> Result<(), capnp::Error> {
+        let (manifest, total, offset, bytes) = {
+            let params = params.get()?;
+            let manifest = read_digest(params.get_manifest()?);
+            (manifest, params.get_total(), params.get_offset(), share(params.get_bytes()?))
+        };
+        drop(params);
+        let outcome = match manifest {
+            Ok(manifest) => {
+                let offer = |service: &dyn Service, reply| service.offer_piece(manifest, total, offset, bytes, reply);
+                self.0.call("offer_piece", None, offer).await
+            }
+            Err(malformed) => Err(bad_request(malformed)),
+        };
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
     async fn sign(
         self: Rc<Self>,
         params: host::SignParams,

@@ -63,6 +63,11 @@ pub trait Service: Send + Sync + 'static {
         reply.refuse();
     }
 
+    /// The same of a manifest that comes in pieces, in order; told with the last one.
+    fn offer_piece(&self, manifest: Digest, total: u64, offset: u64, bytes: Bytes, reply: Reply<Vec<BlobName>>) {
+        reply.refuse();
+    }
+
     /// Takes a piece of a blob that an offer found missing. They come in order.
     fn put_blob(&self, digest: Digest, offset: u64, bytes: Bytes, reply: Reply<()>) {
         reply.refuse();
@@ -94,7 +99,7 @@ pub trait Service: Send + Sync + 'static {
         reply.refuse();
     }
 
-    /// At most so many bytes of a blob that the host has; none behind its end.
+    /// At most so many bytes of a blob or a manifest that the host has; none behind its end.
     fn blob(&self, digest: Digest, offset: u64, max_bytes: u32, reply: Reply<Bytes>) {
         reply.refuse();
     }

@@ -218,6 +218,11 @@ impl Service for Versions {
         reply.send(if manifest == bytes(manifest.len()) { Ok(blobs(manifest.len())) } else { told(manifest) });
     }
 
+    fn offer_piece(&self, manifest: Digest, total: u64, offset: u64, piece: Bytes, reply: Reply<Vec<BlobName>>) {
+        let expected = (manifest, total, offset) == (Digest([4; 32]), u64::MAX, 3) && piece == bytes(piece.len());
+        reply.send(if expected { Ok(blobs(piece.len())) } else { told((manifest, total, offset, piece.len())) });
+    }
+
     fn put_blob(&self, digest: Digest, offset: u64, piece: Bytes, reply: Reply<()>) {
         let expected = (digest, offset) == (Digest([7; 32]), u64::MAX) && piece == bytes(piece.len());
         reply.send(if expected { Ok(()) } else { told((digest, offset, piece.len())) });
@@ -271,6 +276,8 @@ async fn versions_come_and_go() {
     // On both sides of where bytes are no longer copied, and of what the first segment holds.
     for count in [0, 1, 1000, 1100, BLOBS_MAX] {
         assert_eq!(client.offer(bytes(count)).await.unwrap(), blobs(count));
+        let by_piece = client.offer_piece(Digest([4; 32]), u64::MAX, 3, bytes(count)).await;
+        assert_eq!(by_piece.unwrap(), blobs(count));
     }
     for count in [0, 1, 1100, (16 << 10) - 1, 16 << 10, PIECE_BYTES, 3 << 20] {
         client.put_blob(Digest([7; 32]), u64::MAX, bytes(count)).await.unwrap();
@@ -302,6 +309,10 @@ async fn versions_come_and_go() {
     assert!(matches!(client.signatures(model).await, Err(LinkError::Protocol(_))));
 
     let refused = [
+        (
+            client.offer_piece(Digest([4; 32]), 1, 2, bytes(3)).await.map(drop),
+            format!("refused: ({:?}, 1, 2, 3)", Digest([4; 32])),
+        ),
         (client.put_blob(Digest([1; 32]), 2, bytes(3)).await, format!("refused: ({:?}, 2, 3)", Digest([1; 32]))),
         (
             client.install(Digest([1; 32]), None).await.map(drop),
@@ -377,6 +388,7 @@ async fn what_a_role_does_not_do_is_named() {
     let outcomes = [
         ("describe", client.describe().await.map(drop)),
         ("offer", client.offer(bytes(1)).await.map(drop)),
+        ("offer_piece", client.offer_piece(digest, 1, 0, bytes(1)).await.map(drop)),
         ("put_blob", client.put_blob(digest, 0, bytes(1)).await),
         ("install", client.install(digest, None).await.map(drop)),
         ("prepare", client.prepare(digest).await.map(drop)),

@@ -385,6 +385,11 @@ impl Service for Edge {
         self.served.shelf.answer(&self.runtime, reply, move |shelf| shelf.offer(&manifest));
     }
 
+    fn offer_piece(&self, manifest: Digest, total: u64, offset: u64, bytes: Bytes, reply: Reply<Vec<BlobName>>) {
+        let manifest = edgent_bundle::Digest(manifest.0);
+        self.served.shelf.answer(&self.runtime, reply, move |shelf| shelf.offer_piece(manifest, total, offset, &bytes));
+    }
+
     fn put_blob(&self, digest: Digest, offset: u64, bytes: Bytes, reply: Reply<()>) {
         let digest = edgent_bundle::Digest(digest.0);
         self.served.shelf.answer(&self.runtime, reply, move |shelf| shelf.put(digest, offset, &bytes));

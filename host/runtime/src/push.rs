@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use edgent_bundle::{Bundle, BundleError, Signature};
-use edgent_link::{Client, FaultKind, LinkError, PIECE_BYTES, Trial, Version};
+use edgent_link::{BlobName, Client, Digest, FaultKind, LinkError, PIECE_BYTES, Trial, Version};
 use std::time::{Duration, Instant};
 
 /// About how long a piece of a blob may hold up a request that comes behind it.
@@ -16,32 +16,51 @@ const PAUSE_MAX: Duration = Duration::from_millis(250);
 /// Gives a host a bundle, and has it serve it: after a trial, if it is to have one. Returns once it is in force there.
 pub async fn push(client: &Client, bundle: &Bundle, trial: Option<Trial>) -> Result<Version, PushError> {
     send(client, bundle).await?;
-    Ok(client.install(edgent_link::Digest(bundle.digest().0), trial).await?)
+    Ok(client.install(Digest(bundle.digest().0), trial).await?)
 }
 
 /// Gives a host a bundle, and has it serve it to who asks for it by its digest, whatever is in force there.
 pub async fn make_ready(client: &Client, bundle: &Bundle) -> Result<Version, PushError> {
     send(client, bundle).await?;
-    Ok(client.prepare(edgent_link::Digest(bundle.digest().0)).await?)
+    Ok(client.prepare(Digest(bundle.digest().0)).await?)
 }
 
-/// Tells who signed a bundle, and gives the blobs that the host lacks, in pieces.
+/// Tells who signed a bundle, and gives its manifest and the blobs that the host lacks, all in pieces.
 async fn send(client: &Client, bundle: &Bundle) -> Result<(), PushError> {
     tell_signatures(client, bundle).await?;
-    let manifest = Bytes::copy_from_slice(bundle.sealed().bytes());
-    let missing = client.offer(manifest).await?;
     let mut pieces = Pieces::new();
-    for wanted in missing {
-        let blobs = bundle.sealed().blobs();
-        let blob = blobs.iter().find(|blob| blob.digest.0 == wanted.digest.0).ok_or(PushError::Wanted)?;
-        let (bytes, mut offset) = (Bytes::from(bundle.blob(blob)?), 0);
-        while offset < bytes.len() {
-            let piece = bytes.slice(offset..bytes.len().min(offset + pieces.bytes()));
-            let since = Instant::now();
-            offset += piece.len();
-            client.put_blob(wanted.digest, (offset - piece.len()) as u64, piece).await?;
-            pieces.took(since.elapsed()).await;
+    for wanted in offer(client, bundle, &mut pieces).await? {
+        give(client, bundle, &wanted, &mut pieces).await?;
+    }
+    Ok(())
+}
+
+/// Shows a bundle's manifest; gives the blobs that the host lacks.
+async fn offer(client: &Client, bundle: &Bundle, pieces: &mut Pieces) -> Result<Vec<BlobName>, LinkError> {
+    let (digest, manifest) = (Digest(bundle.digest().0), Bytes::copy_from_slice(bundle.sealed().bytes()));
+    let (total, mut offset) = (manifest.len(), 0);
+    loop {
+        let piece = manifest.slice(offset..total.min(offset + pieces.bytes));
+        let (at, since) = (offset as u64, Instant::now());
+        offset += piece.len();
+        let missing = client.offer_piece(digest, total as u64, at, piece).await?;
+        if offset == total {
+            return Ok(missing);
         }
+        pieces.took(since.elapsed()).await;
+    }
+}
+
+async fn give(client: &Client, bundle: &Bundle, wanted: &BlobName, pieces: &mut Pieces) -> Result<(), PushError> {
+    let blobs = bundle.sealed().blobs();
+    let blob = blobs.iter().find(|blob| blob.digest.0 == wanted.digest.0).ok_or(PushError::Wanted)?;
+    let (bytes, mut offset) = (Bytes::from(bundle.blob(blob)?), 0);
+    while offset < bytes.len() {
+        let piece = bytes.slice(offset..bytes.len().min(offset + pieces.bytes));
+        let since = Instant::now();
+        offset += piece.len();
+        client.put_blob(wanted.digest, (offset - piece.len()) as u64, piece).await?;
+        pieces.took(since.elapsed()).await;
     }
     Ok(())
 }
@@ -60,13 +79,16 @@ impl Pieces {
         Self { bytes: PIECE_BYTES_MIN, fastest: Duration::MAX }
     }
 
-    /// The size of the next one.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+    /// The next one of a blob or a manifest that a host has; empty behind its end.
+    pub(crate) async fn next_of(&mut self, client: &Client, digest: Digest, offset: u64) -> Result<Bytes, LinkError> {
+        let since = Instant::now();
+        let piece = client.blob(digest, offset, self.bytes as u32).await?;
+        self.took(since.elapsed()).await;
+        Ok(piece)
     }
 
     /// One took so long; pauses for the requests that have come meanwhile.
-    pub(crate) async fn took(&mut self, time: Duration) {
+    async fn took(&mut self, time: Duration) {
         let held = self.fit(time);
         if !held.is_zero() {
             tokio::time::sleep(held.min(PAUSE_MAX)).await;
@@ -95,7 +117,7 @@ pub async fn tell_signatures(client: &Client, bundle: &Bundle) -> Result<(), Lin
     };
     let signatures: Vec<_> = bundle.signatures().iter().map(signature).collect();
     if !signatures.is_empty() {
-        match client.sign(edgent_link::Digest(bundle.digest().0), signatures).await {
+        match client.sign(Digest(bundle.digest().0), signatures).await {
             // It knows of no signatures, or takes no bundles, which it says next.
             Err(LinkError::Fault(said)) if said.kind == FaultKind::Unsupported => {}
             told => told?,
@@ -128,13 +150,13 @@ mod tests {
             for delay_us in [50.0, 4_000.0, 300_000.0] {
                 let mut pieces = Pieces::new();
                 for _ in 0..100 {
-                    let on_link_us = pieces.bytes() as f64 * 8e6 / rate_bps;
+                    let on_link_us = pieces.bytes as f64 * 8e6 / rate_bps;
                     pieces.fit(Duration::from_secs_f64((delay_us + on_link_us) / 1e6));
                 }
-                let held_us = pieces.bytes() as f64 * 8e6 / rate_bps;
-                let is_short = held_us <= 2.0 * HOLDS_UP.as_secs_f64() * 1e6 || pieces.bytes() == PIECE_BYTES_MIN;
-                let is_used = held_us * 8.0 > HOLDS_UP.as_secs_f64() * 1e6 || pieces.bytes() == PIECE_BYTES;
-                assert!(is_short && is_used, "{} bytes hold {rate_bps} bit/s for {held_us} us", pieces.bytes());
+                let held_us = pieces.bytes as f64 * 8e6 / rate_bps;
+                let is_short = held_us <= 2.0 * HOLDS_UP.as_secs_f64() * 1e6 || pieces.bytes == PIECE_BYTES_MIN;
+                let is_used = held_us * 8.0 > HOLDS_UP.as_secs_f64() * 1e6 || pieces.bytes == PIECE_BYTES;
+                assert!(is_short && is_used, "{} bytes hold {rate_bps} bit/s for {held_us} us", pieces.bytes);
             }
         }
     }

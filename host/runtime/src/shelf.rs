@@ -7,7 +7,9 @@ use crate::policy::{Admitted, Origin, Signed};
 use crate::trial::Trial;
 use crate::{Admission, Deployment, Policy, PrepareError, Refusal, golden};
 use bytes::Bytes;
-use edgent_bundle::{Blob, Bundle, BundleError, Digest, Reference, SealedManifest, Signature, Store};
+use edgent_bundle::{
+    Blob, Bundle, BundleError, Digest, MANIFEST_BYTES_MAX, Reference, SealedManifest, Signature, Store,
+};
 use edgent_link::{BLOBS_MAX, BlobName, Fault, FaultKind, Reply, VERSIONS_MAX, Version};
 use edgent_planner::Timings;
 use edgent_sandbox::Engine;
@@ -60,6 +62,8 @@ pub(crate) struct Shelf {
     arriving: Mutex<HashMap<Digest, Arriving>>,
     /// The bundles that were offered last.
     offered: Mutex<VecDeque<(SealedManifest, Vec<Signature>)>>,
+    /// Manifests of which the last piece has not come yet.
+    half_offered: Mutex<VecDeque<(Digest, Vec<u8>)>>,
     /// The blob that was read last: a peer reads it in pieces.
     last_read: Mutex<Option<(Digest, Vec<u8>)>>,
 }
@@ -87,7 +91,7 @@ impl Shelf {
         memory_max_bytes: u64,
     ) -> Self {
         let Judged { policy, admission, trial } = judged;
-        let (told, quarantined, arriving, offered, last_read) = Default::default();
+        let (told, quarantined, arriving, offered, half_offered, last_read) = Default::default();
         Self {
             store,
             policy,
@@ -100,6 +104,7 @@ impl Shelf {
             quarantined,
             arriving,
             offered,
+            half_offered,
             last_read,
         }
     }
@@ -188,6 +193,39 @@ impl Shelf {
             .iter()
             .map(|blob| BlobName { digest: edgent_link::Digest(blob.digest.0), bytes: blob.bytes })
             .collect())
+    }
+
+    /// The same of a manifest that comes in pieces; with the last one, the blobs that are not here.
+    pub(crate) fn offer_piece(
+        &self,
+        digest: Digest,
+        total: u64,
+        offset: u64,
+        piece: &[u8],
+    ) -> Result<Vec<BlobName>, Fault> {
+        self.store()?;
+        if total > MANIFEST_BYTES_MAX {
+            let why = format!("a manifest of {total} bytes, over {MANIFEST_BYTES_MAX}");
+            return Err(fault(FaultKind::TooLarge, why));
+        }
+        let mut half = self.half_offered.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = half.iter().position(|(other, _)| *other == digest).and_then(|index| half.remove(index));
+        let mut bytes = found.map(|(_, bytes)| bytes).filter(|_| offset > 0).unwrap_or_default();
+        let size = bytes.len() as u64;
+        if offset != size || piece.is_empty() || size + piece.len() as u64 > total {
+            let why = format!("the manifest {digest} is here up to byte {size} of {total}; send it anew");
+            return Err(fault(FaultKind::BadRequest, why));
+        }
+        bytes.extend_from_slice(piece);
+        if (bytes.len() as u64) < total {
+            remember(&mut half, (digest, bytes));
+            return Ok(Vec::new());
+        }
+        drop(half);
+        if Digest::of(&bytes) != digest {
+            return Err(fault(FaultKind::Refused, format!("what came is not the manifest {digest}")));
+        }
+        self.offer(&bytes)
     }
 
     /// A piece of a blob that is missing. The last one puts it into the store.
@@ -367,8 +405,12 @@ impl Shelf {
         Ok(piece)
     }
 
+    /// A blob of one of the versions, or a version's manifest.
     fn read_blob(&self, digest: Digest) -> Result<Vec<u8>, Fault> {
         let store = self.store()?;
+        if let Ok(bundle) = store.open(&Reference::Digest(digest)) {
+            return Ok(bundle.sealed().bytes().to_vec());
+        }
         for version in store.list().map_err(disk)? {
             let bundle = store.open(&Reference::Version(version.name, version.version)).map_err(disk)?;
             if let Some(blob) = bundle.sealed().blobs().iter().find(|blob| blob.digest == digest) {

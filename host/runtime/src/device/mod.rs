@@ -350,6 +350,11 @@ impl Service for DeviceService {
         self.0.shelf.answer(&self.0.runtime, reply, move |shelf| shelf.offer(&manifest));
     }
 
+    fn offer_piece(&self, manifest: Digest, total: u64, offset: u64, bytes: Bytes, reply: Reply<Vec<BlobName>>) {
+        let manifest = edgent_bundle::Digest(manifest.0);
+        self.0.shelf.answer(&self.0.runtime, reply, move |shelf| shelf.offer_piece(manifest, total, offset, &bytes));
+    }
+
     fn put_blob(&self, digest: Digest, offset: u64, bytes: Bytes, reply: Reply<()>) {
         self.0
             .shelf

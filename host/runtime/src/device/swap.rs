@@ -11,7 +11,7 @@ use super::{CALL_TIME_MAX, Device, Joined, Looked};
 use crate::edge::{fault, us};
 use crate::push::{Pieces, make_ready, push};
 use crate::shelf::{Shelf, give_way};
-use edgent_bundle::{Bundle, Digest};
+use edgent_bundle::{Bundle, Digest, MANIFEST_BYTES_MAX};
 use edgent_link::{Client, CodecTime, Fault, FaultKind, LinkError, Trial, Version};
 use edgent_planner::Event;
 use std::sync::Arc;
@@ -64,19 +64,23 @@ impl Device {
             return Ok(());
         }
         let followed = async {
-            let manifest = client.manifest(digest).await.map_err(said)?;
+            let (mut pieces, mut manifest) = (Pieces::new(), Vec::new());
+            loop {
+                let piece = pieces.next_of(client, digest, manifest.len() as u64).await.map_err(said)?;
+                if piece.is_empty() || manifest.len() as u64 > MANIFEST_BYTES_MAX {
+                    break;
+                }
+                manifest.extend_from_slice(&piece);
+            }
             let signatures = match client.signatures(digest).await {
                 Err(LinkError::Fault(fault)) if fault.kind == FaultKind::Unsupported => Vec::new(),
                 told => told.map_err(said)?,
             };
             self.on_shelf(move |shelf| shelf.sign(Digest(digest.0), &signatures)).await?;
-            let mut pieces = Pieces::new();
             for wanted in self.on_shelf(move |shelf| shelf.offer(&manifest)).await? {
                 let mut offset = 0;
                 while offset < wanted.bytes {
-                    let since = Instant::now();
-                    let piece = client.blob(wanted.digest, offset, pieces.bytes() as u32).await.map_err(said)?;
-                    pieces.took(since.elapsed()).await;
+                    let piece = pieces.next_of(client, wanted.digest, offset).await.map_err(said)?;
                     let (at, digest) = (offset, Digest(wanted.digest.0));
                     offset += piece.len() as u64;
                     self.on_shelf(move |shelf| shelf.put(digest, at, &piece)).await?;
