@@ -13,10 +13,11 @@ use edgent_bundle::{
 use edgent_link::{BLOBS_MAX, BlobName, Fault, FaultKind, Reply, VERSIONS_MAX, Version};
 use edgent_planner::Timings;
 use edgent_sandbox::Engine;
-use rustix::process::setpriority_process;
-use rustix::thread::gettid;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use thread_priority::{
+    NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id,
+};
 use tokio::runtime::Handle;
 
 /// Runs of each segment before a version is served: the profile that planning starts from.
@@ -24,9 +25,6 @@ const PROFILE_RUNS: usize = 9;
 
 /// What is measured then counts as much as so many runs in service.
 const PROFILE_WEIGHT: usize = 3;
-
-/// How far loading a version gives way to requests; 19 is the most.
-const NICE: i32 = 19;
 
 /// So many offers are remembered until their blobs have come.
 const OFFERED_MAX: usize = 8;
@@ -430,10 +428,12 @@ impl Shelf {
     }
 }
 
-/// Has this thread, and those that it starts, run when nothing else of the machine wants to: requests come first.
+/// Has this thread, and those that it starts, run when nothing else of the machine wants to: requests come first. Being
+/// nice is not enough: who wakes up has to wait for the end of a nice thread's time slice, and not of an idle one's.
 /// Where that is not possible, it runs as any other.
 pub(crate) fn give_way() {
-    let _ = setpriority_process(Some(gettid()), NICE);
+    let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+    let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle);
 }
 
 /// The last few: what nobody follows up must not pile up.
