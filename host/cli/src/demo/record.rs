@@ -268,7 +268,6 @@ impl Summary {
             ("median latency", format!("{:.1} ms", self.p50_ms)),
             ("changes of the link", self.bandwidth_changes.to_string()),
             ("changes of plan", self.plan_changes.to_string()),
-            ("versions that answered", self.versions.len().to_string()),
         ]
         .map(|(what, value)| (what.to_owned(), value))
         .into()
