@@ -18,6 +18,7 @@ use edgent_runtime::push;
 use minisign::KeyPair;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -106,7 +107,8 @@ async fn measure(bundle: &Bundle, scratch: &Path, swaps: usize, output: &Output)
     let device = ["--policy", &policy, "--store", &stores[0], "--emulate-slowdown", SLOWDOWN, "--deadline-ms", "100"];
     let rig = Rig::start(bundle, shape, &device, &["--policy", &policy, "--store", &stores[1]], false).await?;
     let (images, records) = (Arc::new(images(bundle)?), Arc::new(Mutex::new(Vec::new())));
-    let asking = tokio::spawn(ask_on(rig.client.clone(), images, Arc::clone(&records)));
+    let enough = Arc::new(AtomicBool::new(false));
+    let asking = tokio::spawn(ask_on(rig.client.clone(), images, Arc::clone(&records), Arc::clone(&enough)));
     output.progress(format_args!("{RATE} requests a second, {} s without a swap", BEFORE.as_secs()));
     tokio::time::sleep(BEFORE).await;
     let started = Instant::now();
@@ -143,10 +145,9 @@ async fn measure(bundle: &Bundle, scratch: &Path, swaps: usize, output: &Output)
         tokio::time::sleep(PAUSE).await;
     }
     let ended = Instant::now();
-    asking.abort();
+    enough.store(true, Ordering::Relaxed);
     let after = rig.processes().map(usage);
-    // Those that were asked last are answered, too.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    asking.await?;
     rig.end().await?;
     let records = std::mem::take(&mut *records.lock().unwrap_or_else(PoisonError::into_inner));
     let latencies = |during: bool| {
@@ -178,11 +179,12 @@ async fn measure(bundle: &Bundle, scratch: &Path, swaps: usize, output: &Output)
     })
 }
 
-/// Asks without end, at a steady pace, whatever becomes of the answers.
-async fn ask_on(client: Client, images: Arc<Vec<Tensor>>, records: Arc<Mutex<Vec<Record>>>) {
+/// Asks until it is enough, at a steady pace, whatever becomes of the answers; waits for those that were asked last.
+async fn ask_on(client: Client, images: Arc<Vec<Tensor>>, records: Arc<Mutex<Vec<Record>>>, enough: Arc<AtomicBool>) {
     let mut tick = tokio::time::interval(Duration::from_micros(1_000_000 / RATE));
     let mut asked = JoinSet::new();
-    for index in 0.. {
+    let mut index = 0;
+    while !enough.load(Ordering::Relaxed) {
         tick.tick().await;
         let (client, images, records) = (client.clone(), Arc::clone(&images), Arc::clone(&records));
         asked.spawn(async move {
@@ -197,7 +199,9 @@ async fn ask_on(client: Client, images: Arc<Vec<Tensor>>, records: Arc<Mutex<Vec
             records[place] = Record { asked, answered: Some(Instant::now()), epoch: answer.epoch, model: answer.model };
         });
         while asked.try_join_next().is_some() {}
+        index += 1;
     }
+    while asked.join_next().await.is_some() {}
 }
 
 fn images(bundle: &Bundle) -> Result<Vec<Tensor>> {
