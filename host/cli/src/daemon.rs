@@ -2,6 +2,7 @@
 
 use crate::HOST_PROGRAM;
 use crate::bounds;
+use crate::caps::Caps;
 use crate::confined::Bounds;
 use crate::output::BadInput;
 use anyhow::{Context, Result};
@@ -9,7 +10,7 @@ use clap::{Parser, ValueEnum};
 use edgent_link::{Limits, Role};
 use edgent_planner::Strategy;
 use edgent_runtime::confine::this_program;
-use edgent_runtime::{Admission, COMPONENTS_BYTES_MAX, Host, HostError, MACS_MAX, Settings, Trialist, codec};
+use edgent_runtime::{Host, HostError, Settings, Trialist, codec};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
@@ -60,12 +61,8 @@ struct Arguments {
     /// How much memory segments may take; those that do not fit are left to the edge (device only).
     #[arg(long, value_name = "MIB", allow_negative_numbers = true)]
     memory_max_mib: Option<f64>,
-    /// Multiply-accumulates that one answer of a bundle may take.
-    #[arg(long, value_name = "N", default_value_t = MACS_MAX)]
-    macs_max: u64,
-    /// What all components of a bundle together may have.
-    #[arg(long, value_name = "MIB", default_value_t = COMPONENTS_BYTES_MAX >> 20)]
-    components_max_mib: u64,
+    #[command(flatten)]
+    caps: Caps,
     #[command(flatten)]
     bounds: Bounds,
     /// Threads that run segments; 0 for one a processor.
@@ -108,11 +105,6 @@ pub(crate) fn run() -> Result<()> {
         HostRole::Device => Role::Device,
         HostRole::Edge => Role::Edge,
     };
-    let admission = Admission {
-        macs_max: arguments.macs_max,
-        components_bytes_max: arguments.components_max_mib.saturating_mul(1 << 20),
-        ..Admission::default()
-    };
     let trial = Trialist {
         program: this_program()?,
         bounds: arguments.bounds.for_trial()?,
@@ -136,7 +128,7 @@ pub(crate) fn run() -> Result<()> {
         leave_when_sure: arguments.leave_when_sure,
         emulate_slowdown: arguments.emulate_slowdown,
         memory_max_bytes: arguments.memory_max_mib.map_or(u64::MAX, |mib| (mib * f64::from(1 << 20)) as u64),
-        admission,
+        admission: arguments.caps.admission(),
         trial: Some(trial),
         workers: arguments.workers,
         limits: Limits::default(),

@@ -2,6 +2,7 @@
 //!
 //! Its trial runs in a process of its own, as a host's does; what is read and shown here comes from a second one.
 
+use crate::caps::Caps;
 use crate::confined::{self, Bounds};
 use crate::output::{BadInput, Output};
 use anyhow::Result;
@@ -9,7 +10,7 @@ use edgent_bundle::{Bundle, imported_functions, split};
 use edgent_nn::{ElementType, Fact, Graph, GraphFormat, Imported, Pins, Survey, operators};
 use edgent_runtime::confine;
 use edgent_runtime::trial::{Job, Trial};
-use edgent_runtime::{Admission, COMPONENTS_BYTES_MAX, MACS_MAX, components_bytes, macs, memory_bytes};
+use edgent_runtime::{components_bytes, macs, memory_bytes};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -25,27 +26,13 @@ pub(crate) struct Arguments {
     /// The bundle's folder, or FOLDER@NAME:VERSION; or an ONNX file.
     #[arg(value_name = "BUNDLE|MODEL.onnx")]
     what: PathBuf,
-    /// Multiply-accumulates that one answer may take.
-    #[arg(long, value_name = "N", default_value_t = MACS_MAX)]
-    macs_max: u64,
-    /// What all components of a bundle together may have.
-    #[arg(long, value_name = "MIB", default_value_t = COMPONENTS_BYTES_MAX >> 20)]
-    components_max_mib: u64,
+    #[command(flatten)]
+    caps: Caps,
     #[command(flatten)]
     bounds: Bounds,
     /// What the trial ended with; told to the process that reads.
     #[arg(long, hide = true)]
     trial: Option<String>,
-}
-
-impl Arguments {
-    fn admission(&self) -> Admission {
-        Admission {
-            macs_max: self.macs_max,
-            components_bytes_max: self.components_max_mib.saturating_mul(1 << 20),
-            ..Admission::default()
-        }
-    }
 }
 
 #[derive(Serialize)]
@@ -100,10 +87,10 @@ pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
     let (tried, folder, bytes) = if arguments.what.is_file() {
         let path = fs::canonicalize(&arguments.what).map_err(BadInput::error)?;
         let bytes = fs::metadata(&path).map_err(BadInput::error)?.len();
-        (trial.run(&Job::Onnx { path: path.clone(), macs_max: arguments.macs_max }, &path, bytes), path, bytes)
+        (trial.run(&Job::Onnx { path: path.clone(), macs_max: arguments.caps.macs_max }, &path, bytes), path, bytes)
     } else {
         let bundle = Bundle::open(&arguments.what).map_err(BadInput::error)?;
-        let tried = trial.bundle(&bundle, &arguments.admission());
+        let tried = trial.bundle(&bundle, &arguments.caps.admission());
         (tried, bundle.dir().to_owned(), components_bytes(bundle.manifest()))
     };
     let said = tried.err().map_or_else(String::new, |error| error.to_string());

@@ -178,11 +178,11 @@ impl Device {
     /// What no guest and no golden sample shows: whether a version is of use to who asked for the one in force.
     fn can_replace(&self, next: &Serving, old: &Serving) -> Result<(), Fault> {
         let refused = |why| Err(fault(FaultKind::Refused, why));
-        let (input, expected) = (next.deployment.input(), old.deployment.input());
-        if input != expected {
-            return refused(format!(
-                "it takes {input}, and who asks sends {expected}; give another model another name"
-            ));
+        let inputs =
+            |serving: &Serving| -> Vec<String> { serving.deployment.inputs().map(ToString::to_string).collect() };
+        let (takes, sent) = (inputs(next).join(", "), inputs(old).join(", "));
+        if takes != sent {
+            return refused(format!("it takes {takes}, and who asks sends {sent}; give another model another name"));
         }
         let deadline_us = self.shared.plan.deadline_us;
         let alone = |serving: &Serving| serving.lock().local(deadline_us);

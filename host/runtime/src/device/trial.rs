@@ -49,7 +49,8 @@ struct Seen {
 }
 
 impl Device {
-    /// Has a version answer a share of the requests, and says whether it may come into force.
+    /// Has a version answer a share of the requests, and says whether it may come into force; it goes on doing so until
+    /// the trial is ended.
     pub(super) async fn try_out(&self, next: &Arc<Serving>, trial: Trial) -> Result<(), Fault> {
         let time = Duration::from_millis(trial.time_ms.into());
         if time > TRIAL_MAX {
@@ -69,9 +70,6 @@ impl Device {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         };
-        if verdict.is_err() {
-            self.versions.end_trial();
-        }
         let refused = |why| fault(FaultKind::Refused, format!("its trial was ended: {why}"));
         verdict.map_err(refused)
     }
