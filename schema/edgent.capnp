@@ -94,6 +94,11 @@ interface Host {
   # As offer, of a manifest by its digest and size that comes in pieces, in order, so that it does not hold
   # up others on a slow link. What is wanted is told with the last piece.
 
+  pin @20 (plan :Plan) -> (outcome :Outcome(Plan));
+  # A device runs this plan and no other, where it can be run, until it is told otherwise or another version
+  # comes into force; null: it chooses again. Answered with the plan in force when both hosts agree
+  # on it, and its epoch. What is told of an epoch is ignored.
+
   # The Data of offer, putBlob and offerPiece are the last pointers of their kind, as Activation.bytes is.
 }
 

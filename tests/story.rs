@@ -174,6 +174,46 @@ async fn an_edge_that_comes_back_is_used_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_operator_pins_a_plan() {
+    let edge_host = edge().await;
+    let device = device(&["--edge", &edge_host.address().to_string(), "--deadline-ms", "10000"]).await;
+    let address = device.address().to_string();
+    ask_until(&device, "with the edge", |answer| answer["degraded"].is_null());
+    for (exit, cut, order) in [("exit2", "3", "device-first"), ("1", "2", "edge-first"), ("exit3", "0", "device-first")]
+    {
+        let mut arguments = vec!["pin", "--to", &address, "--exit", exit, "--cut", cut];
+        arguments.extend((order == "edge-first").then_some("--edge-first"));
+        let pinned = edgent(&arguments);
+        assert_eq!((&pinned["cut"], &pinned["direction"]), (&json!(cut.parse::<u16>().unwrap()), &json!(order)));
+        for answer in ask(&device) {
+            for what in ["exit", "cut", "direction", "epoch"] {
+                assert_eq!(answer[what], pinned[what], "{what} of {answer}");
+            }
+        }
+    }
+    for (arguments, why) in [
+        (&["--exit", "exit2", "--cut", "99"][..], "exit 1 has cuts 0 to 10, and not 99"),
+        (&["--exit", "best", "--cut", "1"], "no exit 'best'; there are exit1, exit2"),
+        (&["--exit", "exit2", "--cut", "3", "--codec", "png"], "as things are, that plan cannot be run"),
+        (&["--exit", "exit2"], "--cut"),
+    ] {
+        let (code, _, said) = run(&[&["pin", "--to", &address], arguments].concat());
+        assert!(code != 0 && said.contains(why), "{arguments:?}: {code} {said}");
+    }
+    // It chooses again, and with so much time, the best exit.
+    edgent(&["pin", "--to", &address, "--off"]);
+    ask_until(&device, "as chosen", |answer| answer["exit"] == best_exit());
+    // Alone, a plan that needs an edge is none.
+    edge_host.end().await.unwrap();
+    ask_until(&device, "alone", |answer| answer["degraded"] == "no edge is connected");
+    let (code, _, said) = run(&["pin", "--to", &address, "--exit", "exit2", "--cut", "3"]);
+    assert!(code == 1 && said.contains("there is no edge"), "{said}");
+    let alone = edgent(&["pin", "--to", &address, "--exit", "exit2", "--cut", "10"]);
+    assert!(ask(&device).iter().all(|answer| answer["exit"] == "exit2" && answer["epoch"] == alone["epoch"]));
+    assert!(device.end().await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_no_exit_can_answer_in_time_is_answered_late_and_says_so() {
     let device = device(&["--emulate-slowdown", "20"]).await;
     let address = device.address().to_string();

@@ -20,6 +20,7 @@ mod keys;
 mod map;
 mod model_file;
 mod output;
+mod pin;
 mod plan;
 mod profile;
 pub mod relay;
@@ -68,6 +69,8 @@ enum Command {
     Sign(keys::Sign),
     /// Show which plan would be taken, and why the others would not.
     Plan(plan::Arguments),
+    /// Have a running device keep to one plan, or choose again.
+    Pin(pin::Arguments),
     /// Measure what layers cost on this host, and what a bundle's segments do.
     Profile(profile::Arguments),
     /// Ask a running device about images.
@@ -119,6 +122,7 @@ fn run(command: Command, output: &Output) -> ExitCode {
         Command::Keygen(arguments) => keys::keygen(&arguments, output),
         Command::Sign(arguments) => keys::sign(&arguments, output),
         Command::Plan(arguments) => plan::run(&arguments, output),
+        Command::Pin(arguments) => pin::run(&arguments, output),
         Command::Profile(arguments) => profile::run(&arguments, output),
         Command::Infer(arguments) => ask::run(&arguments, output),
         Command::Push(arguments) => versions::push_bundle(&arguments, output),

@@ -249,7 +249,7 @@ pub(crate) fn status(arguments: &Status, output: &Output) -> Result<()> {
     })
 }
 
-fn with_host<T, F: Future<Output = Result<T>>>(address: &str, work: impl FnOnce(Client) -> F) -> Result<T> {
+pub(crate) fn with_host<T, F: Future<Output = Result<T>>>(address: &str, work: impl FnOnce(Client) -> F) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let link = Link::start()?;

@@ -311,6 +311,19 @@ impl Client {
         .await
     }
 
+    /// Has a device run this plan and no other, whatever its epoch; none: choose again. Gives the plan in force.
+    pub async fn pin(&self, plan: Option<Plan>) -> Result<Plan, LinkError> {
+        self.call(async move |host, _| {
+            let mut request = host.pin_request();
+            if let Some(plan) = plan {
+                plan.write(request.get().init_plan());
+            }
+            let response = request.send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
     /// Tells the host that this side asks for a bundle no more.
     pub async fn retire(&self, model: Digest) -> Result<(), LinkError> {
         self.call(async move |host, _| {

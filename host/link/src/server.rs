@@ -571,6 +571,17 @@ impl host::Server for Host {
         Ok(())
     }
 
+    async fn pin(self: Rc<Self>, params: host::PinParams, mut results: host::PinResults) -> Result<(), capnp::Error> {
+        let params = params.get()?;
+        let plan = if params.has_plan() { Plan::read(params.get_plan()?).map(Some) } else { Ok(None) };
+        let outcome = match plan {
+            Ok(plan) => self.0.call("pin", None, |service, reply| service.pin(plan, reply)).await,
+            Err(malformed) => Err(bad_request(malformed)),
+        };
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
     // Has no place among the calls in flight: it is answered here and now, and a busy host still shows life.
     async fn probe(
         self: Rc<Self>,

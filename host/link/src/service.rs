@@ -104,6 +104,11 @@ pub trait Service: Send + Sync + 'static {
         reply.refuse();
     }
 
+    /// Runs this plan and no other; none: chooses again. Answers with the plan in force, once that is agreed on.
+    fn pin(&self, plan: Option<Plan>, reply: Reply<Plan>) {
+        reply.refuse();
+    }
+
     /// The caller asks for this bundle no more.
     fn retire(&self, model: Digest, reply: Reply<()>) {
         reply.refuse();

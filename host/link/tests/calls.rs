@@ -260,6 +260,14 @@ impl Service for Versions {
         reply.send(if model == Digest([10; 32]) { Ok(()) } else { told(model) });
     }
 
+    fn pin(&self, plan: Option<Plan>, reply: Reply<Plan>) {
+        reply.send(if plan.is_none_or(|plan| plan == self::plan()) {
+            Ok(Plan { epoch: 7, ..self::plan() })
+        } else {
+            told(plan)
+        });
+    }
+
     fn sign(&self, model: Digest, given: Vec<Signature>, reply: Reply<()>) {
         reply.send(if given == signatures(usize::from(model.0[0])) { Ok(()) } else { told(given) });
     }
@@ -297,6 +305,9 @@ async fn versions_come_and_go() {
     }
     assert_eq!(blob, bytes(2 * PIECE_BYTES + 5));
     client.retire(Digest([10; 32])).await.unwrap();
+    for pinned in [None, Some(plan())] {
+        assert_eq!(client.pin(pinned).await.unwrap(), Plan { epoch: 7, ..plan() });
+    }
     for count in [0, 1, SIGNATURES_MAX] {
         let model = Digest([count as u8; 32]);
         client.sign(model, signatures(count)).await.unwrap();
@@ -325,6 +336,10 @@ async fn versions_come_and_go() {
         (client.prepare(Digest([1; 32])).await.map(drop), format!("refused: {:?}", Digest([1; 32]))),
         (client.manifest(Digest([1; 32])).await.map(drop), format!("not found: no bundle {}", Digest([1; 32]))),
         (client.retire(Digest([1; 32])).await, format!("refused: {:?}", Digest([1; 32]))),
+        (
+            client.pin(Some(Plan { cut: 6, ..plan() })).await.map(drop),
+            format!("refused: {:?}", Some(Plan { cut: 6, ..plan() })),
+        ),
     ];
     for (outcome, expected) in refused {
         assert_eq!(outcome.unwrap_err().to_string(), format!("the peer answered: {expected}"));
@@ -397,6 +412,7 @@ async fn what_a_role_does_not_do_is_named() {
         ("manifest", client.manifest(digest).await.map(drop)),
         ("blob", client.blob(digest, 0, 1).await.map(drop)),
         ("retire", client.retire(digest).await),
+        ("pin", client.pin(None).await.map(drop)),
         ("sign", client.sign(digest, vec![]).await),
         ("signatures", client.signatures(digest).await.map(drop)),
     ];

@@ -63,6 +63,8 @@ pub struct Controller {
     residuals: Residuals,
     /// Of [`Strategy::Dynamic`], while there is an edge.
     dynamic: Option<Dynamic>,
+    /// What the operator wants instead of a choice, wherever it can be run.
+    pinned: Option<Plan>,
     installed: Installed,
     /// The plan that the edge was asked to accept, and when.
     asked: Option<(Installed, Duration)>,
@@ -167,6 +169,8 @@ pub enum Event {
         /// From the request to its answer.
         deadline_us: f64,
     },
+    /// The operator wants this plan and no other, or none in particular any more.
+    Pinned(Option<Plan>),
     /// Time passed.
     Tick,
 }
@@ -195,6 +199,7 @@ impl Controller {
             link: LinkEstimate::default(),
             residuals: Residuals::new(settings.in_time_share),
             dynamic: None,
+            pinned: None,
             asked: None,
             refused_at: None,
             probing_since: None,
@@ -296,6 +301,11 @@ impl Controller {
                     self.settings.deadline_us = deadline_us;
                 }
             }
+            Event::Pinned(plan) => {
+                self.pinned = plan;
+                // What was asked for before is not waited for, and a refusal of another plan says nothing of this one.
+                (self.asked, self.refused_at) = (None, None);
+            }
             Event::Tick => {
                 let alone = self.installed.plan.placement(&self.network) == Placement::DeviceOnly;
                 self.residuals.forget(alone);
@@ -312,6 +322,12 @@ impl Controller {
     /// The network that is planned.
     pub fn network(&self) -> &Network {
         &self.network
+    }
+
+    /// What a plan would take now; nothing if it is none of this network, or cannot be run as things are: without an
+    /// edge, with a codec that it does not take, or against what the operator allows.
+    pub fn can_run(&self, plan: Plan) -> Option<Candidate> {
+        self.predicted(plan)
     }
 
     /// What is known of the link.
@@ -416,6 +432,9 @@ impl Controller {
         if new.plan == old {
             return false;
         }
+        if self.pinned == Some(new.plan) {
+            return true;
+        }
         let Some(old) = self.predicted(old).filter(|_| self.settings.strategy == Strategy::Edgent) else { return true };
         let (old_us, new_us) = (old.cost.total_us(), new.cost.total_us());
         let is_clearly_faster = new_us < WORTHWHILE * old_us;
@@ -462,6 +481,9 @@ impl Controller {
     }
 
     fn choose(&self) -> Choice {
+        if let Some(candidate) = self.pinned.and_then(|plan| self.predicted(plan)) {
+            return Choice { fits: candidate.cost.total_us() <= self.settings.deadline_us, candidate };
+        }
         let in_force = self.dynamic.as_ref().and_then(Dynamic::in_force);
         if let Some((state, candidate)) = in_force.and_then(|state| Some((state, self.predicted(state.plan)?))) {
             return Choice { candidate, fits: state.fits };

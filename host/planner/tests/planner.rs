@@ -668,6 +668,37 @@ fn another_deadline_is_another_plan() {
 }
 
 #[test]
+fn a_pinned_plan_stays_where_it_can_be_run() {
+    let mut device = Device::new(80e3);
+    device.connect();
+    (0..3).for_each(|_| device.exchange(12_000, 20e6));
+    let chosen = device.controller.installed();
+    let pin = Plan { exit: 1, cut: 1, direction: Direction::EdgeFirst, codec: Codec::Raw };
+    assert!(chosen.plan != pin && device.controller.can_run(pin).is_some());
+    assert_eq!(device.controller.can_run(Plan { exit: 99, ..pin }), None);
+    // Whatever was asked for before, and however the edge answered to it.
+    device.tell(Event::Refused);
+    let actions = device.tell(Event::Pinned(Some(pin)));
+    let [Action::Install(asked)] = actions[..] else { panic!("{actions:?}") };
+    assert!(asked.plan == pin && asked.epoch > chosen.epoch);
+    device.handle(Event::Accepted(asked));
+    assert_eq!(device.controller.installed(), asked);
+    // No rate of the link moves it.
+    for rate_bps in [20e6, 200e3, 50e6] {
+        assert_eq!(device.installs(rate_bps), [], "{rate_bps}");
+    }
+    assert_eq!(device.tell(Event::Pinned(Some(pin))), [], "it is in force");
+    // Without an edge it cannot be run; with one, it is again.
+    device.handle(Event::EdgeLost);
+    assert_eq!(device.placement(), Placement::DeviceOnly);
+    device.connect();
+    (0..3).for_each(|_| device.exchange(12_000, 20e6));
+    assert_eq!(device.controller.installed().plan, pin);
+    device.handle(Event::Pinned(None));
+    assert_eq!(device.controller.installed().plan, chosen.plan);
+}
+
+#[test]
 fn an_edge_that_lies_about_its_times_is_not_relied_on() {
     for lie in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1e9] {
         let honest = small().1.edge_us;

@@ -199,6 +199,18 @@ pub const fn to_wire(codec: planner::Codec) -> Codec {
     }
 }
 
+/// The same as the planner names it.
+pub const fn from_wire(codec: Codec) -> planner::Codec {
+    match codec {
+        Codec::Raw => planner::Codec::Raw,
+        Codec::F16 => planner::Codec::F16,
+        Codec::U8 => planner::Codec::U8,
+        Codec::U8Lz4 => planner::Codec::U8Lz4,
+        Codec::Png => planner::Codec::Png,
+        Codec::Jpeg => planner::Codec::Jpeg,
+    }
+}
+
 /// The element type of a boundary, as the wire names it.
 pub fn element_type(fact: &Fact) -> Wire {
     wire(fact.element_type)

@@ -177,7 +177,7 @@ impl Serving {
         Ok(())
     }
 
-    fn to_wire(&self, installed: Installed) -> Plan {
+    pub(super) fn to_wire(&self, installed: Installed) -> Plan {
         Plan {
             epoch: installed.epoch,
             model: self.model(),

@@ -7,6 +7,7 @@
 //! In force is one version of a model, [`Serving`]; each request stays with the version that it began with.
 
 mod connection;
+mod pin;
 mod serving;
 mod slot;
 mod swap;
@@ -19,7 +20,7 @@ use crate::{Workers, codec, confidence};
 use bytes::Bytes;
 use edgent_link::{
     Answer, AskRequest, BlobName, Client, Codec, CodecTime, Description, Digest, Direction, Fault, FaultKind, Hello,
-    Limits, Link, ModelProfile, Placement, Reply, Service, Signature, Stats, Trial, Version,
+    Limits, Link, ModelProfile, Placement, Plan, Reply, Service, Signature, Stats, Trial, Version,
 };
 use edgent_nn::{Fact, Tensor};
 use edgent_planner::{self as planner, Action, Controller, Event, Planned};
@@ -369,6 +370,11 @@ impl Service for DeviceService {
     fn rollback(&self, model: String, reply: Reply<Version>) {
         let device = Arc::clone(&self.0);
         self.0.runtime.spawn(async move { reply.send(device.rollback(model).await) });
+    }
+
+    fn pin(&self, plan: Option<Plan>, reply: Reply<Plan>) {
+        let device = Arc::clone(&self.0);
+        self.0.runtime.spawn(async move { reply.send(device.pin(plan).await) });
     }
 
     fn versions(&self, reply: Reply<Vec<Version>>) {
