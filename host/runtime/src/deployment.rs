@@ -5,6 +5,7 @@ use crate::admission::{Admission, CostError};
 use crate::codec;
 use crate::confine::ConfinedError;
 use crate::golden::GoldenError;
+use crate::memory::GiveBack;
 use edgent_bundle::{Bundle, BundleError, ComponentError, Digest, Manifest, imports, split};
 use edgent_nn::{Cost, ElementType, Fact, Graph, GraphError, GraphFormat, Stop, Tensor, TensorError};
 use edgent_planner::{Boundary, Codec, Exit, Network, NetworkError, PerCodec, Timings, least_bytes, resident};
@@ -47,6 +48,8 @@ pub struct Deployment {
     /// Why none of it runs any more, and whether somebody saw to that.
     quarantine: OnceLock<String>,
     quarantine_seen: AtomicBool,
+    /// The last to go.
+    _gives_back: GiveBack,
 }
 
 /// How a segment makes one boundary's tensors of another's.
@@ -92,6 +95,8 @@ impl Deployment {
         memory_max_bytes: u64,
         admission: &Admission,
     ) -> Result<Self, PrepareError> {
+        // The first here, and so the last to go, too, if something is refused.
+        let gives_back = GiveBack;
         let manifest = bundle.manifest().clone();
         admission.check_manifest(&manifest)?;
         let tensors = manifest
@@ -155,6 +160,7 @@ impl Deployment {
             quarantine: OnceLock::new(),
             quarantine_seen: AtomicBool::new(false),
             segments,
+            _gives_back: gives_back,
         })
     }
 
