@@ -1,6 +1,7 @@
-//! Versions that come into force while requests go on: what is lost, mixed or late because of it.
+//! Versions and plans that come into force while requests go on: what is lost, mixed or late because of it.
 
 mod check;
+mod plans;
 mod versions;
 
 use crate::build::build;
@@ -10,12 +11,13 @@ use crate::relay::Shape;
 use crate::rig::{DELAY, Rig, test_samples};
 use crate::trace::Trace;
 use anyhow::{Context, Result, ensure};
-use check::{InForce, Record, Verdict, check};
+use check::{InForce, Record, Verdict, check, crossing};
 use edgent_bundle::Bundle;
 use edgent_link::{Client, Digest};
 use edgent_nn::Tensor;
 use edgent_runtime::push;
 use minisign::KeyPair;
+use plans::plans;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +31,9 @@ pub(crate) struct Arguments {
     /// Versions that are pushed; every second one is bad.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..=100_000))]
     swaps: u32,
+    /// Changes of plan after that, as fast as both hosts agree on them.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    repartitions: u32,
     /// An ONNX file with its model.toml.
     #[arg(long, default_value = "models/branchy-alexnet/branchy-alexnet.onnx")]
     model: PathBuf,
@@ -40,6 +45,8 @@ const RATE: u64 = 50;
 const BEFORE: Duration = Duration::from_secs(10);
 /// Between two swaps.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long a version that was replaced is still kept, and some more.
+const SETTLE: Duration = Duration::from_secs(8);
 const LINK_BPS: u64 = 20_000_000;
 const SLOWDOWN: &str = "10";
 const SAMPLES: usize = 20;
@@ -64,8 +71,13 @@ struct Report {
     latency_ms_before: Quantiles,
     latency_ms_during: Quantiles,
     latency_p99_during_ratio: f64,
-    device: Growth,
-    edge: Growth,
+    /// Of the hosts' processes, from before the first swap to after the last.
+    swapping: Growth,
+    repartitions: usize,
+    /// From the wish for another plan to both hosts' agreement.
+    repartition_us: Quantiles,
+    latency_ms_repartitioning: Quantiles,
+    repartitioning: Growth,
 }
 
 #[derive(Serialize)]
@@ -74,9 +86,14 @@ struct Quantiles {
     p99: f64,
 }
 
-/// Of a host's process, from before the first swap to after the last.
 #[derive(Serialize)]
 struct Growth {
+    device: HostGrowth,
+    edge: HostGrowth,
+}
+
+#[derive(Serialize)]
+struct HostGrowth {
     resident_kib_before: u64,
     resident_kib_after: u64,
     files_before: usize,
@@ -87,7 +104,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let bundle = build(&arguments.model, &scratch.path().join("first"), SAMPLES, output)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let report = runtime.block_on(measure(&bundle, scratch.path(), arguments.swaps as usize, output))?;
+    let report = runtime.block_on(measure(&bundle, scratch.path(), arguments, output))?;
     print(&report, output);
     output.result(&report)?;
     let Verdict { lost, mixed_epochs, of_another_version } = report.verdict;
@@ -95,7 +112,8 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     Ok(())
 }
 
-async fn measure(bundle: &Bundle, scratch: &Path, swaps: usize, output: &Output) -> Result<Report> {
+async fn measure(bundle: &Bundle, scratch: &Path, arguments: &Arguments, output: &Output) -> Result<Report> {
+    let (swaps, repartitions) = (arguments.swaps as usize, arguments.repartitions as usize);
     let pair = KeyPair::generate_unencrypted_keypair().context("making a key")?;
     keys::sign_bundle(bundle, &pair.sk, 1, 1)?;
     let policy = scratch.join("policy.toml");
@@ -144,23 +162,30 @@ async fn measure(bundle: &Bundle, scratch: &Path, swaps: usize, output: &Output)
         }
         tokio::time::sleep(PAUSE).await;
     }
+    let swapped = Instant::now();
+    // The last version that was replaced is let go by then.
+    tokio::time::sleep(SETTLE).await;
+    let between = rig.processes().map(usage);
+    let repartitioning = Instant::now();
+    let mut repartition_us = Vec::new();
+    for plan in plans(&rig.client.describe().await?)?.into_iter().cycle().take(repartitions) {
+        let asked = Instant::now();
+        rig.client.pin(Some(plan)).await.with_context(|| format!("{plan:?}"))?;
+        repartition_us.push(asked.elapsed().as_secs_f64() * 1e6);
+    }
     let ended = Instant::now();
     enough.store(true, Ordering::Relaxed);
     let after = rig.processes().map(usage);
     asking.await?;
     rig.end().await?;
     let records = std::mem::take(&mut *records.lock().unwrap_or_else(PoisonError::into_inner));
-    let latencies = |during: bool| {
-        let of_part = records.iter().filter(|record| record.asked < ended && (record.asked >= started) == during);
-        of_part.filter_map(|record| Some(record.answered?.duration_since(record.asked).as_secs_f64() * 1e3)).collect()
+    let latencies = |from: Instant, to: Instant| {
+        let of_part = records.iter().filter(|record| record.asked >= from && record.asked < to);
+        let ms = |record: &Record| Some(record.answered?.duration_since(record.asked).as_secs_f64() * 1e3);
+        Quantiles::of(of_part.filter_map(ms).collect())
     };
-    let (before_ms, during_ms) = (Quantiles::of(latencies(false)), Quantiles::of(latencies(true)));
-    let growth = |index: usize| Growth {
-        resident_kib_before: before[index].0,
-        resident_kib_after: after[index].0,
-        files_before: before[index].1,
-        files_after: after[index].1,
-    };
+    let first = records.first().map_or(started, |record| record.asked);
+    let (before_ms, during_ms) = (latencies(first, started), latencies(started, swapped));
     Ok(Report {
         swaps,
         taken: taken_ms.len(),
@@ -174,8 +199,11 @@ async fn measure(bundle: &Bundle, scratch: &Path, swaps: usize, output: &Output)
         latency_p99_during_ratio: during_ms.p99 / before_ms.p99,
         latency_ms_before: before_ms,
         latency_ms_during: during_ms,
-        device: growth(0),
-        edge: growth(1),
+        swapping: Growth::between(&before, &between),
+        repartitions,
+        repartition_us: Quantiles::of(repartition_us),
+        latency_ms_repartitioning: latencies(repartitioning, ended),
+        repartitioning: Growth::between(&between, &after),
     })
 }
 
@@ -191,12 +219,18 @@ async fn ask_on(client: Client, images: Arc<Vec<Tensor>>, records: Arc<Mutex<Vec
             let asked = Instant::now();
             let place = {
                 let mut records = records.lock().unwrap_or_else(PoisonError::into_inner);
-                records.push(Record { asked, answered: None, epoch: 0, model: None });
+                records.push(Record { asked, answered: None, epoch: 0, model: None, crossing: None });
                 records.len() - 1
             };
             let Ok(answer) = crate::ask::ask(&client, &images[index % images.len()], 0.0).await else { return };
             let mut records = records.lock().unwrap_or_else(PoisonError::into_inner);
-            records[place] = Record { asked, answered: Some(Instant::now()), epoch: answer.epoch, model: answer.model };
+            records[place] = Record {
+                asked,
+                answered: Some(Instant::now()),
+                epoch: answer.epoch,
+                model: answer.model,
+                crossing: crossing(&answer),
+            };
         });
         while asked.try_join_next().is_some() {}
         index += 1;
@@ -208,8 +242,22 @@ fn images(bundle: &Bundle) -> Result<Vec<Tensor>> {
     Ok(test_samples(bundle)?.into_iter().take(100).map(|sample| sample.image).collect())
 }
 
+impl Growth {
+    fn between(before: &[Usage; 2], after: &[Usage; 2]) -> Self {
+        let [device, edge] = [0, 1].map(|host| HostGrowth {
+            resident_kib_before: before[host].0,
+            resident_kib_after: after[host].0,
+            files_before: before[host].1,
+            files_after: after[host].1,
+        });
+        Self { device, edge }
+    }
+}
+
 /// Resident memory in KiB, and open files.
-fn usage(pid: u32) -> (u64, usize) {
+type Usage = (u64, usize);
+
+fn usage(pid: u32) -> Usage {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = resident.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0);
@@ -243,10 +291,19 @@ fn print(report: &Report, output: &Output) {
     line("latency before", &report.latency_ms_before, "ms");
     line("latency during", &report.latency_ms_during, "ms");
     output.line(format_args!("p99 during swaps is {:.2} times that before", report.latency_p99_during_ratio));
-    for (name, host) in [("device", &report.device), ("edge", &report.edge)] {
-        output.line(format_args!(
-            "{name:<7} resident {} -> {} KiB, open files {} -> {}",
-            host.resident_kib_before, host.resident_kib_after, host.files_before, host.files_after
-        ));
+    let grown = |Growth { device, edge }: &Growth| {
+        for (name, host) in [("device", device), ("edge", edge)] {
+            output.line(format_args!(
+                "{name:<7} resident {} -> {} KiB, open files {} -> {}",
+                host.resident_kib_before, host.resident_kib_after, host.files_before, host.files_after
+            ));
+        }
+    };
+    grown(&report.swapping);
+    if report.repartitions > 0 {
+        output.line(format_args!("{} changes of plan", report.repartitions));
+        line("agreed on, both hosts", &report.repartition_us, "us");
+        line("latency meanwhile", &report.latency_ms_repartitioning, "ms");
+        grown(&report.repartitioning);
     }
 }

@@ -1,6 +1,6 @@
-//! Whether requests were answered, each by one version, and by one that was in force.
+//! Whether requests were answered, each by one version and one plan, and by a version that was in force.
 
-use edgent_link::Digest;
+use edgent_link::{Answer, Codec, Digest, Direction, Placement};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::time::Instant;
@@ -12,6 +12,16 @@ pub(super) struct Record {
     pub(super) answered: Option<Instant>,
     pub(super) epoch: u64,
     pub(super) model: Option<Digest>,
+    pub(super) crossing: Option<Crossing>,
+}
+
+/// Where an answer's two halves met: exit, cut, order, codec.
+pub(super) type Crossing = (u16, u16, Direction, Codec);
+
+/// Of an answer to which both hosts came; what a device answers alone is no matter of agreement.
+pub(super) fn crossing(answer: &Answer) -> Option<Crossing> {
+    let together = answer.placement != Placement::DeviceOnly && answer.degraded.is_none();
+    together.then_some((answer.exit, answer.cut, answer.direction, answer.codec))
 }
 
 /// When a version may have answered: from the push that brought it to the answer to the push that replaced it.
@@ -26,7 +36,7 @@ pub(super) struct InForce {
 pub(super) struct Verdict {
     /// Requests without an answer.
     pub(super) lost: usize,
-    /// Epochs under which two versions answered.
+    /// Epochs under which two versions answered, or two plans were run.
     pub(super) mixed_epochs: usize,
     /// Answers by a version that was not in force when they were asked for.
     pub(super) of_another_version: usize,
@@ -34,14 +44,17 @@ pub(super) struct Verdict {
 
 pub(super) fn check(records: &[Record], in_force: &[InForce]) -> Verdict {
     let mut verdict = Verdict::default();
-    let mut versions: HashMap<u64, (Option<Digest>, bool)> = HashMap::new();
+    let mut epochs: HashMap<u64, Epoch> = HashMap::new();
     for record in records {
         let Some(answered) = record.answered else {
             verdict.lost += 1;
             continue;
         };
-        let (version, mixed) = versions.entry(record.epoch).or_insert((record.model, false));
-        *mixed |= *version != record.model;
+        let epoch = epochs.entry(record.epoch).or_insert(Epoch { model: record.model, ..Epoch::default() });
+        epoch.is_mixed |= epoch.model != record.model;
+        if let Some(crossing) = record.crossing {
+            epoch.is_mixed |= *epoch.crossing.get_or_insert(crossing) != crossing;
+        }
         let could = |version: &InForce| {
             Some(version.digest) == record.model
                 && version.from <= answered
@@ -53,8 +66,15 @@ pub(super) fn check(records: &[Record], in_force: &[InForce]) -> Verdict {
         });
         verdict.of_another_version += usize::from(!is_first && !in_force.iter().any(could));
     }
-    verdict.mixed_epochs = versions.values().filter(|(_, mixed)| *mixed).count();
+    verdict.mixed_epochs = epochs.values().filter(|epoch| epoch.is_mixed).count();
     verdict
+}
+
+#[derive(Default)]
+struct Epoch {
+    model: Option<Digest>,
+    crossing: Option<Crossing>,
+    is_mixed: bool,
 }
 
 #[cfg(test)]
@@ -76,6 +96,7 @@ mod tests {
             answered: answered.map(at),
             epoch,
             model: Some(model),
+            crossing: Some((1, epoch as u16, Direction::DeviceFirst, Codec::Raw)),
         };
         let good = [
             record(10, Some(20), 1, a),
@@ -83,11 +104,18 @@ mod tests {
             record(105, Some(130), 1, a),
             record(105, Some(109), 2, b),
             record(150, Some(160), 2, b),
+            // The device alone, meanwhile.
+            Record { crossing: None, ..record(155, Some(156), 2, b) },
         ];
         assert_eq!(check(&good, &in_force), Verdict::default());
         let cases = [
             (record(120, None, 2, b), Verdict { lost: 1, ..Verdict::default() }),
             (record(150, Some(160), 1, b), Verdict { mixed_epochs: 1, ..Verdict::default() }),
+            // The right version, cut elsewhere than the epoch's plan says.
+            (
+                Record { crossing: record(0, None, 7, b).crossing, ..record(150, Some(160), 2, b) },
+                Verdict { mixed_epochs: 1, ..Verdict::default() },
+            ),
             // Asked for after the new version was in force.
             (record(120, Some(130), 1, a), Verdict { of_another_version: 1, ..Verdict::default() }),
             // Answered before it was pushed.

@@ -1,10 +1,12 @@
 //! Good versions, and bad ones of several kinds.
 
+use crate::build::layer;
 use crate::keys;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use edgent_bundle::{Blob, Bundle, Draft, Manifest, compose, split, standard_guest};
 use edgent_link::{Client, Version};
+use edgent_nn::synthetic::{Shape, layer as synthetic_layer};
 use edgent_runtime::tell_signatures;
 use minisign::SecretKey;
 use std::path::Path;
@@ -23,6 +25,8 @@ pub(super) enum Kind {
     WrongShape,
     /// A weight was changed: it runs, and answers wrongly.
     WrongWeights,
+    /// A layer takes a hundred times as long: no exit is in time any more. It has no golden samples that would tell.
+    Slow,
     /// Bytes were changed on the way.
     Corrupt,
     /// Nobody signed it.
@@ -30,8 +34,8 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const BAD: [Self; 5] =
-        [Self::Lying, Self::WrongShape, Self::WrongWeights, Self::Corrupt, Self::Unsigned];
+    pub(super) const BAD: [Self; 6] =
+        [Self::Lying, Self::WrongShape, Self::WrongWeights, Self::Slow, Self::Corrupt, Self::Unsigned];
 
     /// Every second version is bad, in turns.
     pub(super) fn of(swap: usize) -> Self {
@@ -44,6 +48,7 @@ impl Kind {
             Self::Lying => "lying guest",
             Self::WrongShape => "wrong shape",
             Self::WrongWeights => "wrong weights",
+            Self::Slow => "slow",
             Self::Corrupt => "corrupt",
             Self::Unsigned => "unsigned",
         }
@@ -101,6 +106,7 @@ impl Maker<'_> {
                 changed[at..at + 64].iter_mut().for_each(|byte| *byte = 0x41);
                 Ok(compose(standard_guest(), &changed)?)
             })?,
+            Kind::Slow => slow_down(&mut manifest, &mut draft)?,
             Kind::Corrupt => {
                 // A component of its own, or nothing would be sent.
                 self.change_component(&mut manifest, &mut draft, |graph| {
@@ -129,6 +135,28 @@ impl Maker<'_> {
         manifest.segments[0].component = draft.add(change(graph)?);
         Ok(())
     }
+}
+
+/// Puts a convolution with huge windows in the place of the first segment that leaves an image as large as it was.
+fn slow_down(manifest: &mut Manifest, draft: &mut Draft) -> Result<()> {
+    let shape_of = |manifest: &Manifest, segment: &edgent_bundle::Segment| {
+        let ([taken], [given]) = (&segment.takes[..], &segment.gives[..]) else { return None };
+        let (taken, given) = (&manifest.tensors[*taken], &manifest.tensors[*given]);
+        let [1, maps, side_px, width_px] = taken.dims[..] else { return None };
+        let fits = taken.dims == given.dims && side_px == width_px && taken.element_type == given.element_type;
+        // Odd, so that the image keeps its size.
+        let window_px = side_px - usize::from(side_px.is_multiple_of(2));
+        fits.then_some(Shape::Conv { maps, filters: maps, side_px, window_px, stride_px: 1 })
+    };
+    let found = manifest.segments.iter().enumerate().find_map(|(at, of)| Some((at, shape_of(manifest, of)?)));
+    let (at, shape) = found.context("no segment leaves an image as large as it was")?;
+    let made = synthetic_layer(shape, 1)?;
+    let segment = &mut manifest.segments[at];
+    segment.layers = made.layers.iter().map(layer).collect();
+    segment.macs = made.layers.iter().map(|layer| layer.macs).sum();
+    segment.component = draft.add(compose(standard_guest(), &made.graph)?);
+    manifest.evidence.golden = None;
+    Ok(())
 }
 
 /// Pushes a bundle with one byte of each blob changed on the way.
