@@ -43,6 +43,12 @@ oci:
     cargo run --release -- inspect target/oci/copy@model:1
     cargo run --release -- verify target/oci/copy
 
+# Bundles go to a registry and back, with the feature that is off by default; a folder of its own, since that changes
+# what half of the tree is built with.
+registry:
+    cargo build --release --workspace --features edgent/registry --bin edgent --target-dir target/registry
+    tests/registry.sh target/registry/release/edgent
+
 # Debian's minisign and edgent take each other's keys and signatures.
 minisign:
     rm -rf target/minisign
@@ -95,4 +101,4 @@ bench:
     cargo run --release -- bench plan
 
 # All of CI's steps.
-ci: test lint model fresh audit demo oci minisign swap limits onnx-suite bench
+ci: test lint model fresh audit demo oci registry minisign swap limits onnx-suite bench

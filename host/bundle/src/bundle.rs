@@ -2,6 +2,7 @@
 
 use crate::disk::RealDisk;
 use crate::layout::Layout;
+use crate::oci::Document;
 use crate::refs::Refs;
 use crate::{Blob, BundleError, Digest, Manifest, ManifestError, Reference, SealedManifest, Signature, Store};
 use std::collections::BTreeMap;
@@ -100,6 +101,11 @@ impl Bundle {
         self.layout.blob(blob)
     }
 
+    /// What OCI wants around its blobs, each before what names it: the index is the last.
+    pub fn documents(&self) -> Result<Vec<Document>, BundleError> {
+        Ok(self.layout.documents(&self.sealed, &self.signatures)?.0.all)
+    }
+
     /// Reads every blob, to find those that are gone or damaged before they are needed.
     pub fn check_blobs(&self) -> Result<(), BundleError> {
         self.sealed.blobs().iter().try_for_each(|blob| self.blob(blob).map(drop))
@@ -131,7 +137,12 @@ impl Draft {
     pub fn write(self, dir: &Path, manifest: &Manifest) -> Result<Bundle, BundleError> {
         let sealed = SealedManifest::seal(manifest)
             .map_err(|ManifestError(why)| BundleError::Manifest { path: dir.to_owned(), why })?;
-        self.write_to(&Store::at(dir), &sealed)?;
+        self.write_sealed(dir, &sealed)
+    }
+
+    /// The same of a manifest that somebody else wrote.
+    pub fn write_sealed(self, dir: &Path, sealed: &SealedManifest) -> Result<Bundle, BundleError> {
+        self.write_to(&Store::at(dir), sealed)?;
         Bundle::open(dir)
     }
 

@@ -14,7 +14,8 @@
 use crate::bundle::MANIFEST_BYTES_MAX;
 use crate::disk::{Disk, Lock};
 use crate::error::cannot;
-use crate::oci::{self, Artifact, DOCUMENT_BYTES_MAX, Descriptor, Index};
+use crate::component::interfaces;
+use crate::oci::{self, Artifact, DOCUMENT_BYTES_MAX, Descriptor, Documents, Index};
 use crate::{
     BLOB_BYTES_MAX, Blob, BundleError, Digest, ManifestError, SIGNATURE_BYTES_MAX, SIGNATURES_MAX, STATEMENT_BYTES_MAX,
     SealedManifest, Signature,
@@ -95,10 +96,7 @@ impl Layout {
         let malformed = |descriptor: &Descriptor| wrong(&self.path_of(&descriptor.digest));
         let index = Index::read(&self.document(bundle)?).map_err(malformed(bundle))?;
         let ours = index.bundle().map_err(malformed(bundle))?;
-        let artifact = Artifact::read(&self.document(ours)?).map_err(malformed(ours))?;
-        if artifact.artifact_type.as_deref() != Some(oci::BUNDLE) {
-            return Err(malformed(ours)(format!("its artifactType is not {}", oci::BUNDLE)));
-        }
+        let artifact = Artifact::read_bundle(&self.document(ours)?).map_err(malformed(ours))?;
         let bytes = self.limited(&artifact.config, MANIFEST_BYTES_MAX)?;
         SealedManifest::read(bytes).map_err(|ManifestError(why)| malformed(&artifact.config)(why))
     }
@@ -112,14 +110,30 @@ impl Layout {
         }
         let read = |entry: &Descriptor| {
             let artifact = Artifact::read(&self.document(entry)?).map_err(malformed(entry))?;
-            let [statement, signature] = &artifact.layers[..] else {
-                return Err(malformed(entry)("it has not the two layers of a signature".to_owned()));
-            };
+            let [statement, signature] = artifact.signature().map_err(malformed(entry))?;
             let text = self.limited(statement, STATEMENT_BYTES_MAX as u64)?;
             let minisig = self.limited(signature, SIGNATURE_BYTES_MAX as u64)?;
             Signature::read(&text, &minisig).map_err(|e| malformed(entry)(e.to_string()))
         };
         index.signatures().map(read).collect()
+    }
+
+    /// What makes a bundle's blobs a bundle, once every one of them is found here and sound; and its index.
+    pub fn documents(
+        &self,
+        sealed: &SealedManifest,
+        signatures: &[Signature],
+    ) -> Result<(Documents, Descriptor), BundleError> {
+        let components = sealed.components();
+        let mut found = Vec::with_capacity(components.len());
+        for blob in sealed.blobs() {
+            let bytes = self.blob(&blob)?;
+            if components.contains(&blob) {
+                let component = |source| BundleError::Component { path: self.path_of(&blob.digest), source };
+                found.push(interfaces(&bytes).map_err(component)?);
+            }
+        }
+        Ok(Documents::of(sealed, &found, signatures))
     }
 
     /// Every blob that can be reached from `index`, and not only those of bundles: what others put here stays.

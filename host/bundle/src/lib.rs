@@ -26,7 +26,7 @@ mod error;
 mod fake_disk;
 mod layout;
 mod manifest;
-mod oci;
+pub mod oci;
 mod reference;
 mod refs;
 mod sealed;

@@ -20,8 +20,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// The media type of an index.
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// The media type of an artifact's manifest.
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// What a bundle is: the artifact type of the manifest of ours, and of the entries in `index.json` that we wrote.
 pub(crate) const BUNDLE: &str = "application/vnd.edgent.bundle.v1+json";
 const BUNDLE_CONFIG: &str = "application/vnd.edgent.bundle.config.v1+json";
@@ -42,7 +44,7 @@ const TITLE: &str = "org.opencontainers.image.title";
 pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// The largest index or manifest that is read: what registries take.
-pub(crate) const DOCUMENT_BYTES_MAX: u64 = MANIFEST_BYTES_MAX;
+pub const DOCUMENT_BYTES_MAX: u64 = MANIFEST_BYTES_MAX;
 
 /// Descriptors in one document.
 const DESCRIPTORS_MAX: usize = 10_000;
@@ -53,21 +55,27 @@ const EPOCH: &str = "1970-01-01T00:00:00Z";
 /// What names a blob, wherever one document refers to another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Descriptor {
+pub struct Descriptor {
+    /// What it is.
     pub media_type: String,
+    /// Its SHA-256.
     pub digest: Digest,
+    /// In bytes.
     pub size: u64,
+    /// What an artifact is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
+    /// What else is said of it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
     /// What others wrote, kept when the document is written again.
     #[serde(flatten)]
-    pub rest: Map<String, Value>,
+    pub(crate) rest: Map<String, Value>,
 }
 
 impl Descriptor {
-    fn of(media_type: &str, blob: &Blob) -> Self {
+    /// Names a blob.
+    pub fn of(media_type: &str, blob: &Blob) -> Self {
         Self {
             media_type: media_type.to_owned(),
             digest: blob.digest,
@@ -78,7 +86,7 @@ impl Descriptor {
         }
     }
 
-    pub fn annotated(mut self, key: &str, value: &str) -> Self {
+    pub(crate) fn annotated(mut self, key: &str, value: &str) -> Self {
         self.annotations.insert(key.to_owned(), value.to_owned());
         self
     }
@@ -87,11 +95,13 @@ impl Descriptor {
 /// A list of manifests, or of further indexes; also the layout's own `index.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Index {
+pub struct Index {
     schema_version: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     media_type: Option<String>,
+    /// What it lists.
     pub manifests: Vec<Descriptor>,
+    /// What else is said of it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
     #[serde(flatten)]
@@ -113,13 +123,16 @@ impl Default for Index {
 /// One artifact.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Artifact {
+pub struct Artifact {
     schema_version: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     media_type: Option<String>,
+    /// What it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
+    /// What says what it is made of; of a bundle, its own manifest.
     pub config: Descriptor,
+    /// What it is made of.
     pub layers: Vec<Descriptor>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     subject: Option<Descriptor>,
@@ -128,6 +141,7 @@ pub(crate) struct Artifact {
 const SCHEMA_VERSION: u32 = 2;
 
 impl Index {
+    /// Reads what somebody else wrote.
     pub fn read(bytes: &[u8]) -> Result<Self, String> {
         let index: Self = read(bytes)?;
         check(index.schema_version, index.manifests.len())?;
@@ -155,10 +169,28 @@ impl Index {
 }
 
 impl Artifact {
+    /// Reads what somebody else wrote.
     pub fn read(bytes: &[u8]) -> Result<Self, String> {
         let artifact: Self = read(bytes)?;
         check(artifact.schema_version, artifact.layers.len())?;
         Ok(artifact)
+    }
+
+    /// The same of the manifest of ours: that of a bundle.
+    pub fn read_bundle(bytes: &[u8]) -> Result<Self, String> {
+        let artifact = Self::read(bytes)?;
+        if artifact.artifact_type.as_deref() != Some(BUNDLE) {
+            return Err(format!("its artifactType is not {BUNDLE}"));
+        }
+        Ok(artifact)
+    }
+
+    /// The two layers of the manifest of a signature: what is signed, and the signature.
+    pub fn signature(&self) -> Result<[&Descriptor; 2], String> {
+        let [statement, signature] = &self.layers[..] else {
+            return Err("it has not the two layers of a signature".to_owned());
+        };
+        Ok([statement, signature])
     }
 }
 
@@ -185,12 +217,23 @@ fn check(schema_version: u32, descriptors: usize) -> Result<(), String> {
 /// The documents that make blobs a bundle.
 #[derive(Debug, Default)]
 pub(crate) struct Documents {
-    /// Each with its bytes.
-    pub blobs: Vec<(Blob, Vec<u8>)>,
+    /// Those that others name before those that name them: the index is the last.
+    pub all: Vec<Document>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub struct Document {
+    /// What it is; [`INDEX`] and [`MANIFEST`] are manifests to a registry, all else are blobs.
+    pub media_type: String,
+    /// What it is named by.
+    pub blob: Blob,
+    /// What it is made of.
+    pub bytes: Vec<u8>,
 }
 
 impl Documents {
-    /// Those of a bundle, and the descriptor of its index. `interfaces` are those of each distinct component.
+    /// Those of a bundle, and the descriptor of its index, which is the last. `interfaces` are those of each distinct component.
     pub fn of(sealed: &SealedManifest, interfaces: &[Interfaces], signatures: &[Signature]) -> (Self, Descriptor) {
         let mut documents = Self::default();
         let mut index = Index::default();
@@ -280,7 +323,7 @@ impl Documents {
     fn add(&mut self, media_type: &str, bytes: Vec<u8>) -> Descriptor {
         let blob = Blob { digest: Digest::of(&bytes), bytes: bytes.len() as u64 };
         let descriptor = Descriptor::of(media_type, &blob);
-        self.blobs.push((blob, bytes));
+        self.all.push(Document { media_type: media_type.to_owned(), blob, bytes });
         descriptor
     }
 }

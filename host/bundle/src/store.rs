@@ -1,9 +1,8 @@
 //! Many bundles in one folder, by name and version.
 
-use crate::component::interfaces;
 use crate::disk::{Disk, Lock, RealDisk};
 use crate::layout::Layout;
-use crate::oci::{Descriptor, Documents};
+use crate::oci::{Descriptor, Document};
 use crate::reference::check_name;
 use crate::refs::{Refs, is_ours};
 use crate::{Blob, Bundle, BundleError, Digest, KeyId, Reference, SIGNATURES_MAX, SealedManifest, Signature};
@@ -357,17 +356,8 @@ impl Writer {
 
     /// Makes sure that every blob is here and sound, and writes what makes them a bundle.
     fn put_documents(&self, sealed: &SealedManifest, signatures: &[Signature]) -> Result<Descriptor, BundleError> {
-        let components = sealed.components();
-        let mut found = Vec::with_capacity(components.len());
-        for blob in sealed.blobs() {
-            let bytes = self.layout.blob(&blob)?;
-            if components.contains(&blob) {
-                let component = |source| BundleError::Component { path: self.layout.path_of(&blob.digest), source };
-                found.push(interfaces(&bytes).map_err(component)?);
-            }
-        }
-        let (documents, bundle) = Documents::of(sealed, &found, signatures);
-        for (blob, bytes) in &documents.blobs {
+        let (documents, bundle) = self.layout.documents(sealed, signatures)?;
+        for Document { blob, bytes, .. } in &documents.all {
             if self.layout.blob(blob).is_err() {
                 self.layout.put(blob, bytes)?;
             }

@@ -23,6 +23,8 @@ mod output;
 mod pin;
 mod plan;
 mod profile;
+#[cfg(feature = "registry")]
+mod registry;
 pub mod relay;
 mod report;
 mod rig;
@@ -79,6 +81,10 @@ enum Command {
     Push(versions::Push),
     /// Push what lies in a folder, and again each time that it changes, until interrupted. With --json, an object a push.
     Watch(versions::Watch),
+    /// Give bundles to an OCI registry, and take them from there.
+    #[cfg(feature = "registry")]
+    #[command(subcommand)]
+    Registry(registry::Command),
     /// Have a running host go back to the version before.
     Rollback(versions::Rollback),
     /// Show what a running host does, and the versions that it keeps.
@@ -122,6 +128,8 @@ fn run(command: Command, output: &Output) -> ExitCode {
         Command::Keygen(arguments) => keys::keygen(&arguments, output),
         Command::Sign(arguments) => keys::sign(&arguments, output),
         Command::Plan(arguments) => plan::run(&arguments, output),
+        #[cfg(feature = "registry")]
+        Command::Registry(command) => registry::run(&command, output),
         Command::Pin(arguments) => pin::run(&arguments, output),
         Command::Profile(arguments) => profile::run(&arguments, output),
         Command::Infer(arguments) => ask::run(&arguments, output),
