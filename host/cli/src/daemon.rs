@@ -65,7 +65,7 @@ struct Arguments {
     caps: Caps,
     #[command(flatten)]
     bounds: Bounds,
-    /// Threads that run segments; 0 for one a processor.
+    /// Threads that run segments, for each model; 0 for one a processor.
     #[arg(long, default_value_t = 0)]
     workers: usize,
     /// Take this many times as long for each segment: a slow device, emulated.

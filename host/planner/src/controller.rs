@@ -32,6 +32,10 @@ const PATIENT_SHARE: f64 = 0.25;
 /// A latency is explained by what is known now if that predicts at least this share of it.
 const EXPLAINED: f64 = 0.8;
 
+/// What is known of the wait at the edge is worth so much less after each tick: a device that leaves an edge with a
+/// long queue hears no more of it, and is to come back. It halves in 3.4 s, with ten ticks a second.
+const QUEUE_KEPT: f64 = 0.98;
+
 /// How much one request's wait at the edge moves what is known of the next one's.
 const QUEUE_WEIGHT: f64 = 0.125;
 
@@ -309,6 +313,9 @@ impl Controller {
             Event::Tick => {
                 let alone = self.installed.plan.placement(&self.network) == Placement::DeviceOnly;
                 self.residuals.forget(alone);
+                if let Some(edge) = &mut self.edge {
+                    edge.queue_us *= QUEUE_KEPT;
+                }
             }
         }
         self.replan(now)

@@ -727,6 +727,25 @@ fn a_wait_for_the_edge_at_work_says_nothing_of_the_link() {
 }
 
 #[test]
+fn a_device_leaves_an_edge_with_a_long_queue_and_comes_back() {
+    let mut device = Device::new(80e3);
+    device.connect();
+    (0..3).for_each(|_| device.exchange(12_000, 20e6));
+    assert_eq!(device.placement(), Placement::EdgeOnly);
+    // Refused there again and again.
+    for _ in 0..10 {
+        device.handle(Event::EdgeQueued { us: 80e3 });
+        device.handle(Event::Tick);
+    }
+    assert_eq!(device.placement(), Placement::DeviceOnly);
+    for _ in 0..200 {
+        device.now += Duration::from_millis(100);
+        device.handle(Event::Tick);
+    }
+    assert_eq!(device.placement(), Placement::EdgeOnly, "nothing was heard of the queue for 20 s");
+}
+
+#[test]
 fn the_fallback_counts_on_slow_runs() {
     let (network, profile) = small();
     let mut timings = Timings::new(network.segments());

@@ -2,7 +2,7 @@
 
 use crate::codec;
 use crate::shelf::{Prepared, Shelf, give_way};
-use crate::{Deployment, Workers};
+use crate::{Deployment, Due, Turn, Workers};
 use bytes::Bytes;
 use edgent_bundle::Bundle;
 use edgent_link::{
@@ -12,6 +12,7 @@ use edgent_link::{
 use edgent_nn::Stop;
 use edgent_planner::Timings;
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -31,7 +32,6 @@ const RETIRE_IDLE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Edge {
     served: Served,
-    workers: Workers,
     runtime: Handle,
     started: Instant,
     requests: AtomicU64,
@@ -45,11 +45,15 @@ struct Served {
     shelf: Arc<Shelf>,
     /// Held while a version comes into force.
     changing: Arc<Mutex<()>>,
+    /// Of each model's pool.
+    threads: usize,
 }
 
 #[derive(Debug)]
 struct Model {
     deployment: Deployment,
+    /// Shared with the other versions of the model, and with nobody else.
+    workers: Workers,
     /// When a request last asked for it.
     asked: Mutex<Instant>,
     /// Whether a device has said that it asks no more, and none has shown interest since.
@@ -62,12 +66,11 @@ struct Model {
 
 impl Edge {
     /// An edge with these models; what was measured of each is what devices plan with at first.
-    pub(crate) fn new(prepared: Vec<Prepared>, shelf: Arc<Shelf>, workers: Workers) -> Self {
-        let models = prepared.into_iter().map(|prepared| (Digest(prepared.bundle.digest().0), Model::new(prepared)));
-        let models = Arc::new(RwLock::new(models.collect()));
-        let served = Served { models, shelf, changing: Arc::default() };
+    pub(crate) fn new(prepared: Vec<Prepared>, shelf: Arc<Shelf>, threads: usize) -> io::Result<Self> {
+        let served = Served { models: Arc::default(), shelf, changing: Arc::default(), threads };
+        prepared.into_iter().try_for_each(|prepared| served.serve(prepared))?;
         let (requests, errors) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { served, workers, runtime: Handle::current(), started: Instant::now(), requests, errors }
+        Ok(Self { served, runtime: Handle::current(), started: Instant::now(), requests, errors })
     }
 
     fn accept(&self, plan: Plan) -> Result<(), Fault> {
@@ -94,16 +97,21 @@ impl Edge {
             Err(fault) => return Err((fault, reply)),
         };
         let arrived = Instant::now();
-        let stop = Stop::at(arrived + Duration::from_micros(request.remaining_budget_us));
+        let due_at = arrived + Duration::from_micros(request.remaining_budget_us);
+        let (stop, takes) = (Stop::at(due_at), model.takes(exit, range.clone()));
+        let workers = model.workers.clone();
         // The reply goes with the job, but a refused job must still answer.
         let slot = Arc::new(Mutex::new(Some(reply)));
         let theirs = Arc::clone(&slot);
         let (served, runtime) = (self.served.clone(), self.runtime.clone());
-        let submitted = self.workers.submit(move || {
-            let reply = theirs.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(reply) = reply {
-                reply.send(model.infer(exit, range, &request, arrived, &stop));
+        let submitted = workers.submit_due(Due { at: due_at, takes }, move |turn| {
+            let Some(reply) = theirs.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+            if turn == Turn::TooLate {
+                let waited_ms = arrived.elapsed().as_secs_f64() * 1e3;
+                let why = format!("it waited here for {waited_ms:.1} ms, and there is not the time for it any more");
+                return reply.send(Err(fault(FaultKind::TimeUp, why)));
             }
+            reply.send(model.infer(exit, range, &request, arrived, &stop));
             if let Some(why) = model.deployment.new_quarantine() {
                 served.quarantine(&runtime, &model, why);
             }
@@ -177,7 +185,8 @@ impl Served {
             self.make_room()?;
             let prepared = self.shelf.prepare(bundle);
             let prepared = prepared.map_err(|e| fault(FaultKind::Refused, format!("it cannot be served: {e}")))?;
-            self.models.write().unwrap_or_else(PoisonError::into_inner).insert(digest, Model::new(prepared));
+            let no_thread = |e| fault(FaultKind::Internal, format!("it cannot be served: a thread did not start: {e}"));
+            self.serve(prepared).map_err(no_thread)?;
         }
         if put_in_force {
             let in_use: Vec<_> = self.models().keys().map(|digest| edgent_bundle::Digest(digest.0)).collect();
@@ -193,6 +202,19 @@ impl Served {
             on_trial: false,
             quarantined: false,
         })
+    }
+
+    /// Serves what is ready, on the threads of the model's other versions if there are any.
+    fn serve(&self, prepared: Prepared) -> io::Result<()> {
+        let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
+        let name = &prepared.bundle.manifest().name;
+        let others = models.values().find(|model| model.deployment.manifest().name == *name);
+        let workers = match others {
+            Some(model) => model.workers.clone(),
+            None => Workers::start(self.threads)?,
+        };
+        models.insert(Digest(prepared.bundle.digest().0), Model::new(prepared, workers));
+        Ok(())
     }
 
     /// Lets the version go that nobody has asked for the longest time, if there are many.
@@ -261,9 +283,10 @@ impl Served {
 }
 
 impl Model {
-    fn new(Prepared { deployment, timings, .. }: Prepared) -> Arc<Self> {
+    fn new(Prepared { deployment, timings, .. }: Prepared, workers: Workers) -> Arc<Self> {
         Arc::new(Self {
             deployment,
+            workers,
             asked: Mutex::new(Instant::now()),
             is_going: AtomicBool::new(false),
             plans: Mutex::default(),
@@ -293,6 +316,14 @@ impl Model {
             return Err(fault(FaultKind::BadRequest, message));
         }
         Ok((exit, range))
+    }
+
+    /// How long some segments of an exit's path usually take; zero if that is not known.
+    fn takes(&self, exit: usize, range: Range<usize>) -> Duration {
+        let timings = self.timings.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = &self.deployment.network().exits()[exit].path[range];
+        let us: f64 = path.iter().map(|segment| timings.median_us(*segment)).sum();
+        Duration::try_from_secs_f64(us / 1e6).unwrap_or_default()
     }
 
     fn infer(

@@ -47,7 +47,7 @@ pub struct Settings {
     pub admission: Admission,
     /// Who tries bundles in a confined process before they are loaded; nobody: they are loaded untried.
     pub trial: Option<Trialist>,
-    /// Threads that run segments; 0 for as many as there are processors.
+    /// Threads that run segments, for each model; 0 for as many as there are processors.
     pub workers: usize,
     /// Limits of the link.
     pub limits: Limits,
@@ -114,7 +114,6 @@ impl Host {
             0 => thread::available_parallelism().map_or(1, usize::from),
             given => given,
         };
-        let workers = Workers::start(threads).map_err(HostError::Threads)?;
         let link = Link::start().map_err(HostError::Threads)?;
         let hello = Hello { protocol: PROTOCOL_VERSION, role, build: build_name() };
         let only = prepared.pop();
@@ -129,9 +128,13 @@ impl Host {
                     limits: settings.limits,
                     hello: hello.clone(),
                 };
+                let workers = Workers::start(threads).map_err(HostError::Threads)?;
                 Running::Device(Device::start(only, shelf, workers, link.clone(), device_settings))
             }
-            last => Running::Edge(Arc::new(Edge::new(prepared.into_iter().chain(last).collect(), shelf, workers))),
+            last => {
+                let all = prepared.into_iter().chain(last).collect();
+                Running::Edge(Arc::new(Edge::new(all, shelf, threads).map_err(HostError::Threads)?))
+            }
         };
         let service: Arc<dyn Service> = match &running {
             Running::Device(device) => Arc::new(DeviceService(Arc::clone(device))),

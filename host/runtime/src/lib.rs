@@ -32,4 +32,4 @@ pub use edge::Edge;
 pub use host::{Host, HostError, Settings, Trialist, build_name};
 pub use policy::{Policy, PolicyError, Refusal};
 pub use push::{PushError, make_ready, push, tell_signatures};
-pub use workers::{Busy, Workers};
+pub use workers::{Busy, Due, Turn, Workers};

@@ -317,6 +317,8 @@ impl Serving {
                     kind => {
                         learn(up_bytes, 0.0);
                         match kind {
+                            // It did not wait, since it would have for longer than there was time.
+                            FaultKind::Busy => self.tell(Event::EdgeQueued { us: budget_us }),
                             FaultKind::UnknownEpoch => self.tell(Event::Forgotten),
                             FaultKind::UnknownModel => self.introduce(edge),
                             _ => {}
