@@ -23,6 +23,7 @@ mod output;
 mod pin;
 mod plan;
 mod profile;
+mod random;
 #[cfg(feature = "registry")]
 mod registry;
 pub mod relay;

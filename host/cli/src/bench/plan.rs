@@ -4,6 +4,7 @@
 //! best plan is also looked for by trying every exit, cut, order and codec, each summed anew.
 
 use crate::output::{Output, quantile};
+use crate::random::Random;
 use anyhow::{Result, ensure};
 use edgent_planner::{Boundary, Codec, Coding, Constraints, Exit, Link, Margin, Network, PerCodec, Profile, choose};
 use serde::Serialize;
@@ -32,7 +33,7 @@ struct Case {
 }
 
 pub(crate) fn run(output: &Output) -> Result<()> {
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random::new(1);
     let mut report = Report { cases: Vec::new() };
     output.line("layers  exits     planning   brute force   best found (medians)");
     for layers in LAYERS {
@@ -171,15 +172,4 @@ fn network(layers: usize, exits: usize, random: &mut Random) -> Result<(Network,
         }),
     };
     Ok((Network::new(boundaries, exits, segments)?, profile))
-}
-
-struct Random(u64);
-
-impl Random {
-    fn within(&mut self, low: f64, high: f64) -> f64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        low + (high - low) * (self.0 >> 11) as f64 / (1_u64 << 53) as f64
-    }
 }

@@ -35,7 +35,7 @@ impl Trace {
     }
 
     /// The steps must have a duration altogether.
-    fn new(mut steps: Vec<Step>) -> Self {
+    pub(crate) fn new(mut steps: Vec<Step>) -> Self {
         steps.retain(|step| !step.duration.is_zero());
         let add = |end: &mut Duration, step: &Step| {
             *end += step.duration;

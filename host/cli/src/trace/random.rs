@@ -1,6 +1,7 @@
 //! Traces generated from a seed: the same for the same seed, on every machine.
 
 use super::{Step, Trace};
+use crate::random::Random;
 use std::time::Duration;
 
 /// The range that a seeded trace moves in: from a link that is hardly one to a good one.
@@ -56,7 +57,7 @@ impl Trace {
         let count = seconds.clamp(1, 24 * 3_600) * 1_000 / MARKOV_STEP_MS;
         let steps = (0..count).map(|_| {
             if random.below(100) >= MARKOV_STAY_PERCENT {
-                state = random.weighted(|other| match other.abs_diff(state) {
+                state = weighted(&mut random, |other| match other.abs_diff(state) {
                     0 => 0,
                     distance => MARKOV_DISTANCE.pow((STATES - distance) as u32),
                 });
@@ -74,30 +75,15 @@ fn rate_bps(state: usize) -> f64 {
     RATE_MIN_BPS * (RATE_MAX_BPS / RATE_MIN_BPS).powf(share)
 }
 
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+/// A state, as likely as its weight; not all may be 0.
+fn weighted(random: &mut Random, weight: impl Fn(usize) -> u64) -> usize {
+    let mut left = random.below((0..STATES).map(&weight).sum());
+    let mut state = 0;
+    while left >= weight(state) {
+        left -= weight(state);
+        state += 1;
     }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) % n
-    }
-
-    /// A state, as likely as its weight; not all may be 0.
-    fn weighted(&mut self, weight: impl Fn(usize) -> u64) -> usize {
-        let mut left = self.below((0..STATES).map(&weight).sum());
-        let mut state = 0;
-        while left >= weight(state) {
-            left -= weight(state);
-            state += 1;
-        }
-        state
-    }
+    state
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod guests;
 mod models;
 
 use crate::output::{BadInput, Output, quantile};
+use crate::random::Random;
 use anyhow::{Result, ensure};
 use edgent_nn::{ElementType, Fact, Graph, Stop, Tensor};
 use edgent_runtime::MACS_MAX;
@@ -312,7 +313,7 @@ impl Bench {
         }
         let tries = (full as f64 * self.arguments.share).ceil() as usize;
         let mut random =
-            Random(name.bytes().fold(SEED, |seed, byte| (seed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)));
+            Random::new(name.bytes().fold(SEED, |seed, byte| (seed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)));
         let (mut contained, mut ends, mut first) = (0, BTreeMap::new(), None);
         let (mut took_max, mut host_alive) = (Duration::ZERO, true);
         let before = resident_bytes();
@@ -418,42 +419,6 @@ fn resident_bytes() -> i64 {
     let pages = fs::read_to_string("/proc/self/statm").ok();
     let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<i64>().ok());
     pages.unwrap_or(0) * rustix::param::page_size() as i64
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
-    }
-
-    /// With one to eight bits flipped.
-    fn flipped(&mut self, whole: &[u8]) -> Vec<u8> {
-        let mut bytes = whole.to_vec();
-        for _ in 0..=self.below(8) {
-            let at = self.below(bytes.len() as u64) as usize;
-            bytes[at] ^= 1 << self.below(8);
-        }
-        bytes
-    }
-
-    /// With a piece written over another one.
-    fn spliced(&mut self, whole: &[u8]) -> Vec<u8> {
-        let mut bytes = whole.to_vec();
-        let length = 1 + self.below(64.min(whole.len() as u64 - 1));
-        let span = whole.len() as u64 - length;
-        let (from, to) = (self.below(span) as usize, self.below(span) as usize);
-        bytes.copy_within(from..from + length as usize, to);
-        bytes
-    }
 }
 
 #[cfg(test)]
