@@ -115,7 +115,7 @@ fn ask_until(device: &HostProcess, what: &str, wanted: impl Fn(&Value) -> bool) 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_answers_alone_then_with_an_edge_and_alone_again_when_the_edge_dies() {
-    let edge_host = edge().await;
+    let mut edge_host = edge().await;
     let shape = Shape { trace: Trace::constant(20_000_000), delay: Duration::from_millis(1) };
     let relay = Relay::start("127.0.0.1:0", edge_host.address(), shape).await.unwrap();
     relay.cut();
@@ -523,7 +523,7 @@ async fn versions_come_into_force_while_requests_go_on() {
     let path = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
     let (second, edge_store) = (path("second"), path("edge"));
     let (first_digest, second_digest) = (digest_of(bundle().to_str().unwrap()), build_second(&second));
-    let (edge, device) = hosts_with_stores(scratch.path(), "127.0.0.1:0").await;
+    let (mut edge, device) = hosts_with_stores(scratch.path(), "127.0.0.1:0").await;
     let (edge_address, device_address) = (edge.address().to_string(), device.address().to_string());
     ask_until(&device, "by the first", |answer| answer["model"] == first_digest && answer["degraded"].is_null());
 

@@ -12,9 +12,9 @@
 //! index that is found then names only what is there.
 
 use crate::bundle::MANIFEST_BYTES_MAX;
+use crate::component::interfaces;
 use crate::disk::{Disk, Lock};
 use crate::error::cannot;
-use crate::component::interfaces;
 use crate::oci::{self, Artifact, DOCUMENT_BYTES_MAX, Descriptor, Documents, Index};
 use crate::{
     BLOB_BYTES_MAX, Blob, BundleError, Digest, ManifestError, SIGNATURE_BYTES_MAX, SIGNATURES_MAX, STATEMENT_BYTES_MAX,

@@ -69,8 +69,8 @@ impl HostProcess {
         Ok(tokio::time::timeout(END, self.child.wait()).await.context("the host did not end after SIGTERM")??)
     }
 
-    /// Sends SIGKILL and waits for the end.
-    pub async fn kill(mut self) -> Result<()> {
+    /// Sends SIGKILL and waits for the end: its address is free then.
+    pub async fn kill(&mut self) -> Result<()> {
         Ok(self.child.kill().await?)
     }
 }

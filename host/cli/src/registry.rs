@@ -184,7 +184,8 @@ impl Place {
         let auth = match self.user.as_ref().zip(self.password_file.as_ref()) {
             None => RegistryAuth::Anonymous,
             Some((user, path)) => {
-                let text = std::fs::read_to_string(path).map_err(|e| BadInput::error(format!("{}: {e}", path.display())))?;
+                let text =
+                    std::fs::read_to_string(path).map_err(|e| BadInput::error(format!("{}: {e}", path.display())))?;
                 RegistryAuth::Basic(user.clone(), text.lines().next().unwrap_or_default().to_owned())
             }
         };
@@ -237,7 +238,12 @@ impl Registry {
 
     /// An index or an artifact's manifest that another document names.
     async fn document(&self, named: &Descriptor) -> Result<Vec<u8>> {
-        ensure!(named.size <= DOCUMENT_BYTES_MAX, "{} of {} bytes is over {DOCUMENT_BYTES_MAX}", named.digest, named.size);
+        ensure!(
+            named.size <= DOCUMENT_BYTES_MAX,
+            "{} of {} bytes is over {DOCUMENT_BYTES_MAX}",
+            named.digest,
+            named.size
+        );
         let bytes = self.manifest(Some(&named.digest), MANIFEST).await?;
         self.is_what_was_named(named, &bytes)?;
         Ok(bytes)
@@ -246,7 +252,11 @@ impl Registry {
     async fn manifest(&self, digest: Option<&Digest>, media_type: &str) -> Result<Vec<u8>> {
         let pulled = self.client.pull_manifest_raw(&self.named(digest), &self.auth, &[media_type]).await;
         let (bytes, _) = pulled.with_context(|| self.said())?;
-        ensure!(bytes.len() as u64 <= DOCUMENT_BYTES_MAX, "{}: a document over {DOCUMENT_BYTES_MAX} bytes", self.reference);
+        ensure!(
+            bytes.len() as u64 <= DOCUMENT_BYTES_MAX,
+            "{}: a document over {DOCUMENT_BYTES_MAX} bytes",
+            self.reference
+        );
         Ok(bytes.into())
     }
 
@@ -258,7 +268,12 @@ impl Registry {
         let mut stream = pulled.with_context(|| self.said())?.stream;
         let mut bytes = Vec::new();
         while let Some(piece) = stream.try_next().await.with_context(|| self.said())? {
-            ensure!((bytes.len() + piece.len()) as u64 <= named.size, "{} goes on over {} bytes", named.digest, named.size);
+            ensure!(
+                (bytes.len() + piece.len()) as u64 <= named.size,
+                "{} goes on over {} bytes",
+                named.digest,
+                named.size
+            );
             bytes.extend_from_slice(&piece);
         }
         self.is_what_was_named(named, &bytes)?;

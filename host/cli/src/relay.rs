@@ -1,4 +1,4 @@
-//! A slow link, emulated: a TCP relay in user space with a rate, a delay, and outages.
+//! A slow link, emulated: a TCP relay in user space with a rate, a delay, outages and mishaps.
 //!
 //! Bytes of one direction share one pacer, whatever connection they belong to, as on a real link.
 //! Little is buffered, here or in the sockets, so that the sender feels the rate.
@@ -36,6 +36,39 @@ pub struct Shape {
     pub delay: Duration,
 }
 
+/// Something that goes wrong once, when so many bytes of a connection have gone in a direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mishap {
+    /// Which bytes are counted.
+    pub way: Way,
+    /// So many go through before.
+    pub after_bytes: u64,
+    /// What goes wrong then.
+    pub kind: MishapKind,
+}
+
+/// A direction of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From who connected.
+    Up,
+    /// To who connected.
+    Down,
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MishapKind {
+    /// The direction ends as if its sender had closed it; the other goes on.
+    HalfClosed,
+    /// Who sends that way sees a reset; the other end is closed.
+    Reset,
+    /// Nothing goes that way any more, and nobody is told.
+    Frozen,
+    /// The next byte has one bit changed.
+    Flipped,
+}
+
 /// A running relay; stops when dropped.
 #[derive(Debug)]
 pub struct Relay {
@@ -44,6 +77,7 @@ pub struct Relay {
     pacers: [Arc<Mutex<Pacer>>; 2],
     outage: Arc<AtomicBool>,
     cut: watch::Sender<u64>,
+    mishap: Arc<watch::Sender<Option<Mishap>>>,
 }
 
 impl Relay {
@@ -54,6 +88,8 @@ impl Relay {
         let (cut, cuts) = watch::channel(0);
         let outage = Arc::new(AtomicBool::new(false));
         let down = Arc::clone(&outage);
+        let mishap = Arc::new(watch::Sender::new(None));
+        let mishaps = Arc::clone(&mishap);
         let start = Instant::now();
         let pacer = || Arc::new(Mutex::new(Pacer { trace: shape.trace.clone(), start, free_at: start }));
         let (up, back) = (pacer(), pacer());
@@ -64,6 +100,8 @@ impl Relay {
                     continue;
                 }
                 let (up, back, mut cuts) = (Arc::clone(&up), Arc::clone(&back), cuts.clone());
+                let ward = |way| Ward { way, mishap: Arc::clone(&mishaps), passed: 0 };
+                let (up_ward, down_ward) = (ward(Way::Up), ward(Way::Down));
                 cuts.mark_unchanged();
                 tokio::spawn(async move {
                     let joined = async {
@@ -71,11 +109,10 @@ impl Relay {
                         client.set_nodelay(true)?;
                         let (from_client, to_client) = client.into_split();
                         let (from_server, to_server) = server.into_split();
-                        tokio::join!(
-                            carry(from_client, to_server, up, shape.delay),
-                            carry(from_server, to_client, back, shape.delay)
-                        );
-                        io::Result::Ok(())
+                        tokio::try_join!(
+                            carry(from_client, to_server, up, shape.delay, up_ward),
+                            carry(from_server, to_client, back, shape.delay, down_ward)
+                        )
                     };
                     // Dropping the sockets is what both ends see of an outage, or of the relay's end.
                     tokio::select! {
@@ -85,7 +122,7 @@ impl Relay {
                 });
             }
         });
-        Ok(Self { address, accepting: accepting.abort_handle(), pacers, outage, cut })
+        Ok(Self { address, accepting: accepting.abort_handle(), pacers, outage, cut, mishap })
     }
 
     /// Where it listens.
@@ -106,6 +143,17 @@ impl Relay {
     pub fn cut(&self) {
         self.outage.store(true, Ordering::Release);
         self.cut.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Has something go wrong, once, on the next connection that comes so far; or nothing any more.
+    pub fn set_mishap(&self, mishap: Option<Mishap>) {
+        self.mishap.send_replace(mishap);
+    }
+
+    /// Waits until the mishap has happened.
+    pub async fn mishap_happened(&self) {
+        let mut mishap = self.mishap.subscribe();
+        let _ = mishap.wait_for(Option::is_none).await;
     }
 
     /// Ends an outage.
@@ -129,30 +177,76 @@ async fn connect(target: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Carries one direction until its end, which it passes on.
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, pacer: Arc<Mutex<Pacer>>, delay: Duration) {
+/// Carries one direction until its end, which it passes on. An error ends the other direction, too.
+async fn carry(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    pacer: Arc<Mutex<Pacer>>,
+    delay: Duration,
+    mut ward: Ward,
+) -> io::Result<()> {
     let (sent, mut due) = mpsc::channel::<(Instant, Vec<u8>)>(CHUNKS_MAX);
     let reading = async move {
         let mut buffer = vec![0; CHUNK_BYTES];
         while let Ok(count @ 1..) = from.read(&mut buffer).await {
+            match ward.mishap(count) {
+                None => {}
+                Some((at, MishapKind::Flipped)) => buffer[at] ^= 1,
+                Some((_, MishapKind::Frozen)) => std::future::pending().await,
+                Some((_, MishapKind::Reset)) => {
+                    from.as_ref().set_zero_linger()?;
+                    return Err(io::ErrorKind::ConnectionReset.into());
+                }
+                Some((at, MishapKind::HalfClosed)) => {
+                    let _ = sent.send((Instant::now() + delay, buffer[..at].to_vec())).await;
+                    break;
+                }
+            }
             let through = pacer.lock().unwrap_or_else(PoisonError::into_inner).due(count, Instant::now());
             // The chunk is on the link until then; only now is there room for the next one.
             sleep_until(through.into()).await;
             if sent.send((through + delay, buffer[..count].to_vec())).await.is_err() {
-                return;
+                break;
             }
         }
+        Ok(())
     };
     let writing = async move {
         while let Some((at, chunk)) = due.recv().await {
             sleep_until(at.into()).await;
             if to.write_all(&chunk).await.is_err() {
-                return;
+                return Ok(());
             }
         }
         let _ = to.shutdown().await;
+        Ok(())
     };
-    tokio::join!(reading, writing);
+    tokio::try_join!(reading, writing).map(drop)
+}
+
+/// Counts the bytes of one direction of a connection.
+struct Ward {
+    way: Way,
+    mishap: Arc<watch::Sender<Option<Mishap>>>,
+    passed: u64,
+}
+
+impl Ward {
+    /// Whether something goes wrong among the next bytes, and at which of them.
+    fn mishap(&mut self, count: usize) -> Option<(usize, MishapKind)> {
+        let before = self.passed;
+        self.passed += count as u64;
+        let mut found = None;
+        self.mishap.send_if_modified(|mishap| {
+            let due = mishap.filter(|due| due.way == self.way && (before..self.passed).contains(&due.after_bytes));
+            found = due.map(|due| ((due.after_bytes - before) as usize, due.kind));
+            if due.is_some() {
+                *mishap = None;
+            }
+            due.is_some()
+        });
+        found
+    }
 }
 
 /// When bytes have gone through a link of changing rate.
@@ -207,6 +301,47 @@ mod tests {
         let mut got = Vec::new();
         stream.read_to_end(&mut got).await.unwrap();
         assert!(got == sent, "{} of {} bytes came back", got.len(), sent.len());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn mishaps_happen_once_and_where_they_are_told_to() {
+        for kind in [MishapKind::HalfClosed, MishapKind::Reset, MishapKind::Frozen, MishapKind::Flipped] {
+            let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let shape = Shape { trace: Trace::constant(100_000_000), delay: Duration::ZERO };
+            let relay = Relay::start("127.0.0.1:0", server.local_addr().unwrap(), shape).await.unwrap();
+            relay.set_mishap(Some(Mishap { way: Way::Up, after_bytes: 10, kind }));
+            for is_first in [true, false] {
+                let mut here = TcpStream::connect(relay.local_addr()).await.unwrap();
+                let (mut there, _) = server.accept().await.unwrap();
+                here.write_all(&[7; 20]).await.unwrap();
+                if !is_first {
+                    let mut got = [0; 20];
+                    there.read_exact(&mut got).await.unwrap();
+                    assert_eq!(got, [7; 20], "{kind:?}: only once");
+                    break;
+                }
+                relay.mishap_happened().await;
+                // The other direction, where it is to go on.
+                let mut got = Vec::new();
+                if kind != MishapKind::Reset {
+                    there.write_all(b"x").await.unwrap();
+                    assert_eq!(here.read(&mut [0; 2]).await.unwrap(), 1, "{kind:?}");
+                }
+                if kind == MishapKind::Frozen {
+                    relay.cut();
+                    relay.restore();
+                }
+                drop(if kind == MishapKind::Flipped { Some(here) } else { None });
+                let ended = there.read_to_end(&mut got).await;
+                let expected: &[u8] = match kind {
+                    MishapKind::HalfClosed => &[7; 10],
+                    MishapKind::Reset | MishapKind::Frozen => &[],
+                    MishapKind::Flipped => &[7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7],
+                };
+                assert_eq!(got, expected, "{kind:?}");
+                assert!(ended.is_ok() || kind == MishapKind::Reset, "{kind:?}: {ended:?}");
+            }
+        }
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -9,6 +9,7 @@ use edgent_bundle::Bundle;
 use edgent_link::{Client, Link};
 use rustix::process::Signal;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// A request follows the last answer after this long: a camera's pace, not a flood.
@@ -61,9 +62,19 @@ impl Rig {
         connect(&self.link, &self.edge.address().to_string()).await
     }
 
-    /// Kills the edge, in the middle of whatever it does.
-    pub(crate) fn kill_edge(&self) -> Result<()> {
-        self.edge.signal(Signal::KILL)
+    /// Kills the edge, in the middle of whatever it does, and waits for its end.
+    pub(crate) async fn kill_edge(&mut self) -> Result<()> {
+        self.edge.kill().await
+    }
+
+    /// Sends the edge a signal.
+    pub(crate) fn signal_edge(&self, signal: Signal) -> Result<()> {
+        self.edge.signal(signal)
+    }
+
+    /// Where the device and the edge listen.
+    pub(crate) fn addresses(&self) -> [SocketAddr; 2] {
+        [&self.device, &self.edge].map(HostProcess::address)
     }
 
     /// Starts another edge in the place of one that was killed.

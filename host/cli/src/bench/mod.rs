@@ -3,6 +3,7 @@
 mod chain;
 mod conformance;
 mod deadline;
+mod faults;
 mod limits;
 mod link;
 mod plan;
@@ -27,6 +28,8 @@ pub(crate) enum Command {
     Plan,
     /// Strategies side by side on two real hosts: sweeps of bandwidth and deadline, and a trace.
     Deadline(deadline::Arguments),
+    /// The edge killed and frozen, the link lost, connections that fare ill: no request lost, none answered wrongly.
+    Faults(faults::Arguments),
     /// Good and bad versions pushed to two real hosts while they answer.
     Swap(swap::Arguments),
     /// Small networks with known answers, through the import and the sandbox.
@@ -41,6 +44,7 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<()> {
         Command::Link => link::run(output),
         Command::Plan => plan::run(output),
         Command::Deadline(arguments) => deadline::run(&arguments, output),
+        Command::Faults(arguments) => faults::run(&arguments, output),
         Command::Swap(arguments) => swap::run(&arguments, output),
         Command::Conformance(arguments) => conformance::run(&arguments, output),
     }

@@ -5,6 +5,7 @@ use crate::rig::Rig;
 use anyhow::Result;
 use edgent_bundle::Bundle;
 use edgent_runtime::{make_ready, push};
+use rustix::process::Signal;
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
@@ -76,7 +77,7 @@ impl Events {
             return Ok(None);
         }
         tokio::time::sleep(INTO_A_REQUEST).await;
-        rig.kill_edge()?;
+        rig.signal_edge(Signal::KILL)?;
         self.killed = true;
         let another = rig.another_edge();
         self.starting = Some(tokio::spawn(async move {
