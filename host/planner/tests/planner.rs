@@ -734,7 +734,7 @@ fn a_device_leaves_an_edge_with_a_long_queue_and_comes_back() {
     assert_eq!(device.placement(), Placement::EdgeOnly);
     // Refused there again and again.
     for _ in 0..10 {
-        device.handle(Event::EdgeQueued { us: 80e3 });
+        device.handle(Event::EdgeQueued { us: 200e3 });
         device.handle(Event::Tick);
     }
     assert_eq!(device.placement(), Placement::DeviceOnly);

@@ -104,7 +104,7 @@ impl Edge {
         let slot = Arc::new(Mutex::new(Some(reply)));
         let theirs = Arc::clone(&slot);
         let (served, runtime) = (self.served.clone(), self.runtime.clone());
-        let submitted = workers.submit_due(Due { at: due_at, takes }, move |turn| {
+        let submitted = workers.submit(Due { at: due_at, takes, in_any_case: false }, move |turn| {
             let Some(reply) = theirs.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
             if turn == Turn::TooLate {
                 let waited_ms = arrived.elapsed().as_secs_f64() * 1e3;

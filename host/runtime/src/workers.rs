@@ -15,9 +15,6 @@ use std::time::{Duration, Instant};
 /// Jobs that may wait; more are refused, so that waiting is bounded too.
 const QUEUE_MAX: usize = 64;
 
-/// When a job that nobody has set a time for is due: after all that have one.
-const WHENEVER: Duration = Duration::from_secs(3_600);
-
 type Job = Box<dyn FnOnce(Turn) + Send>;
 
 /// Threads that run jobs. Clones share them; they end with the last clone.
@@ -40,8 +37,10 @@ pub enum Turn {
 pub struct Due {
     /// Until then.
     pub at: Instant,
-    /// For so long, as far as that is known; zero for a job that is to run in any case.
+    /// For so long, as far as that is known; zero if it is not.
     pub takes: Duration,
+    /// Whether it is to be done even if it will be late.
+    pub in_any_case: bool,
 }
 
 impl Workers {
@@ -57,15 +56,14 @@ impl Workers {
         Ok(Self { pool: Arc::new(open) })
     }
 
-    /// Queues a job that has all the time there is.
-    pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> Result<(), Busy> {
-        let due = Due { at: Instant::now() + WHENEVER, takes: Duration::ZERO };
-        self.submit_due(due, |_| job())
+    /// How long a job that is due then would wait for its turn, about.
+    pub fn wait(&self, at: Instant) -> Duration {
+        self.pool.0.lock().wait(at)
     }
 
     /// Queues a job. Refused at once if it cannot be in time behind those that are due before it; if that turns out
     /// only later, it is told.
-    pub fn submit_due(&self, due: Due, job: impl FnOnce(Turn) + Send + 'static) -> Result<(), Busy> {
+    pub fn submit(&self, due: Due, job: impl FnOnce(Turn) + Send + 'static) -> Result<(), Busy> {
         let mut state = self.pool.0.lock();
         if state.waiting.len() >= QUEUE_MAX {
             return Err(Busy::Full);
@@ -85,9 +83,9 @@ impl Workers {
 }
 
 impl Due {
-    /// Whether a job that begins then is late. One that is to run in any case is not.
+    /// Whether it is too late for a job to begin then.
     fn misses(&self, begin: Instant) -> bool {
-        !self.takes.is_zero() && begin + self.takes > self.at
+        !self.in_any_case && begin + self.takes > self.at
     }
 }
 
@@ -234,7 +232,7 @@ mod tests {
         let workers = Workers::start(1).unwrap();
         let ((begun, has_begun), (go_on, held)) = (channel(), channel::<()>());
         workers
-            .submit(move || {
+            .submit(whenever(), move |_| {
                 begun.send(()).unwrap();
                 let _ = held.recv();
             })
@@ -244,7 +242,11 @@ mod tests {
     }
 
     fn due(after: Duration, takes: Duration) -> Due {
-        Due { at: Instant::now() + after, takes }
+        Due { at: Instant::now() + after, takes, in_any_case: false }
+    }
+
+    fn whenever() -> Due {
+        Due { in_any_case: true, ..due(LONG * 10, Duration::ZERO) }
     }
 
     fn turns(told: &Receiver<(&'static str, Turn)>, count: usize) -> Vec<(&'static str, Turn)> {
@@ -258,10 +260,10 @@ mod tests {
         for (name, after_s) in [("third", 30), ("first", 10), ("second", 20), ("fourth", 30)] {
             let tell = tell.clone();
             let job = move |turn| tell.send((name, turn)).unwrap();
-            workers.submit_due(due(Duration::from_secs(after_s), Duration::from_millis(1)), job).unwrap();
+            workers.submit(due(Duration::from_secs(after_s), Duration::from_millis(1)), job).unwrap();
         }
-        let whenever = tell.clone();
-        workers.submit(move || whenever.send(("last", Turn::Run)).unwrap()).unwrap();
+        let last = tell.clone();
+        workers.submit(whenever(), move |turn| last.send(("last", turn)).unwrap()).unwrap();
         go_on.send(()).unwrap();
         let order: Vec<_> = turns(&told, 5).into_iter().map(|(name, _)| name).collect();
         assert_eq!(order, ["first", "second", "third", "fourth", "last"]);
@@ -273,7 +275,7 @@ mod tests {
         let (tell, told) = channel();
         let put = |name, due| {
             let tell = tell.clone();
-            workers.submit_due(due, move |turn| tell.send((name, turn)).unwrap())
+            workers.submit(due, move |turn| tell.send((name, turn)).unwrap())
         };
         // It has the time now; but that is up before its turn comes.
         let soon = due(Duration::from_millis(20), Duration::from_millis(20));
@@ -283,11 +285,16 @@ mod tests {
         // Behind those two, there is not the time; before them, there is.
         assert!(matches!(put("behind", due(LONG * 2, LONG * 2)), Err(Busy::Late { wait_ms, .. }) if wait_ms > 30e3));
         put("before", due(LONG / 2, Duration::from_millis(1))).unwrap();
+        // What is to be done in any case is, and those behind it wait for it.
+        let anyhow = Due { in_any_case: true, ..due(LONG * 2, LONG) };
+        put("anyhow", anyhow).unwrap();
+        assert!(workers.wait(Instant::now() + LONG * 3) > LONG && workers.wait(Instant::now()).is_zero());
         while Instant::now() < soon.at {
             thread::yield_now();
         }
         go_on.send(()).unwrap();
-        assert_eq!(turns(&told, 3), [("soon", Turn::TooLate), ("before", Turn::Run), ("long", Turn::Run)]);
+        let run = |name| (name, Turn::Run);
+        assert_eq!(turns(&told, 4), [("soon", Turn::TooLate), run("before"), run("long"), run("anyhow")]);
     }
 
     #[test]
@@ -296,16 +303,16 @@ mod tests {
         let (tell, told) = channel();
         for _ in 0..QUEUE_MAX {
             let tell = tell.clone();
-            workers.submit(move || tell.send(("waiting", Turn::Run)).unwrap()).unwrap();
+            workers.submit(whenever(), move |turn| tell.send(("waiting", turn)).unwrap()).unwrap();
         }
-        assert_eq!(workers.submit(|| ()), Err(Busy::Full));
+        assert_eq!(workers.submit(whenever(), |_| ()), Err(Busy::Full));
         let panics = workers.clone();
         drop(workers);
         go_on.send(()).unwrap();
         assert_eq!(turns(&told, QUEUE_MAX).len(), QUEUE_MAX);
         // A job that panics ends itself, and no worker.
-        panics.submit(|| panic!("as planned")).unwrap();
-        panics.submit(move || tell.send(("after", Turn::Run)).unwrap()).unwrap();
+        panics.submit(whenever(), |_| panic!("as planned")).unwrap();
+        panics.submit(whenever(), move |turn| tell.send(("after", turn)).unwrap()).unwrap();
         assert_eq!(turns(&told, 1), [("after", Turn::Run)]);
         // With the last one who can give work, the threads go.
         let pool = Arc::downgrade(&panics.pool.0);

@@ -39,7 +39,8 @@ pub(crate) struct Arguments {
 }
 
 const LINK_BPS: u64 = 20_000_000;
-const SLOWDOWN: &str = "50";
+/// So slow that the edge is worth asking, and so fast that the device alone can do what is asked here.
+const SLOWDOWN: &str = "20";
 const DEADLINE_MS: &str = "100";
 const SAMPLES: usize = 20;
 
@@ -313,6 +314,9 @@ impl Bench<'_> {
     async fn finish(&mut self, fault: Fault) -> Result<()> {
         let Fault { name, since, tried, mut recover_ms, plan_changes } = fault;
         let records = self.load.asked_within(since, Instant::now()).await;
+        if let Some(error) = records.iter().find_map(|record| record.error.as_ref()) {
+            self.output.progress(format_args!("{name}: lost: {error}"));
+        }
         let row = Row {
             name,
             tried,

@@ -87,9 +87,6 @@ struct Shared {
     edges_configured: bool,
     /// What was in force when each edge was last looked at, by its address.
     looked: Mutex<HashMap<String, Looked>>,
-    /// How long segments lately waited for a worker: a device that is asked for more than it can do must
-    /// take faster exits, or what waits grows without end.
-    queue_us: AtomicU64,
     /// Activations that were sent and not answered yet, and when the device stops waiting for each.
     in_flight: Mutex<HashMap<u64, Instant>>,
     next_id: AtomicU64,
@@ -139,7 +136,6 @@ impl Device {
             edge: Mutex::default(),
             edges_configured: !settings.edges.is_empty(),
             looked: Mutex::default(),
-            queue_us: AtomicU64::new(0),
             in_flight: Mutex::default(),
             next_id: AtomicU64::new(0),
             workers,
@@ -215,7 +211,7 @@ impl Device {
         let deadline_us = asked.deadline_us;
         let (planned, in_time, takes_fastest) = {
             let controller = serving.lock();
-            let planned = controller.for_request(deadline_us - self.shared.queued_us());
+            let planned = controller.for_request(deadline_us - self.shared.queued_us(asked.due()));
             (planned, controller.in_time(&planned, deadline_us), controller.strategy().falls_back())
         };
         let outcome = serving.run(input, asked, planned).await;
@@ -249,8 +245,10 @@ impl Shared {
         self.edge.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
-    fn queued_us(&self) -> f64 {
-        self.queue_us.load(Ordering::Relaxed) as f64
+    /// How long segments of a request that is due then will wait for a worker: a device that is asked for more than it
+    /// can do must take faster exits, or what waits grows without end.
+    fn queued_us(&self, due: Instant) -> f64 {
+        self.workers.wait(due).as_secs_f64() * 1e6
     }
 
     /// Whether something that the device no longer waits for is still on its way: what is sent now

@@ -6,8 +6,8 @@
 use super::trial::Tally;
 use super::{CALL_TIME_MAX, Joined, LATE, LOCAL_MARGIN_US, Shared, WAIT_MAX, position};
 use crate::codec::{to_wire, wire_bytes};
-use crate::edge::{fault, us};
-use crate::{Deployment, codec, confidence};
+use crate::edge::fault;
+use crate::{Deployment, Due, codec, confidence};
 use edgent_bundle::Bundle;
 use edgent_link::{
     Activation, Client, Codec, CodecTime, Digest, Fault, FaultKind, InferReply, InferRequest, LinkError,
@@ -19,6 +19,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+
+/// Requests are put in order by when they are due, which is a moment of the clock: no later than this.
+const DEADLINE_MAX: Duration = Duration::from_secs(24 * 3_600);
 
 /// A version of a model in service.
 #[derive(Debug)]
@@ -65,6 +68,12 @@ impl Asked {
 
     fn remaining_us(&self) -> f64 {
         self.deadline_us - self.elapsed_us()
+    }
+
+    /// When its answer must be there.
+    pub(super) fn due(&self) -> Instant {
+        let deadline = Duration::try_from_secs_f64(self.deadline_us / 1e6).unwrap_or(DEADLINE_MAX);
+        self.arrived + deadline.min(DEADLINE_MAX)
     }
 }
 
@@ -143,11 +152,12 @@ impl Serving {
         }
     }
 
-    /// When a local exit must start to be in time. Where none fits, the edge is the only chance until the
-    /// deadline has passed.
+    /// When a local exit must start to be in time, behind what waits for a worker now. Where none fits, the edge is the
+    /// only chance until the deadline has passed.
     fn last_moment(&self, asked: Asked) -> Instant {
-        let local = self.lock().local(asked.deadline_us);
-        let local_us = if local.fits { local.candidate.cost.total_us() + LOCAL_MARGIN_US } else { 0.0 };
+        let queued_us = self.shared.queued_us(asked.due());
+        let local = self.lock().local(asked.deadline_us - queued_us);
+        let local_us = if local.fits { queued_us + local.candidate.cost.total_us() + LOCAL_MARGIN_US } else { 0.0 };
         asked.arrived + Duration::from_secs_f64((asked.deadline_us - local_us).max(0.0) / 1e6)
     }
 
@@ -155,10 +165,10 @@ impl Serving {
     async fn alone(self: &Arc<Self>, input: Vec<Tensor>, asked: Asked, why: &str) -> Result<Outcome, Fault> {
         let (local, epoch) = {
             let controller = self.lock();
-            (controller.local(asked.remaining_us() - self.shared.queued_us()), controller.installed().epoch)
+            (controller.local(asked.remaining_us() - self.shared.queued_us(asked.due())), controller.installed().epoch)
         };
         let plan = local.candidate.plan;
-        let output = self.segments(plan.exit, 0..plan.cut, input).await?;
+        let output = self.segments(asked, plan.exit, 0..plan.cut, input).await?;
         let late = if local.fits { "" } else { "; no exit fits the time that is left, this is the fastest" };
         Ok(Outcome { output, plan, epoch, degraded: Some(format!("{why}{late}")), looked_in_us: None })
     }
@@ -198,7 +208,7 @@ impl Serving {
         // Who waits however long it takes must not have the edge give up.
         let falls_back = self.lock().strategy().falls_back();
         let budget_us = if falls_back { trip.asked.remaining_us().max(0.0) } else { WAIT_MAX.as_secs_f64() * 1e6 };
-        let (activation, beside) = self.encode(activation, up).await?;
+        let (activation, beside) = self.encode(trip.asked, activation, up).await?;
         let request = InferRequest {
             id: self.shared.next_id.fetch_add(1, Ordering::Relaxed),
             model: self.model(),
@@ -211,8 +221,9 @@ impl Serving {
             beside,
         };
         let reply = self.exchange(&edge.client, trip, there, request).await?;
-        let output = self.decode(reply, plan.exit, if here_last.is_empty() { end } else { plan.cut }).await?;
-        let output = self.segments(plan.exit, here_last, output).await?;
+        let output =
+            self.decode(trip.asked, reply, plan.exit, if here_last.is_empty() { end } else { plan.cut }).await?;
+        let output = self.segments(trip.asked, plan.exit, here_last, output).await?;
         Ok(Outcome { output, plan, epoch, degraded: None, looked_in_us: Some(looked_in_us) })
     }
 
@@ -237,11 +248,11 @@ impl Serving {
                 if branch_us > spare_us {
                     continue;
                 }
-                activation = self.segments(plan.exit, at..passed.after, activation).await?;
+                activation = self.segments(trip.asked, plan.exit, at..passed.after, activation).await?;
                 at = passed.after;
                 let end = at + branch.len();
                 let since = Instant::now();
-                let output = self.segments(passed.exit, at..end, activation.clone()).await;
+                let output = self.segments(trip.asked, passed.exit, at..end, activation.clone()).await;
                 let took_us = since.elapsed().as_secs_f64() * 1e6;
                 (spare_us, looked_in_us) = (spare_us - took_us, looked_in_us + took_us);
                 // Looking in is a favour: if it fails, the way goes on.
@@ -254,7 +265,7 @@ impl Serving {
                 }
             }
         }
-        Ok(Part::Activation(self.segments(plan.exit, at..cut, activation).await?, looked_in_us))
+        Ok(Part::Activation(self.segments(trip.asked, plan.exit, at..cut, activation).await?, looked_in_us))
     }
 
     /// Sends an activation and gets one back. A caller that no longer waits does not end the exchange:
@@ -347,6 +358,7 @@ impl Serving {
 
     async fn segments(
         self: &Arc<Self>,
+        asked: Asked,
         exit: usize,
         range: Range<usize>,
         input: Vec<Tensor>,
@@ -354,7 +366,9 @@ impl Serving {
         if range.is_empty() {
             return Ok(input);
         }
-        let ran = self.on_worker(move |deployment, stop| deployment.run(exit, range, input, stop)).await?;
+        let takes_us = self.lock().device_us(&self.deployment.network().exits()[exit].path[range.clone()]);
+        let run = move |deployment: &Deployment, stop: &Stop| deployment.run(exit, range, input, stop);
+        let ran = self.on_worker(asked, takes_us, run).await?;
         let ran = ran.map_err(|e| fault(FaultKind::SegmentFailed, e.to_string()))?;
         for (segment, us) in ran.segments_us {
             self.tell(Event::DeviceRan { segment, us });
@@ -363,7 +377,12 @@ impl Serving {
     }
 
     /// Writes what crosses to the edge. As a worker's job: a picture takes a while, more so on a slow device.
-    async fn encode(&self, crossing: Vec<Tensor>, codec: Codec) -> Result<(Activation, Vec<Activation>), Fault> {
+    async fn encode(
+        &self,
+        asked: Asked,
+        crossing: Vec<Tensor>,
+        codec: Codec,
+    ) -> Result<(Activation, Vec<Activation>), Fault> {
         let nothing = || fault(FaultKind::Internal, "nothing crosses the cut");
         if codec == Codec::Raw {
             return codec::encode_all(&crossing, codec).ok_or_else(nothing);
@@ -374,12 +393,12 @@ impl Serving {
             deployment.pretend_slow(us, stop);
             codec::encode_all(&crossing, codec)
         };
-        self.on_worker(coding).await?.ok_or_else(nothing)
+        self.on_worker(asked, 0.0, coding).await?.ok_or_else(nothing)
     }
 
     /// Reads the edge's reply, which must be what is at that cut. An answer is raw and is read here: the workers
     /// may be busy with the local exit that would have replaced it.
-    async fn decode(&self, reply: InferReply, exit: usize, cut: usize) -> Result<Vec<Tensor>, Fault> {
+    async fn decode(&self, asked: Asked, reply: InferReply, exit: usize, cut: usize) -> Result<Vec<Tensor>, Fault> {
         let codec = reply.activation.codec;
         let read = move |expected: &[&Fact]| {
             let read = codec::decode_all(&reply.activation, &reply.beside, expected);
@@ -393,12 +412,14 @@ impl Serving {
             deployment.pretend_slow(coding_us(&expected, codec, |time| time.decode_us_per_mib), stop);
             read(&expected)
         };
-        self.on_worker(decoding).await?
+        self.on_worker(asked, 0.0, decoding).await?
     }
 
-    /// Has a worker do something.
+    /// Has a worker do something for a request, in its turn.
     async fn on_worker<T: Send + 'static>(
         &self,
+        asked: Asked,
+        takes_us: f64,
         work: impl FnOnce(&Deployment, &Stop) -> T + Send + 'static,
     ) -> Result<T, Fault> {
         let (done, result) = oneshot::channel();
@@ -406,16 +427,12 @@ impl Serving {
         let stop = Stop::never();
         // A request that was answered otherwise meanwhile must not hold up those behind it.
         let _unwanted = CancelOnDrop(stop.clone());
-        let submitted = Instant::now();
-        let job = move || {
-            let queued = submitted.elapsed();
-            drop(done.send((work(&deployment, &stop), queued)));
-        };
-        self.shared.workers.submit(job).map_err(|busy| fault(FaultKind::Busy, busy.to_string()))?;
-        let (result, queued) = result.await.map_err(|_| fault(FaultKind::Internal, "the device's worker died"))?;
-        let before = self.shared.queue_us.load(Ordering::Relaxed);
-        self.shared.queue_us.store((before * 3 + us(queued)) / 4, Ordering::Relaxed);
-        Ok(result)
+        let takes = Duration::try_from_secs_f64(takes_us / 1e6).unwrap_or_default();
+        // A late answer is one, too; and on a device, nobody else would give it.
+        let due = Due { at: asked.due(), takes, in_any_case: true };
+        let job = move |_| drop(done.send(work(&deployment, &stop)));
+        self.shared.workers.submit(due, job).map_err(|busy| fault(FaultKind::Busy, busy.to_string()))?;
+        result.await.map_err(|_| fault(FaultKind::Internal, "the device's worker died"))
     }
 
     /// Has the controller know, and what it wants be done.

@@ -30,6 +30,8 @@ pub(super) struct Record {
     answered: Option<Instant>,
     /// None while it is on its way, or if it is lost.
     pub(super) answer: Option<Answer>,
+    /// Why it is lost.
+    pub(super) error: Option<String>,
     /// By the furthest score from what the network gives.
     difference: f32,
 }
@@ -127,16 +129,19 @@ async fn ask_on(
             _ = enough.wait_for(|enough| *enough) => break,
         }
         let (client, images, expected, records) = (client.clone(), images.clone(), expected.clone(), records.clone());
-        let record = Record { asked: Instant::now(), answered: None, answer: None, difference: 0.0 };
+        let record = Record { asked: Instant::now(), answered: None, answer: None, error: None, difference: 0.0 };
         records.send_modify(|records| records.push(record));
         asked.spawn(async move {
             let image = index % images.len();
-            let answer = ask(&client, &images[image], 0.0).await.ok();
+            let (answer, error) = match ask(&client, &images[image], 0.0).await {
+                Ok(answer) => (Some(answer), None),
+                Err(error) => (None, Some(format!("{error:#}"))),
+            };
             records.send_modify(|records| {
                 let record = &mut records[index];
                 let right = answer.as_ref().and_then(|answer| expected[image].get(usize::from(answer.exit)));
                 record.difference = answer.as_ref().map_or(0.0, |answer| furthest(&answer.scores, right));
-                (record.answered, record.answer) = (Some(Instant::now()), answer);
+                (record.answered, record.answer, record.error) = (Some(Instant::now()), answer, error);
             });
         });
         while asked.try_join_next().is_some() {}
