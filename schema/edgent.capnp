@@ -128,6 +128,7 @@ enum FaultKind {
   shuttingDown @10;
   refused @11;            # a version that was not taken: the message says what is wrong with it
   notFound @12;
+  denied @13;             # the caller may not do this here: the message says which right it lacks
 }
 
 struct Done {}

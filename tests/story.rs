@@ -8,7 +8,7 @@ use edgent_cli::hosts::HostProcess;
 use edgent_cli::relay::{Relay, Shape};
 use edgent_cli::trace::Trace;
 use edgent_link::{
-    AskRequest, Codec, Digest, Direction, Hello, InferRequest, Limits, Link, Plan, Role, Signature, TensorDescription,
+    AskRequest, Codec, Digest, Direction, Hello, InferRequest, Limits, Link, Plan, Role, Security, Signature, TensorDescription,
 };
 use edgent_nn::{Stop, Tensor, synthetic};
 use edgent_runtime::codec::{decode, encode_all};
@@ -540,7 +540,7 @@ async fn versions_come_into_force_while_requests_go_on() {
     assert!(ask(&device).iter().all(|answer| answer["model"] == second_digest));
 
     // A manifest that does not come as it was announced.
-    let link = Link::start().unwrap();
+    let link = Link::start(Security::plain_on_loopback(None)).unwrap();
     let client = link.connect(&device_address, Hello::new(Role::Tool, "test"), Limits::default()).await.unwrap();
     for (total, offset, said) in [
         (10, 5, "is here up to byte 0 of 10"),
@@ -821,7 +821,7 @@ async fn only_what_a_trusted_key_signed_is_run() {
     let fresh = version(6, scratch.path());
     edgent(&["sign", &fresh, "--secret-key", &path("acme.key"), "--version", "9"]);
     let [fresh, unsigned] = [&fresh, &unsigned].map(|path| Bundle::open(Path::new(path)).unwrap());
-    let link = Link::start().unwrap();
+    let link = Link::start(Security::plain_on_loopback(None)).unwrap();
     let hello = Hello::new(Role::Tool, "test");
     for to in [&address, &edge_address] {
         let client = link.connect(to, hello.clone(), Limits::default()).await.unwrap();
@@ -966,7 +966,7 @@ async fn several_tensors_cross_one_cut() {
 
     let arguments = ["--role", "edge", "--listen", "127.0.0.1:0", "--model", model];
     let edge = HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap();
-    let link = Link::start().unwrap();
+    let link = Link::start(Security::plain_on_loopback(None)).unwrap();
     let (address, hello) = (edge.address().to_string(), Hello::new(Role::Tool, "test"));
     let client = link.connect(&address, hello, Limits::default()).await.unwrap();
     let model = Digest(deployment.digest().0);
@@ -1074,7 +1074,7 @@ async fn a_version_that_does_wrong_again_and_again_is_quarantined() {
     let address = device.address().to_string();
     edgent(&["push", &second, "--to", &address]);
 
-    let link = Link::start().unwrap();
+    let link = Link::start(Security::plain_on_loopback(None)).unwrap();
     let client = link.connect(&address, Hello::new(Role::Tool, "test"), Limits::default()).await.unwrap();
     let deployed = Bundle::open(Path::new(&first)).unwrap();
     let dims: Vec<usize> = deployed.manifest().tensors[0].dims.clone();
@@ -1160,7 +1160,7 @@ async fn a_network_of_several_inputs_and_outputs_is_served() {
     let edge_address = edge.address().to_string();
     let arguments = ["--role", "device", "--listen", "127.0.0.1:0", "--model", model, "--edge", &edge_address];
     let device = HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap();
-    let link = Link::start().unwrap();
+    let link = Link::start(Security::plain_on_loopback(None)).unwrap();
     let (address, hello) = (device.address().to_string(), Hello::new(Role::Tool, "test"));
     let client = link.connect(&address, hello, Limits::default()).await.unwrap();
     let described = client.describe().await.unwrap().models.remove(0);

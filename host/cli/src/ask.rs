@@ -6,7 +6,7 @@ use crate::samples;
 use anyhow::{Context, Result};
 use edgent_link::{
     Activation, Answer, AskRequest, Client, Codec, Direction, ExitDescription, Hello, Limits, Link, PROTOCOL_VERSION,
-    Placement, Role, TensorDescription,
+    Placement, Role, Security, TensorDescription,
 };
 use edgent_nn::Tensor;
 use edgent_runtime::{build_name, codec};
@@ -65,7 +65,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let link = Link::start()?;
+        let link = Link::start(Security::plain_on_loopback(None))?;
         let client = connect(&link, &arguments.device).await?;
         let described = client.describe().await?;
         let model = described.models.first().context("the device has no model")?;

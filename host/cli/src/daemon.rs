@@ -7,7 +7,7 @@ use crate::confined::Bounds;
 use crate::output::BadInput;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use edgent_link::{Limits, Role};
+use edgent_link::{Limits, Role, Security};
 use edgent_planner::Strategy;
 use edgent_runtime::confine::this_program;
 use edgent_runtime::{Host, HostError, Settings, Trialist, codec};
@@ -131,6 +131,7 @@ pub(crate) fn run() -> Result<()> {
         admission: arguments.caps.admission(),
         trial: Some(trial),
         workers: arguments.workers,
+        security: Security::plain_on_loopback(None),
         limits: Limits::default(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

@@ -6,7 +6,7 @@ use crate::relay::{Relay, Shape};
 use crate::samples::{self, Sample};
 use anyhow::{Context, Result, ensure};
 use edgent_bundle::Bundle;
-use edgent_link::{Client, Link};
+use edgent_link::{Client, Link, Security};
 use rustix::process::Signal;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -52,7 +52,7 @@ impl Rig {
         let behind = relay.local_addr().to_string();
         let arguments = [&["--role", "device", "--edge", &behind], &common[..], device].concat();
         let device = HostProcess::start(&program, &arguments, logs).await?;
-        let link = Link::start()?;
+        let link = Link::start(Security::plain_on_loopback(None))?;
         let client = connect(&link, &device.address().to_string()).await?;
         Ok(Self { client, relay, since, device, edge, edge_arguments, logs, link })
     }

@@ -4,7 +4,7 @@ use crate::ask::connect;
 use crate::output::{BadInput, Output};
 use anyhow::{Context, Result};
 use edgent_bundle::Bundle;
-use edgent_link::{Client, Fault, FaultKind, Link, LinkError, Trial, Version};
+use edgent_link::{Client, Fault, FaultKind, Link, LinkError, Security, Trial, Version};
 use edgent_runtime::{PushError, make_ready, push};
 use serde::Serialize;
 use std::future::Future;
@@ -252,7 +252,7 @@ pub(crate) fn status(arguments: &Status, output: &Output) -> Result<()> {
 pub(crate) fn with_host<T, F: Future<Output = Result<T>>>(address: &str, work: impl FnOnce(Client) -> F) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let link = Link::start()?;
+        let link = Link::start(Security::plain_on_loopback(None))?;
         work(connect(&link, address).await?).await
     })
 }

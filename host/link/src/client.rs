@@ -20,13 +20,16 @@ use crate::edgent_capnp::{gate, hello_reply, host};
 use crate::error::{Fault, LinkError};
 use crate::limits::Limits;
 use crate::link::Link;
-use crate::meter::{Meter, Traffic, TrafficCounter};
+use crate::meter::{Meter, Metered, Traffic, TrafficCounter};
+use crate::security::NoCredentials;
 use crate::splice;
+use crate::tls::{self, Distrust, Speech, TlsError};
+use crate::trust::{Credentials, Fingerprint, Right};
 use crate::types::{
     Activation, Answer, AskRequest, BlobName, Description, Digest, Hello, InferReply, InferRequest, ModelProfile, Plan,
     Signature, Stats, Trial, Version,
 };
-use crate::wire::{ENVELOPE_BYTES, Session, Side, Wire};
+use crate::wire::{Cause, ENVELOPE_BYTES, Session, Side, Wire};
 
 /// A connection to a host. Clones share it; it is closed when the last of them is dropped.
 ///
@@ -410,16 +413,37 @@ pub(crate) async fn connect(link: Link, address: String, hello: Hello, limits: L
     let stream = timeout(limits.connect, TcpStream::connect(&address)).await;
     let stream = stream.map_err(|_| LinkError::Timeout("connecting"))?;
     let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
-    let (reader, writer) = stream.map_err(|source| LinkError::Connect { address, source })?.into_split();
+    let stream = stream.and_then(|stream| Ok((stream.peer_addr()?.ip(), stream)));
+    let (ip, stream) = stream.map_err(|source| LinkError::Connect { address: address.clone(), source })?;
+    // The address that was reached decides, not the name that led there.
+    let credentials = link.security().at(ip);
+    let credentials = credentials.map_err(|NoCredentials| LinkError::NoKey { address: address.clone() })?.cloned();
 
     let traffic = Arc::new(TrafficCounter::default());
-    let wire = Wire::new(Side::Client, &limits, Meter::new(traffic.clone()));
-    let mut session = Session::new(wire.clone(), reader, writer, None);
+    let meter = Rc::new(Meter::new(traffic.clone()));
+    let wire = Wire::new(Side::Client, &limits, meter.clone());
+    let stream = Metered::new(stream, meter);
+    let (mut session, trust) = match &credentials {
+        None => {
+            let (reader, writer) = tokio::io::split(stream);
+            (Session::new(wire.clone(), reader, writer, None), None)
+        }
+        Some(credentials) => {
+            let shaken = timeout(limits.handshake, tls::connect(credentials, Speech::Host, stream)).await;
+            let shaken = shaken.map_err(|_| LinkError::Timeout("waiting for TLS to stand"))?;
+            let (stream, key) = shaken.map_err(|error| refusal(&address, credentials, error))?;
+            let (reader, writer) = tokio::io::split(stream);
+            (Session::new(wire.clone(), reader, writer, None), Some((credentials.clone(), key)))
+        }
+    };
     let gate: gate::Client = session.bootstrap();
     let greeting = tokio::select! {
         biased;
         greeting = timeout(limits.hello, greet(gate, &hello, &limits)) => greeting,
-        closed = session.run() => return Err(LinkError::Lost(closed.why)),
+        closed = session.run() => return Err(match (closed.cause, &credentials) {
+            (Cause::UnknownThere, Some(credentials)) => refusal(&address, credentials, TlsError::UnknownThere),
+            _ => LinkError::Lost(closed.why),
+        }),
     };
     let greeting = greeting.map_err(|_| LinkError::Timeout("waiting for the peer's hello"))??;
     let (peer, peer_bytes_max, host) = greeting?;
@@ -428,11 +452,22 @@ pub(crate) async fn connect(link: Link, address: String, hello: Hello, limits: L
     let (calls, waiting) = mpsc::channel(limits.calls_in_flight.max(1));
     let (closing, closed) = watch::channel(None);
     spawn_local(async move {
-        let why = converse(session, wire, host, waiting, limits).await;
+        let why = converse(session, wire, host, waiting, limits, trust).await;
         closing.send_replace(Some(why));
     });
     let request_bytes_max = limits.message_bytes.min(peer_bytes_max);
     Ok(Client { shared: Arc::new(Shared { calls, closed, peer, request_bytes_max, traffic, _link: link }) })
+}
+
+/// Why there is no connection, for who asked for one.
+pub(crate) fn refusal(address: &str, credentials: &Credentials, error: TlsError) -> LinkError {
+    let address = address.to_owned();
+    match error {
+        TlsError::Distrust(Distrust::Stranger(key)) => LinkError::Stranger { address, key },
+        TlsError::Distrust(Distrust::Useless(key)) => LinkError::MayNotServe { address, key },
+        TlsError::UnknownThere => LinkError::UnknownThere { address, key: credentials.identity().fingerprint() },
+        TlsError::NotNow | TlsError::Broken(_) => LinkError::NoTls { address, why: error.to_string() },
+    }
 }
 
 /// Says hello; gives the peer's, the largest message it takes, and the host.
@@ -464,6 +499,7 @@ async fn converse(
     host: host::Client,
     mut waiting: mpsc::Receiver<Call>,
     limits: Limits,
+    trust: Option<(Credentials, Fingerprint)>,
 ) -> String {
     let mut calls = FuturesUnordered::new();
     let mut numbers = 0..;
@@ -473,10 +509,17 @@ async fn converse(
     let mut beating: Option<LocalBoxFuture<'static, Outcome<Padding>>> = None;
     let why = {
         let mut running = std::pin::pin!(session.run());
+        let mut distrusted = std::pin::pin!(async {
+            match &trust {
+                Some((credentials, key)) => credentials.forgotten(*key, Some(Right::Serve)).await,
+                None => std::future::pending().await,
+            }
+        });
         loop {
             tokio::select! {
                 biased;
                 closed = &mut running => return closed.why,
+                () = &mut distrusted => break "its key is not known here any more, or may not serve".to_owned(),
                 Some(()) = calls.next() => {}
                 call = waiting.recv(), if calls.len() < limits.calls_in_flight.max(1) => match (call, numbers.next()) {
                     (Some(call), Some(number)) => calls.push(call(host.clone(), number)),

@@ -169,7 +169,7 @@ same_enum! {
     Placement = Placement { DeviceOnly, Split, EdgeOnly }
     FaultKind = FaultKind {
         UnknownModel, UnknownEpoch, BadRequest, TooLarge, TimeUp, Busy, Version, SegmentFailed, Unsupported,
-        ShuttingDown, Refused, NotFound, Internal,
+        ShuttingDown, Refused, NotFound, Denied, Internal,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::trust::Fingerprint;
 use crate::types::{Codec, RANK_MAX};
 
 /// A call's refusal by the peer: the connection is well.
@@ -60,6 +61,9 @@ pub enum FaultKind {
     /// The host has nothing of this name.
     #[error("not found")]
     NotFound,
+    /// The caller may not do this here: the message says which right it lacks.
+    #[error("denied")]
+    Denied,
     /// An error of the answering host itself.
     #[error("internal error")]
     Internal,
@@ -75,6 +79,53 @@ pub enum LinkError {
         address: String,
         /// What the system said.
         source: io::Error,
+    },
+    /// The address is not this machine's own, and this side has no key to speak TLS with.
+    #[error("{address} is not this machine's own: this needs TLS, with a key of this side (--identity DIR), or --insecure")]
+    NoKey {
+        /// As it was given.
+        address: String,
+    },
+    /// The peer showed a key that is not known here: it is another than was meant, or somebody stands in between.
+    #[error(
+        "{address} shows the key {key}, which is not known here. If `edgent id` prints the same there, make the two \
+         known to each other (`edgent pair`); if it does not, somebody stands in between"
+    )]
+    Stranger {
+        /// As it was given.
+        address: String,
+        /// What it showed.
+        key: Fingerprint,
+    },
+    /// The peer is known, but not as one whose answers are believed.
+    #[error(
+        "{address} shows the key {key}, which is known here but may not `serve`: if it is the host that you mean, \
+         grant it that (\"serve\" in `may` of this key in peers.toml, or `edgent pair`)"
+    )]
+    MayNotServe {
+        /// As it was given.
+        address: String,
+        /// What it showed.
+        key: Fingerprint,
+    },
+    /// The peer does not know this side.
+    #[error(
+        "{address} does not know this side's key {key}: make the two known to each other (`edgent pair`), or give the \
+         --identity that it knows"
+    )]
+    UnknownThere {
+        /// As it was given.
+        address: String,
+        /// This side's.
+        key: Fingerprint,
+    },
+    /// What answers does not speak TLS, or not as this side does.
+    #[error("{address}: no TLS: {why}; does it speak plain bytes (--insecure, or this machine's own address)?")]
+    NoTls {
+        /// As it was given.
+        address: String,
+        /// What went wrong.
+        why: String,
     },
     /// The peer speaks another version of the protocol: one of both has to be updated.
     #[error("protocol version {theirs} there, {ours} here: update the older side")]

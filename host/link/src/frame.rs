@@ -1,6 +1,6 @@
 //! Messages as they stand in the byte stream: a table of segment sizes, then the segments.
 //!
-//! capnp-futures has this too; ours counts bytes, checks the table against a limit in bytes before
+//! capnp-futures has this too; ours checks the table against a limit in bytes before
 //! it takes memory, hands table and segments of all waiting messages to the system in one call, and
 //! lets the large parts of a message that came in outlive it without a copy ([`share`]).
 
@@ -13,12 +13,12 @@ use bytes::{BufMut, Bytes, BytesMut};
 use capnp::message::ReaderSegments;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
-use crate::meter::Meter;
 use crate::splice::Outgoing;
 
 /// As many as Cap'n Proto's own readers take.
 const SEGMENTS_MAX: usize = 511;
 const WORD_BYTES: usize = 8;
+const HALF_BYTES: usize = WORD_BYTES / 2;
 /// Linux takes 1024 at most, tokio no more than that.
 const IO_SLICES_MAX: usize = 1024;
 
@@ -26,6 +26,8 @@ const IO_SLICES_MAX: usize = 1024;
 pub(crate) enum FrameError {
     #[error("{0}")]
     Io(#[from] io::Error),
+    #[error("TLS, where plain bytes are spoken: one of both sides was started with --insecure, or only one with --tls")]
+    Tls,
     #[error("a message of {0} segments, where 1 to {SEGMENTS_MAX} are allowed")]
     Segments(u64),
     #[error("a message of {bytes} bytes, where {limit} are allowed")]
@@ -93,18 +95,18 @@ pub(crate) fn share(part: &[u8]) -> Bytes {
 
 /// Reads one message; nothing if the stream ends before its first byte. The limit is the one that holds when the
 /// message's size is known: it may be raised while the message is waited for.
-pub(crate) async fn read(
-    from: &mut (impl AsyncRead + Unpin),
-    limit_bytes: &Cell<usize>,
-    meter: &Meter,
-) -> Result<Option<Frame>, FrameError> {
+pub(crate) async fn read(from: &mut (impl AsyncRead + Unpin), limit_bytes: &Cell<usize>) -> Result<Option<Frame>, FrameError> {
     let mut table = [0; (SEGMENTS_MAX + 1) * 4];
     let first = from.read(&mut table[..WORD_BYTES]).await?;
     if first == 0 {
         return Ok(None);
     }
-    meter.received(first);
-    fill(from, &mut table[first..WORD_BYTES], meter).await?;
+    // An alert is less than a word.
+    from.read_exact(&mut table[first.min(HALF_BYTES)..HALF_BYTES]).await?;
+    if is_tls(&table) {
+        return Err(FrameError::Tls);
+    }
+    from.read_exact(&mut table[first.max(HALF_BYTES)..WORD_BYTES]).await?;
 
     let segments = u64::from(word_half(&table, 0)) + 1;
     if segments > SEGMENTS_MAX as u64 {
@@ -113,7 +115,7 @@ pub(crate) async fn read(
     let segments = segments as usize;
     // The count and the sizes, in whole words.
     let table_bytes = (segments + 1).div_ceil(2) * WORD_BYTES;
-    fill(from, &mut table[WORD_BYTES..table_bytes], meter).await?;
+    from.read_exact(&mut table[WORD_BYTES..table_bytes]).await?;
 
     let mut end = 0;
     let sizes = (1..=segments).map(|half| u64::from(word_half(&table, half)) * WORD_BYTES as u64);
@@ -127,11 +129,11 @@ pub(crate) async fn read(
         end
     });
     let ends = ends.collect();
-    Ok(Some(Frame::new(read_body(from, bytes as usize, meter).await?, ends)))
+    Ok(Some(Frame::new(read_body(from, bytes as usize).await?, ends)))
 }
 
 /// Reads so many bytes to a word's address, without clearing the memory first.
-async fn read_body(from: &mut (impl AsyncRead + Unpin), bytes: usize, meter: &Meter) -> io::Result<Bytes> {
+async fn read_body(from: &mut (impl AsyncRead + Unpin), bytes: usize) -> io::Result<Bytes> {
     let mut body = BytesMut::with_capacity(bytes + WORD_BYTES);
     let skip = body.as_ptr().align_offset(WORD_BYTES).min(WORD_BYTES);
     body.put_bytes(0, skip);
@@ -141,7 +143,6 @@ async fn read_body(from: &mut (impl AsyncRead + Unpin), bytes: usize, meter: &Me
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        meter.received(read);
     }
     Ok(body.freeze().slice(skip..))
 }
@@ -152,21 +153,13 @@ fn word_half(table: &[u8], index: usize) -> u32 {
     u32::from_le_bytes(half)
 }
 
-/// `read_exact`, but every piece that arrives is a sign of life.
-async fn fill(from: &mut (impl AsyncRead + Unpin), mut to: &mut [u8], meter: &Meter) -> io::Result<()> {
-    while !to.is_empty() {
-        let bytes = from.read(to).await?;
-        if bytes == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        meter.received(bytes);
-        to = &mut to[bytes..];
-    }
-    Ok(())
+/// The start of a handshake or an alert; as a table, so many segments as are never taken.
+fn is_tls(table: &[u8]) -> bool {
+    matches!(table, [0x15 | 0x16, 3, 0..=4, ..])
 }
 
 /// Writes messages, one after the other.
-pub(crate) async fn write(to: &mut (impl AsyncWrite + Unpin), messages: &[Outgoing], meter: &Meter) -> io::Result<()> {
+pub(crate) async fn write(to: &mut (impl AsyncWrite + Unpin), messages: &[Outgoing]) -> io::Result<()> {
     let messages: Vec<_> = messages
         .iter()
         .map(|message| {
@@ -183,21 +176,13 @@ pub(crate) async fn write(to: &mut (impl AsyncWrite + Unpin), messages: &[Outgoi
     // Empty slices at the front must go, or a write of nothing would look like the stream's end.
     IoSlice::advance_slices(&mut rest, 0);
     while !rest.is_empty() {
-        let mut waited = false;
         let bytes = poll_fn(|context| {
             let some = &rest[..rest.len().min(IO_SLICES_MAX)];
-            let poll = Pin::new(&mut *to).poll_write_vectored(context, some);
-            waited |= poll.is_pending();
-            poll
+            Pin::new(&mut *to).poll_write_vectored(context, some)
         })
         .await?;
         if bytes == 0 {
             return Err(io::ErrorKind::WriteZero.into());
-        }
-        meter.sent(bytes);
-        if waited {
-            // There was no room, and now there is: the peer has taken something.
-            meter.show_life();
         }
         IoSlice::advance_slices(&mut rest, bytes);
     }
@@ -217,11 +202,6 @@ mod tests {
     use super::*;
     use capnp::message::{Builder, HeapAllocator};
     use std::rc::Rc;
-    use std::sync::Arc;
-
-    fn meter() -> Meter {
-        Meter::new(Arc::default())
-    }
 
     /// Only the table is there: a size that passes shows as a missing body.
     #[tokio::test]
@@ -235,22 +215,22 @@ mod tests {
             (&[2, u32::MAX, u32::MAX, u32::MAX], 16, "a message of 103079215080 bytes, where 16 are allowed"),
             (&[511, 1], 16, "a message of 512 segments, where 1 to 511 are allowed"),
             (&[u32::MAX, 1], 16, "a message of 4294967296 segments, where 1 to 511 are allowed"),
-            (&[4, 1], 16, "unexpected end of file"),
+            (&[4, 1], 16, "early eof"),
         ];
         for (table, limit, expected) in cases {
             let bytes: Vec<u8> = table.iter().flat_map(|half| half.to_le_bytes()).collect();
-            let error = read(&mut bytes.as_slice(), &Cell::new(*limit), &meter()).await.unwrap_err();
+            let error = read(&mut bytes.as_slice(), &Cell::new(*limit)).await.unwrap_err();
             assert_eq!(error.to_string(), *expected, "{table:?}");
         }
-        assert!(read(&mut &[][..], &Cell::new(16), &meter()).await.unwrap().is_none());
+        assert!(read(&mut &[][..], &Cell::new(16)).await.unwrap().is_none());
     }
 
     /// A peer says hello and, once it is answered, sends something large; the server waited for that before it knew.
     #[tokio::test]
     async fn a_limit_may_be_raised_while_a_message_is_waited_for() {
         let (mut peer, mut here) = tokio::io::duplex(64);
-        let (limit, meter) = (Cell::new(8), meter());
-        let mut reading = std::pin::pin!(read(&mut here, &limit, &meter));
+        let limit = Cell::new(8);
+        let mut reading = std::pin::pin!(read(&mut here, &limit));
         assert!(futures::poll!(&mut reading).is_pending());
         limit.set(16);
         let message: Vec<u8> = [0, 2u32].iter().flat_map(|half| half.to_le_bytes()).chain(1..=16).collect();
@@ -278,15 +258,14 @@ mod tests {
         for message in &messages {
             capnp::serialize::write_message(&mut expected, message.as_ref()).unwrap();
         }
-        let meter = meter();
         let mut written = Vec::new();
         let messages: Vec<_> = messages.into_iter().map(Outgoing::new).collect();
-        write(&mut written, &messages, &meter).await.unwrap();
+        write(&mut written, &messages).await.unwrap();
         assert_eq!(written, expected);
 
         let mut rest = written.as_slice();
         for texts in 0..12 {
-            let frame = read(&mut rest, &Cell::new(1 << 20), &meter).await.unwrap().unwrap();
+            let frame = read(&mut rest, &Cell::new(1 << 20)).await.unwrap().unwrap();
             let message = capnp::message::Reader::new(frame, Default::default());
             let list: capnp::text_list::Reader<'_> = message.get_root().unwrap();
             assert_eq!(list.len(), texts);
@@ -294,13 +273,13 @@ mod tests {
                 assert_eq!(text.unwrap(), format!("text {index}").as_str());
             }
         }
-        assert!(read(&mut rest, &Cell::new(1 << 20), &meter).await.unwrap().is_none());
+        assert!(read(&mut rest, &Cell::new(1 << 20)).await.unwrap().is_none());
     }
 
     #[tokio::test]
     async fn a_shared_part_is_not_a_copy_and_outlives_its_frame() {
         let bytes: Vec<u8> = [0, 2u32].iter().flat_map(|half| half.to_le_bytes()).chain(1..=16).collect();
-        let frame = read(&mut bytes.as_slice(), &Cell::new(16), &meter()).await.unwrap().unwrap();
+        let frame = read(&mut bytes.as_slice(), &Cell::new(16)).await.unwrap().unwrap();
         let part = &frame.get_segment(0).unwrap()[4..9];
         let shared = share(part);
         assert_eq!(shared.as_ptr(), part.as_ptr());

@@ -1,9 +1,10 @@
-//! What device, edge and the `edgent` tool say to each other: Cap'n Proto RPC over TCP.
+//! What device, edge and the `edgent` tool say to each other: Cap'n Proto RPC over TLS, or over plain TCP.
 //!
 //! This is the only crate that knows Cap'n Proto; what it offers is plain Rust. Its schema is
 //! `schema/edgent.capnp`, its generated code is committed (`schema/generate.sh` renews it).
 //!
 //! * [`Link`] owns the one thread on which everything of Cap'n Proto lives: its objects are `!Send`.
+//! * Its [`Security`] says where it speaks TLS, with which [`Credentials`], and where plain bytes.
 //! * [`Link::serve`] offers a [`Service`]; the service answers through a [`Reply`], from any thread.
 //! * [`Link::connect`] gives a [`Client`], whose futures are `Send` and may be dropped at any time.
 //!
@@ -18,13 +19,18 @@ mod client;
 mod convert;
 mod error;
 mod frame;
+mod guard;
+mod identity;
 mod limits;
 mod link;
 mod meter;
 mod screen;
+mod security;
 mod server;
 mod service;
 mod splice;
+mod tls;
+mod trust;
 mod types;
 mod wire;
 
@@ -34,11 +40,17 @@ mod edgent_capnp;
 
 pub use client::{Client, ProbeTimes};
 pub use error::{ActivationError, Fault, FaultKind, LinkError};
+pub use identity::{Identity, IdentityError};
 pub use limits::Limits;
 pub use link::Link;
 pub use meter::Traffic;
+pub use security::Security;
 pub use server::Server;
-pub use service::{Reply, Service};
+pub use service::{Reply, Service, Which};
+pub use trust::{
+    Credentials, Fingerprint, KnownPeer, NoFingerprint, PEER_NAME_BYTES_MAX, PEERS_MAX, Peers, PeersError, Right,
+    is_peer_name,
+};
 pub use types::{
     Activation, Answer, AskRequest, BESIDE_MAX, BLOBS_MAX, BlobName, Codec, CodecTime, Description, Digest, Direction,
     ElementType, ExitDescription, Hello, InferReply, InferRequest, ModelDescription, ModelProfile, PIECE_BYTES,

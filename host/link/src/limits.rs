@@ -7,6 +7,7 @@ const CALLS_IN_FLIGHT: usize = 32;
 const CONNECTIONS: usize = 64;
 const CONNECT: Duration = Duration::from_secs(5);
 const FIRST_BYTE: Duration = Duration::from_secs(2);
+const HANDSHAKE: Duration = Duration::from_secs(5);
 const HELLO: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const HEARTBEAT_STRIKES: u32 = 3;
@@ -26,6 +27,8 @@ pub struct Limits {
     pub connect: Duration,
     /// Server: until the peer's first byte.
     pub first_byte: Duration,
+    /// Until TLS stands. A connection counts from its first moment, so strangers cannot hold more than there are.
+    pub handshake: Duration,
     /// Until both sides have said hello.
     pub hello: Duration,
     /// Client: how often a quiet server is asked for a sign of life.
@@ -44,6 +47,7 @@ impl Default for Limits {
             connections: CONNECTIONS,
             connect: CONNECT,
             first_byte: FIRST_BYTE,
+            handshake: HANDSHAKE,
             hello: HELLO,
             heartbeat: HEARTBEAT,
             heartbeat_strikes: HEARTBEAT_STRIKES,

@@ -13,6 +13,7 @@ use tokio::task::{LocalSet, spawn_local};
 use crate::client::{self, Client};
 use crate::error::LinkError;
 use crate::limits::Limits;
+use crate::security::{NoCredentials, Security};
 use crate::server::{self, Server};
 use crate::service::Service;
 use crate::types::Hello;
@@ -22,6 +23,7 @@ use crate::types::Hello;
 #[derive(Clone, Debug)]
 pub struct Link {
     tasks: mpsc::Sender<Task>,
+    security: Security,
 }
 
 /// Servers and connections that wait to be started; whoever starts more, waits.
@@ -30,8 +32,8 @@ const TASKS_WAITING_MAX: usize = 64;
 type Task = Box<dyn FnOnce() + Send>;
 
 impl Link {
-    /// Starts the thread.
-    pub fn start() -> io::Result<Link> {
+    /// Starts the thread of what is spoken like this.
+    pub fn start(security: Security) -> io::Result<Link> {
         let runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
         let (tasks, mut waiting) = mpsc::channel::<Task>(TASKS_WAITING_MAX);
         thread::Builder::new().name("edgent-link".to_owned()).spawn(move || {
@@ -41,7 +43,7 @@ impl Link {
                 }
             });
         })?;
-        Ok(Link { tasks })
+        Ok(Link { tasks, security })
     }
 
     /// Offers the service at `listen` (`host:port`; port 0 lets the system choose one).
@@ -56,8 +58,11 @@ impl Link {
         self.run(async move || {
             let listener = TcpListener::bind(&address).await;
             let listener = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
-            let (local_addr, listener) = listener.map_err(|source| LinkError::Connect { address, source })?;
-            Ok(server::start(link, listener, local_addr, hello, limits, service))
+            let listener = listener.map_err(|source| LinkError::Connect { address: address.clone(), source });
+            let (local_addr, listener) = listener?;
+            let credentials = link.security.at(local_addr.ip());
+            let credentials = credentials.map_err(|NoCredentials| LinkError::NoKey { address })?.cloned();
+            Ok(server::start(link, listener, local_addr, credentials, hello, limits, service))
         })
         .await
     }
@@ -66,6 +71,10 @@ impl Link {
     pub async fn connect(&self, address: &str, hello: Hello, limits: Limits) -> Result<Client, LinkError> {
         let (link, address) = (self.clone(), address.to_owned());
         self.run(async move || client::connect(link, address, hello, limits).await).await
+    }
+
+    pub(crate) fn security(&self) -> &Security {
+        &self.security
     }
 
     /// Runs something on the link's thread, for as long as the caller waits for it.

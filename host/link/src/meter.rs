@@ -1,9 +1,15 @@
 //! What went over a connection, and when its peer last showed that it is there.
 
 use std::cell::Cell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes of one connection, or of all of a server's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,18 +45,18 @@ impl Meter {
         Meter { traffic, alive: Cell::new(Instant::now()), heard: Cell::new(false) }
     }
 
-    pub(crate) fn received(&self, bytes: usize) {
+    fn received(&self, bytes: usize) {
         self.traffic.bytes_in.fetch_add(bytes as u64, Relaxed);
         self.heard.set(true);
         self.show_life();
     }
 
-    pub(crate) fn sent(&self, bytes: usize) {
+    fn sent(&self, bytes: usize) {
         self.traffic.bytes_out.fetch_add(bytes as u64, Relaxed);
     }
 
     /// The peer did something that a dead or frozen one cannot: it sent, or it made room for more.
-    pub(crate) fn show_life(&self) {
+    fn show_life(&self) {
         self.alive.set(Instant::now());
     }
 
@@ -62,5 +68,80 @@ impl Meter {
     /// Whether the peer ever sent a byte.
     pub(crate) fn heard(&self) -> bool {
         self.heard.get()
+    }
+}
+
+/// A stream of bytes with a meter on it. It stands below TLS: a record shows nothing of itself before it is whole,
+/// and on a slow link one takes longer than a peer may be silent.
+pub(crate) struct Metered<S> {
+    stream: S,
+    meter: Rc<Meter>,
+    /// There was no room for what is to be sent.
+    waits: bool,
+}
+
+impl<S> Metered<S> {
+    pub(crate) fn new(stream: S, meter: Rc<Meter>) -> Self {
+        Metered { stream, meter, waits: false }
+    }
+
+    fn wrote(&mut self, poll: &Poll<io::Result<usize>>) {
+        match poll {
+            Poll::Pending => self.waits = true,
+            Poll::Ready(Ok(bytes)) => {
+                self.meter.sent(*bytes);
+                if std::mem::take(&mut self.waits) {
+                    // Now there is: the peer has taken something.
+                    self.meter.show_life();
+                }
+            }
+            Poll::Ready(Err(_)) => {}
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        match buffer.filled().len() - before {
+            0 => {}
+            bytes => self.meter.received(bytes),
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.wrote(&poll);
+        poll
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        self.wrote(&poll);
+        poll
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

@@ -2,13 +2,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Acquire};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinSet, spawn_local};
@@ -20,15 +22,20 @@ use crate::convert::{
 use crate::edgent_capnp::{gate, host};
 use crate::error::{Fault, FaultKind};
 use crate::frame::share;
+use crate::guard::{Caller, Guarded, check_model};
 use crate::limits::Limits;
 use crate::link::Link;
-use crate::meter::{Meter, Traffic, TrafficCounter};
-use crate::service::{Reply, Service, Slot};
-use crate::types::{AskRequest, Hello, InferRequest, Plan, Signature, Stats};
-use crate::wire::{ENVELOPE_BYTES, Session, Side, Wire, silence};
+use crate::meter::{Meter, Metered, Traffic, TrafficCounter};
+use crate::service::{Reply, Service, Slot, Which};
+use crate::tls::{self, TlsError};
+use crate::trust::{Credentials, Fingerprint, KnownPeer};
+use crate::types::{AskRequest, Description, Hello, InferRequest, ModelDescription, Plan, Signature, Stats};
+use crate::wire::{Cause, ENVELOPE_BYTES, Session, Side, Wire, silence};
 
 /// After the system failed to accept a connection: most of the time it is out of files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often the service is told of who was turned away.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// A service that can be reached. Dropped, it closes at once; see [`Server::shutdown`].
 #[derive(Debug)]
@@ -65,12 +72,14 @@ pub(crate) fn start(
     link: Link,
     listener: TcpListener,
     local_addr: SocketAddr,
+    credentials: Option<Credentials>,
     hello: Hello,
     limits: Limits,
     service: Arc<dyn Service>,
 ) -> Server {
     let traffic = Arc::new(TrafficCounter::default());
     let shared = Rc::new(Shared {
+        credentials,
         hello,
         limits,
         service,
@@ -80,6 +89,7 @@ pub(crate) fn start(
         connections: Cell::new(0),
         connections_refused: Cell::new(0),
         protocol_errors: Cell::new(0),
+        told: Cell::new(None),
     });
     let (stop, stopping) = oneshot::channel();
     let (done, stopped) = oneshot::channel();
@@ -92,6 +102,8 @@ pub(crate) fn start(
 
 /// What the connections of a server have in common.
 struct Shared {
+    /// Whom it knows, if it speaks TLS.
+    credentials: Option<Credentials>,
     hello: Hello,
     limits: Limits,
     service: Arc<dyn Service>,
@@ -101,6 +113,8 @@ struct Shared {
     connections: Cell<u64>,
     connections_refused: Cell<u64>,
     protocol_errors: Cell<u64>,
+    /// When the service was last told of somebody who was turned away.
+    told: Cell<Option<Instant>>,
 }
 
 impl Shared {
@@ -111,8 +125,8 @@ impl Shared {
                 // Nobody to say when: the `Server` was dropped.
                 stop = &mut stopping => break stop.unwrap_or(Duration::ZERO),
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) if connections.len() < self.limits.connections => {
-                        connections.spawn_local(converse(self.clone(), stream));
+                    Ok((stream, address)) if connections.len() < self.limits.connections => {
+                        connections.spawn_local(receive(self.clone(), stream, address));
                     }
                     Ok(_) => bump(&self.connections_refused),
                     Err(_) => sleep(ACCEPT_PAUSE).await,
@@ -131,6 +145,15 @@ impl Shared {
         let _ = timeout(grace, async { while connections.join_next().await.is_some() {} }).await;
         connections.shutdown().await;
     }
+
+    /// Has the service say that somebody was turned away; not more often than a log can take.
+    fn tell(&self, address: SocketAddr, why: &dyn fmt::Display) {
+        if self.told.get().is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            self.told.set(Some(Instant::now()));
+            let (service, why) = (self.service.clone(), why.to_string());
+            let _ = catch_unwind(AssertUnwindSafe(|| service.turned_away(address, &why)));
+        }
+    }
 }
 
 fn bump(count: &Cell<u64>) {
@@ -138,14 +161,56 @@ fn bump(count: &Cell<u64>) {
 }
 
 /// A connection, from accept to close.
-async fn converse(shared: Rc<Shared>, stream: TcpStream) {
+async fn receive(shared: Rc<Shared>, stream: TcpStream, address: SocketAddr) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
+    let meter = Rc::new(Meter::new(shared.traffic.clone()));
+    let stream = Metered::new(stream, meter.clone());
+    let Some(credentials) = &shared.credentials else {
+        return converse(shared, stream, meter, None).await;
+    };
+    let mut draining = shared.draining.subscribe();
+    let shaken = tokio::select! {
+        shaken = tls::accept(credentials, false, stream) => shaken,
+        why = shakes_no_hand(&shared.limits, &meter) => return shared.tell(address, &why),
+        _ = draining.wait_for(|draining| *draining) => return,
+    };
+    match shaken {
+        Ok((stream, _, key)) => converse(shared, stream, meter, Some(key)).await,
+        Err(error) => {
+            let counter = match error {
+                TlsError::Broken(_) => &shared.protocol_errors,
+                TlsError::Distrust(_) | TlsError::UnknownThere | TlsError::NotNow => &shared.connections_refused,
+            };
+            bump(counter);
+            shared.tell(address, &error);
+        }
+    }
+}
+
+/// Until a peer has taken too long for its part of TLS.
+async fn shakes_no_hand(limits: &Limits, meter: &Meter) -> &'static str {
+    sleep(limits.first_byte.min(limits.handshake)).await;
+    if !meter.heard() {
+        return "not a byte came";
+    }
+    sleep(limits.handshake.saturating_sub(limits.first_byte)).await;
+    "TLS did not come to stand in time"
+}
+
+/// A connection on which both sides may speak; by whom, if that is known.
+async fn converse(
+    shared: Rc<Shared>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    meter: Rc<Meter>,
+    key: Option<Fingerprint>,
+) {
     let limits = shared.limits;
-    let wire = Wire::new(Side::Server, &limits, Meter::new(shared.traffic.clone()));
+    let wire = Wire::new(Side::Server, &limits, meter);
     let peer = Rc::new(Peer {
         shared: shared.clone(),
+        key,
         wire: wire.clone(),
         greeted: Cell::new(false),
         reply_bytes_max: Cell::new(limits.message_bytes),
@@ -153,7 +218,7 @@ async fn converse(shared: Rc<Shared>, stream: TcpStream) {
         cancels: RefCell::default(),
     });
     let gate: gate::Client = capnp_rpc::new_client(Gate(peer.clone()));
-    let (reader, writer) = stream.into_split();
+    let (reader, writer) = tokio::io::split(stream);
     let mut session = Session::new(wire.clone(), reader, writer, Some(gate.client));
 
     let mut draining = shared.draining.subscribe();
@@ -163,13 +228,14 @@ async fn converse(shared: Rc<Shared>, stream: TcpStream) {
     };
     let why = tokio::select! {
         closed = session.run() => {
-            if closed.protocol {
+            if closed.cause == Cause::Protocol {
                 bump(&shared.protocol_errors);
             }
             return;
         }
         why = peer.hesitates() => why,
         () = silence(&wire, limits.idle) => "no sign of life",
+        () = peer.forgotten() => "your key is not known here any more",
         () = drained => "shutting down",
     };
     session.close(why).await;
@@ -178,6 +244,8 @@ async fn converse(shared: Rc<Shared>, stream: TcpStream) {
 /// What a server knows of one connection.
 struct Peer {
     shared: Rc<Shared>,
+    /// Who it is; nobody in particular on a plain connection.
+    key: Option<Fingerprint>,
     wire: Rc<Wire>,
     greeted: Cell<bool>,
     reply_bytes_max: Cell<usize>,
@@ -199,6 +267,37 @@ impl Peer {
             return "no hello came";
         }
         std::future::pending().await
+    }
+
+    /// Until it is struck off.
+    async fn forgotten(&self) {
+        match (&self.shared.credentials, self.key) {
+            (Some(credentials), Some(key)) => credentials.forgotten(key, None).await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Who it is, as far as that is known here.
+    fn known(&self) -> Result<Option<Arc<KnownPeer>>, Fault> {
+        let (Some(credentials), Some(key)) = (&self.shared.credentials, self.key) else { return Ok(None) };
+        let unknown = || Fault::new(FaultKind::Denied, format!("the key {key} is not known here any more"));
+        credentials.find(&key).map(Some).ok_or_else(unknown)
+    }
+
+    /// [`Peer::call`] of a method that is about a model: the caller may have been given certain ones only.
+    async fn call_about<T: Message>(
+        &self,
+        which: Which<'_>,
+        method: &'static str,
+        number: Option<u64>,
+        start: impl FnOnce(&dyn Service, Reply<T>),
+    ) -> Result<T, Fault> {
+        if let Some(peer) = self.known()?.filter(|peer| peer.models.is_some()) {
+            let service = AssertUnwindSafe(&*self.shared.service);
+            let name = catch_unwind(|| service.model_name(which)).unwrap_or_default();
+            check_model(&peer, name.as_deref())?;
+        }
+        self.call(method, number, start).await
     }
 
     /// Has the service answer a call; `number` is the caller's, for those that it may cancel.
@@ -284,7 +383,8 @@ impl gate::Server for Gate {
                 peer.greeted.set(true);
                 peer.reply_bytes_max.set(bytes_max.min(limits.message_bytes));
                 peer.wire.trust(limits);
-                reply.set_host(capnp_rpc::new_client(Host(peer.clone())));
+                let Guarded(host) = capnp_rpc::new_client(Host(peer.clone()));
+                reply.set_host(host);
             }
             Ok((theirs, _)) => {
                 let message = format!("protocol version {} here, {} there", ours.protocol, theirs.protocol);
@@ -303,6 +403,12 @@ fn bad_request(malformed: impl Into<Malformed>) -> Fault {
 /// The service, on the wire.
 struct Host(Rc<Peer>);
 
+impl Caller for Host {
+    fn caller(&self) -> Result<Option<Arc<KnownPeer>>, Fault> {
+        self.0.known()
+    }
+}
+
 impl host::Server for Host {
     async fn describe(
         self: Rc<Self>,
@@ -310,6 +416,13 @@ impl host::Server for Host {
         mut results: host::DescribeResults,
     ) -> Result<(), capnp::Error> {
         let outcome = self.0.call("describe", None, |service, reply| service.describe(reply)).await;
+        let outcome = outcome.and_then(|described: Description| {
+            let peer = self.0.known()?;
+            let may = |model: &ModelDescription| {
+                peer.as_ref().is_none_or(|peer| check_model(peer, Some(&model.name)).is_ok())
+            };
+            Ok(Description { models: described.models.into_iter().filter(may).collect() })
+        });
         write_outcome(results.get().init_outcome(), &outcome);
         Ok(())
     }
@@ -320,7 +433,10 @@ impl host::Server for Host {
         mut results: host::InstallPlanResults,
     ) -> Result<(), capnp::Error> {
         let outcome = match Plan::read(params.get()?.get_plan()?) {
-            Ok(plan) => self.0.call("install_plan", None, |service, reply| service.install_plan(plan, reply)).await,
+            Ok(plan) => {
+                let install = |service: &dyn Service, reply| service.install_plan(plan, reply);
+                self.0.call_about(Which::Digest(plan.model), "install_plan", None, install).await
+            }
             Err(malformed) => Err(bad_request(malformed)),
         };
         write_outcome(results.get().init_outcome(), &outcome);
@@ -339,7 +455,11 @@ impl host::Server for Host {
         // The activation is in memory of its own now; the message need not wait for the answer.
         drop(params);
         let outcome = match request {
-            Ok(request) => self.0.call("infer", Some(number), |service, reply| service.infer(request, reply)).await,
+            Ok(request) => {
+                let which = Which::Digest(request.model);
+                let infer = |service: &dyn Service, reply| service.infer(request, reply);
+                self.0.call_about(which, "infer", Some(number), infer).await
+            }
             Err(malformed) => Err(bad_request(malformed)),
         };
         write_outcome(results.get().init_outcome(), &outcome);
@@ -353,7 +473,11 @@ impl host::Server for Host {
         };
         drop(params);
         let outcome = match request {
-            Ok(request) => self.0.call("ask", Some(number), |service, reply| service.ask(request, reply)).await,
+            Ok(request) => {
+                let model = request.model.clone();
+                let ask = |service: &dyn Service, reply| service.ask(request, reply);
+                self.0.call_about(Which::Name(&model), "ask", Some(number), ask).await
+            }
             Err(malformed) => Err(bad_request(malformed)),
         };
         write_outcome(results.get().init_outcome(), &outcome);
@@ -373,7 +497,10 @@ impl host::Server for Host {
         mut results: host::ProfileResults,
     ) -> Result<(), capnp::Error> {
         let outcome = match read_digest(params.get()?.get_model()?) {
-            Ok(model) => self.0.call("profile", None, |service, reply| service.profile(model, reply)).await,
+            Ok(model) => {
+                let profile = |service: &dyn Service, reply| service.profile(model, reply);
+                self.0.call_about(Which::Digest(model), "profile", None, profile).await
+            }
             Err(malformed) => Err(bad_request(malformed)),
         };
         write_outcome(results.get().init_outcome(), &outcome);

@@ -1,5 +1,6 @@
 //! What a host does for its peers.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire};
 
@@ -18,6 +19,15 @@ use crate::types::{
 /// its [`Reply`] to whoever does the work.
 #[allow(unused_variables)]
 pub trait Service: Send + Sync + 'static {
+    /// The name of one of the host's models; none if it has no such model. Asked for callers that may ask about
+    /// certain models only: a host that does not tell lets them ask about none.
+    fn model_name(&self, which: Which<'_>) -> Option<String> {
+        None
+    }
+
+    /// Somebody was not let in, for the host's log.
+    fn turned_away(&self, address: SocketAddr, why: &str) {}
+
     /// What the host has.
     fn describe(&self, reply: Reply<Description>) {
         reply.refuse();
@@ -113,6 +123,15 @@ pub trait Service: Send + Sync + 'static {
     fn retire(&self, model: Digest, reply: Reply<()>) {
         reply.refuse();
     }
+}
+
+/// A model, as callers name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which<'a> {
+    /// By its bundle.
+    Digest(Digest),
+    /// By its name; empty: the only one.
+    Name(&'a str),
 }
 
 /// The way back to a caller. Dropped unsent, the caller gets an [`Internal`](FaultKind::Internal) fault.

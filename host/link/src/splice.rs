@@ -118,7 +118,6 @@ mod tests {
     use super::*;
     use crate::edgent_capnp::activation;
     use crate::frame;
-    use crate::meter::Meter;
 
     /// Cap'n Proto's own reader finds the bytes, copied or not, and in the right message.
     #[tokio::test]
@@ -137,7 +136,7 @@ mod tests {
             assert!(outgoing.size_bytes() >= size);
 
             let mut written = Vec::new();
-            frame::write(&mut written, &[outgoing], &Meter::new(Default::default())).await.unwrap();
+            frame::write(&mut written, &[outgoing]).await.unwrap();
             let message = capnp::serialize::read_message(written.as_slice(), Default::default()).unwrap();
             let root: activation::Reader<'_> = message.get_root().unwrap();
             assert_eq!(root.get_bytes().unwrap(), &bytes);

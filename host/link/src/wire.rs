@@ -22,6 +22,7 @@ use crate::limits::Limits;
 use crate::meter::Meter;
 use crate::screen::{Screen, Verdict};
 use crate::splice::{FIRST_SEGMENT_WORDS, Outgoing};
+use crate::tls::TlsError;
 
 /// A message until both have said hello: strangers get no memory.
 const STRANGER_MESSAGE_BYTES: usize = 16 << 10;
@@ -53,7 +54,7 @@ pub(crate) struct Wire {
     side: Side,
     message_bytes: Cell<usize>,
     queue_bytes_max: usize,
-    meter: Meter,
+    meter: Rc<Meter>,
     screen: RefCell<Screen>,
     queue: RefCell<VecDeque<Outgoing>>,
     /// Of messages that are queued or being written.
@@ -71,12 +72,22 @@ pub(crate) struct Wire {
 #[derive(Clone, Debug)]
 pub(crate) struct Closed {
     pub(crate) why: String,
-    /// Whether it is because of what the peer sent.
-    pub(crate) protocol: bool,
+    pub(crate) cause: Cause,
+}
+
+/// Whose doing it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// Somebody closed it, or the network did.
+    End,
+    /// The peer does not know our key.
+    UnknownThere,
+    /// What the peer sent.
+    Protocol,
 }
 
 impl Wire {
-    pub(crate) fn new(side: Side, limits: &Limits, meter: Meter) -> Rc<Self> {
+    pub(crate) fn new(side: Side, limits: &Limits, meter: Rc<Meter>) -> Rc<Self> {
         Rc::new(Wire {
             side,
             message_bytes: Cell::new(STRANGER_MESSAGE_BYTES.min(limits.message_bytes)),
@@ -102,8 +113,8 @@ impl Wire {
     }
 
     /// Says why the connection is about to be over.
-    fn blame(&self, why: impl ToString, protocol: bool) {
-        self.reason.borrow_mut().get_or_insert_with(|| Closed { why: why.to_string(), protocol });
+    fn blame(&self, why: impl ToString, cause: Cause) {
+        self.reason.borrow_mut().get_or_insert_with(|| Closed { why: why.to_string(), cause });
     }
 
     /// Lets the writer end once nothing is left to write.
@@ -113,7 +124,7 @@ impl Wire {
     }
 
     fn closed(&self) -> Closed {
-        let unknown = || Closed { why: "closed".to_owned(), protocol: false };
+        let unknown = || Closed { why: "closed".to_owned(), cause: Cause::End };
         self.reason.borrow().clone().unwrap_or_else(unknown)
     }
 
@@ -127,7 +138,7 @@ impl Wire {
     fn push(&self, message: Rc<Builder<HeapAllocator>>) {
         let seen = message.get_root_as_reader().and_then(|root| self.screen.borrow_mut().outbound(root));
         if let Err(error) = seen {
-            self.blame(format!("our own message: {error}"), false);
+            self.blame(format!("our own message: {error}"), Cause::End);
             return self.close();
         }
         let message = Outgoing::new(message);
@@ -144,12 +155,15 @@ impl Wire {
             while self.side == Side::Server && self.queued_bytes.get() > self.queue_bytes_max {
                 self.progress.notified().await;
             }
-            let frame = match frame::read(from, &self.message_bytes, &self.meter).await {
+            let frame = match frame::read(from, &self.message_bytes).await {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return Ok(None),
                 Err(FrameError::Io(error)) => {
-                    self.blame(&error, false);
-                    return Err(capnp::Error::disconnected(error.to_string()));
+                    let why = error.to_string();
+                    // Of TLS, the side that connected hears only now what the other one thinks of its key.
+                    let is_unknown = matches!(TlsError::from(error), TlsError::UnknownThere);
+                    self.blame(&why, if is_unknown { Cause::UnknownThere } else { Cause::End });
+                    return Err(capnp::Error::disconnected(why));
                 }
                 Err(error) => return Err(self.broken(capnp::Error::failed(format!("the peer sent {error}")))),
             };
@@ -164,7 +178,7 @@ impl Wire {
     }
 
     fn broken(&self, error: capnp::Error) -> capnp::Error {
-        self.blame(&error, true);
+        self.blame(&error, Cause::Protocol);
         error
     }
 
@@ -183,8 +197,8 @@ impl Wire {
                 self.work.notified().await;
                 continue;
             }
-            if let Err(error) = frame::write(&mut to, &batch, &self.meter).await {
-                self.blame(&error, false);
+            if let Err(error) = frame::write(&mut to, &batch).await {
+                self.blame(&error, Cause::End);
                 return Err(capnp::Error::disconnected(error.to_string()));
             }
             let bytes: usize = batch.drain(..).map(|message| message.size_bytes()).sum();
@@ -255,7 +269,7 @@ impl<R: AsyncRead + Unpin + 'static> Connection<()> for Handle<R> {
 
     fn shutdown(&mut self, result: capnp::Result<()>) -> Promise<(), capnp::Error> {
         if let Err(error) = result {
-            self.wire.blame(error, false);
+            self.wire.blame(error, Cause::End);
         }
         self.wire.close();
         Promise::from_future(self.writing.clone().map(|_| Ok(())))
@@ -352,14 +366,14 @@ impl Session {
     /// Runs until the connection is over, and says why.
     pub(crate) async fn run(&mut self) -> Closed {
         if let Err(error) = (&mut self.rpc).await {
-            self.wire.blame(error, true);
+            self.wire.blame(error, Cause::Protocol);
         }
         self.wire.closed()
     }
 
     /// Ends the connection from this side, and tells the peer if it still listens.
     pub(crate) async fn close(&mut self, why: &str) {
-        self.wire.blame(why, false);
+        self.wire.blame(why, Cause::End);
         let _ = (&mut self.disconnector).now_or_never();
         // A peer that does not listen has lost its right to a farewell.
         let _ = timeout(FAREWELL, &mut self.rpc).await;

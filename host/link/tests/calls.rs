@@ -443,7 +443,7 @@ async fn versions_are_compared_on_both_sides() {
 
 #[tokio::test]
 async fn a_server_of_another_version_names_it() {
-    let link = Link::start().unwrap();
+    let link = link();
     let hello = Hello { protocol: 7, ..edge() };
     let server = link.serve("127.0.0.1:0", hello, Limits::default(), Arc::new(Echo)).await.unwrap();
     let error = link.connect(&server.local_addr().to_string(), device(), Limits::default()).await.unwrap_err();
@@ -683,7 +683,7 @@ async fn a_quiet_connection_lives_by_its_heartbeat() {
 
 #[tokio::test]
 async fn nobody_there() {
-    let link = Link::start().unwrap();
+    let link = link();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     // Accepts, and never says hello.

@@ -6,7 +6,7 @@ use crate::trial::{Bounds, Trial};
 use crate::{Admission, Deployment, Edge, Policy, PolicyError, PrepareError, Workers, codec};
 use edgent_bundle::{Bundle, BundleError, Reference, Store};
 use edgent_link::{
-    Digest, ExitDescription, Hello, Limits, Link, LinkError, ModelDescription, PROTOCOL_VERSION, Role, Server, Service,
+    Digest, ExitDescription, Hello, Limits, Link, LinkError, ModelDescription, PROTOCOL_VERSION, Role, Security, Server, Service,
     TensorDescription,
 };
 use edgent_nn::Fact;
@@ -49,6 +49,8 @@ pub struct Settings {
     pub trial: Option<Trialist>,
     /// Threads that run segments, for each model; 0 for as many as there are processors.
     pub workers: usize,
+    /// Where the link speaks TLS, and with which key.
+    pub security: Security,
     /// Limits of the link.
     pub limits: Limits,
 }
@@ -114,7 +116,7 @@ impl Host {
             0 => thread::available_parallelism().map_or(1, usize::from),
             given => given,
         };
-        let link = Link::start().map_err(HostError::Threads)?;
+        let link = Link::start(settings.security).map_err(HostError::Threads)?;
         let hello = Hello { protocol: PROTOCOL_VERSION, role, build: build_name() };
         let only = prepared.pop();
         let looked = |path: PathBuf| (Bundle::open(&path).ok().map(|bundle| bundle.digest()), path);

@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -22,8 +22,24 @@ pub fn device() -> Hello {
     Hello::new(Role::Device, "device 1")
 }
 
+/// Whether this is the second of the two programs that are made of one file of tests (`Cargo.toml`).
+pub fn is_over_tls() -> bool {
+    env!("CARGO_CRATE_NAME").ends_with("_over_tls")
+}
+
+/// A link, plain or over TLS; two of them know each other.
+pub fn link() -> Link {
+    static KEY: OnceLock<Vec<u8>> = OnceLock::new();
+    let identity = || Identity::read(KEY.get_or_init(|| Identity::generate().unwrap())).unwrap();
+    Link::start(match is_over_tls() {
+        true => Security::tls(Credentials::new(identity(), Peers::default())),
+        false => Security::insecure(),
+    })
+    .unwrap()
+}
+
 pub async fn serve(limits: Limits, service: impl Service) -> (Link, Server, String) {
-    let link = Link::start().unwrap();
+    let link = link();
     let server = link.serve("127.0.0.1:0", edge(), limits, Arc::new(service)).await.unwrap();
     let address = server.local_addr().to_string();
     (link, server, address)
