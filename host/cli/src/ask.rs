@@ -1,12 +1,13 @@
 //! `edgent infer`: asks a running device about images, or about other inputs.
 
 use crate::bounds::DEADLINE_MAX_MS;
+use crate::identity::Connection;
 use crate::output::{BadInput, Output};
 use crate::samples;
 use anyhow::{Context, Result};
 use edgent_link::{
     Activation, Answer, AskRequest, Client, Codec, Direction, ExitDescription, Hello, Limits, Link, PROTOCOL_VERSION,
-    Placement, Role, Security, TensorDescription,
+    Placement, Role, TensorDescription,
 };
 use edgent_nn::Tensor;
 use edgent_runtime::{build_name, codec};
@@ -25,6 +26,8 @@ pub(crate) struct Arguments {
     /// Time for each answer; the device's own deadline if not given.
     #[arg(long, allow_negative_numbers = true)]
     deadline_ms: Option<f64>,
+    #[command(flatten)]
+    connection: Connection,
 }
 
 #[derive(Serialize)]
@@ -65,7 +68,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let link = Link::start(Security::plain_on_loopback(None))?;
+        let link = arguments.connection.link(&[&arguments.device])?;
         let client = connect(&link, &arguments.device).await?;
         let described = client.describe().await?;
         let model = described.models.first().context("the device has no model")?;

@@ -4,10 +4,11 @@ use crate::HOST_PROGRAM;
 use crate::bounds;
 use crate::caps::Caps;
 use crate::confined::Bounds;
+use crate::identity::{Connection, invitation, machine_name, right};
 use crate::output::BadInput;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use edgent_link::{Limits, Role, Security};
+use edgent_link::{Limits, PairingCode, Right, Role};
 use edgent_planner::Strategy;
 use edgent_runtime::confine::this_program;
 use edgent_runtime::{Host, HostError, Settings, Trialist, codec};
@@ -40,6 +41,12 @@ struct Arguments {
     /// link as long as --listen is this machine's alone.
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    #[command(flatten)]
+    connection: Connection,
+    /// Pair with one other side, which may do this here: print a code that is typed there (`edgent pair ADDR`).
+    #[arg(long, value_name = "RIGHT", value_delimiter = ',', value_parser = right, num_args = 0..,
+        require_equals = true, default_missing_values = ["ask", "read"])]
+    pair: Option<Vec<Right>>,
     /// Time from a request to its answer, unless the request says otherwise.
     #[arg(long, allow_negative_numbers = true, default_value_t = 100.0)]
     deadline_ms: f64,
@@ -105,6 +112,15 @@ pub(crate) fn run() -> Result<()> {
         HostRole::Device => Role::Device,
         HostRole::Edge => Role::Edge,
     };
+    let addresses: Vec<&str> = [&arguments.listen].into_iter().chain(&arguments.edge).map(String::as_str).collect();
+    let (security, known) = arguments.connection.security(&addresses)?;
+    if let Some(warning) = arguments.connection.warning(&addresses) {
+        tracing::warn!("{warning}");
+    }
+    if let Some((folder, credentials)) = &known {
+        let fingerprint = credentials.identity().fingerprint();
+        tracing::info!(%fingerprint, identity = %folder.path().display(), "this host's key");
+    }
     let trial = Trialist {
         program: this_program()?,
         bounds: arguments.bounds.for_trial()?,
@@ -131,11 +147,12 @@ pub(crate) fn run() -> Result<()> {
         admission: arguments.caps.admission(),
         trial: Some(trial),
         workers: arguments.workers,
-        security: Security::plain_on_loopback(None),
+        security,
+        known,
         limits: Limits::default(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(settings))
+    runtime.block_on(serve(settings, arguments.pair))
 }
 
 /// Where it is remembered which bundles passed their trial: beside the versions, or in the user's cache.
@@ -148,7 +165,25 @@ fn proven(store: Option<&Path>) -> Option<PathBuf> {
     Some(store.map(Path::to_owned).or_else(cache)?.join("edgent-proven"))
 }
 
-async fn serve(settings: Settings) -> Result<()> {
+/// Prints a code, and lets in who knows it, while the host goes about its work.
+fn invite(host: &Host, may: Vec<Right>) -> Result<()> {
+    if !host.is_tls() {
+        return Err(BadInput::error("--pair needs TLS: --tls, or --listen at an address that other machines reach"));
+    }
+    let code = PairingCode::random()?;
+    // Whoever started this host may have stopped to listen.
+    let _ = writeln!(std::io::stdout(), "{HOST_PROGRAM} {}", invitation(&code, &host.local_addr().to_string()));
+    let pairing = host.pair(code, machine_name(), may.into_iter().collect());
+    tokio::spawn(async move {
+        match pairing.await {
+            Ok(peer) => tracing::info!(name = peer.name, fingerprint = %peer.fingerprint, "paired"),
+            Err(error) => tracing::warn!(%error, "not paired"),
+        }
+    });
+    Ok(())
+}
+
+async fn serve(settings: Settings, pair: Option<Vec<Right>>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let role = settings.role;
@@ -160,6 +195,9 @@ async fn serve(settings: Settings) -> Result<()> {
     // One line, so that whoever started this host knows when and where to reach it.
     println!("{HOST_PROGRAM} {} listening on {}", format!("{role:?}").to_lowercase(), host.local_addr());
     std::io::stdout().flush().context("stdout")?;
+    if let Some(may) = pair {
+        invite(&host, may)?;
+    }
     let reloading = async {
         while hang_up.recv().await.is_some() {
             host.reload().await;

@@ -15,6 +15,7 @@ mod confined;
 mod daemon;
 mod demo;
 pub mod hosts;
+mod identity;
 mod inspect;
 mod keys;
 mod map;
@@ -66,6 +67,10 @@ enum Command {
     Scan(scan::Arguments),
     /// Check a bundle: every cut, the golden outputs, the labelled samples.
     Verify(verify::Arguments),
+    /// Show this side's fingerprint, and whom it knows.
+    Id(identity::Id),
+    /// Make another machine known to this one, and this one to it, so that they can talk.
+    Pair(identity::Pair),
     /// Make a pair of keys to sign bundles with.
     Keygen(keys::Keygen),
     /// Sign a bundle: this is version so much of the model, and I answer for it.
@@ -126,6 +131,8 @@ fn run(command: Command, output: &Output) -> ExitCode {
         Command::Inspect(arguments) => inspect::run(&arguments, output),
         Command::Scan(arguments) => scan::run(&arguments, output),
         Command::Verify(arguments) => verify::run(&arguments, output),
+        Command::Id(arguments) => identity::id(&arguments, output),
+        Command::Pair(arguments) => identity::pair(&arguments, output),
         Command::Keygen(arguments) => keys::keygen(&arguments, output),
         Command::Sign(arguments) => keys::sign(&arguments, output),
         Command::Plan(arguments) => plan::run(&arguments, output),

@@ -1,10 +1,11 @@
 //! `edgent push`, `rollback` and `status`: the versions that running hosts keep and serve.
 
 use crate::ask::connect;
+use crate::identity::Connection;
 use crate::output::{BadInput, Output};
 use anyhow::{Context, Result};
 use edgent_bundle::Bundle;
-use edgent_link::{Client, Fault, FaultKind, Link, LinkError, Security, Trial, Version};
+use edgent_link::{Client, Fault, FaultKind, LinkError, Trial, Version};
 use edgent_runtime::{PushError, make_ready, push};
 use serde::Serialize;
 use std::future::Future;
@@ -41,6 +42,8 @@ pub(crate) struct How {
     /// How long it is tried.
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0, allow_negative_numbers = true, requires = "trial")]
     trial_s: f64,
+    #[command(flatten)]
+    connection: Connection,
 }
 
 #[derive(clap::Args)]
@@ -59,6 +62,8 @@ pub(crate) struct Rollback {
     /// The model; not needed where there is only one.
     #[arg(long, default_value = "")]
     model: String,
+    #[command(flatten)]
+    connection: Connection,
 }
 
 #[derive(clap::Args)]
@@ -66,6 +71,8 @@ pub(crate) struct Status {
     /// Address of a host.
     #[arg(default_value = "127.0.0.1:7400")]
     host: String,
+    #[command(flatten)]
+    connection: Connection,
 }
 
 #[derive(Serialize)]
@@ -128,11 +135,11 @@ impl How {
     fn push(&self, bundle: &Bundle, output: &Output) -> Result<()> {
         let trial = self.trial()?;
         for address in &self.ready {
-            with_host(address, async |client| Ok(make_ready(&client, bundle).await?))
+            with_host(address, &self.connection, async |client| Ok(make_ready(&client, bundle).await?))
                 .with_context(|| format!("{address} cannot serve it"))?;
             output.progress(format_args!("{address} is ready"));
         }
-        change(&self.to, output, async |client| Ok(push(&client, bundle, trial).await?))
+        change(&self.to, &self.connection, output, async |client| Ok(push(&client, bundle, trial).await?))
     }
 
     fn trial(&self) -> Result<Option<Trial>> {
@@ -180,11 +187,16 @@ fn is_refusal(error: &anyhow::Error) -> bool {
 }
 
 pub(crate) fn rollback(arguments: &Rollback, output: &Output) -> Result<()> {
-    change(&arguments.to, output, async |client| Ok(client.rollback(&arguments.model).await?))
+    change(&arguments.to, &arguments.connection, output, async |client| Ok(client.rollback(&arguments.model).await?))
 }
 
-fn change<F: Future<Output = Result<Version>>>(to: &str, output: &Output, how: impl FnOnce(Client) -> F) -> Result<()> {
-    with_host(to, async |client| {
+fn change<F: Future<Output = Result<Version>>>(
+    to: &str,
+    connection: &Connection,
+    output: &Output,
+    how: impl FnOnce(Client) -> F,
+) -> Result<()> {
+    with_host(to, connection, async |client| {
         let start = Instant::now();
         let version = how(client).await.with_context(|| format!("{to} keeps the version it has"))?;
         let changed = Changed { version: version.into(), took_ms: start.elapsed().as_secs_f64() * 1e3 };
@@ -197,7 +209,7 @@ fn change<F: Future<Output = Result<Version>>>(to: &str, output: &Output, how: i
 }
 
 pub(crate) fn status(arguments: &Status, output: &Output) -> Result<()> {
-    with_host(&arguments.host, async |client| {
+    with_host(&arguments.host, &arguments.connection, async |client| {
         let (stats, described) = (client.stats().await?, client.describe().await?);
         let digest = |digest: edgent_link::Digest| edgent_bundle::Digest(digest.0).to_string();
         let serving = described.models.into_iter();
@@ -249,10 +261,14 @@ pub(crate) fn status(arguments: &Status, output: &Output) -> Result<()> {
     })
 }
 
-pub(crate) fn with_host<T, F: Future<Output = Result<T>>>(address: &str, work: impl FnOnce(Client) -> F) -> Result<T> {
+pub(crate) fn with_host<T, F: Future<Output = Result<T>>>(
+    address: &str,
+    connection: &Connection,
+    work: impl FnOnce(Client) -> F,
+) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let link = Link::start(Security::plain_on_loopback(None))?;
+        let link = connection.link(&[address])?;
         work(connect(&link, address).await?).await
     })
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ use crate::error::{Fault, LinkError};
 use crate::limits::Limits;
 use crate::link::Link;
 use crate::meter::{Meter, Metered, Traffic, TrafficCounter};
+use crate::pair::{self, Bound, PairError, Paired, PairingCode};
 use crate::security::NoCredentials;
 use crate::splice;
 use crate::tls::{self, Distrust, Speech, TlsError};
@@ -410,11 +412,7 @@ async fn send_probe(host: &host::Client, up_bytes: u32, down_bytes: u32) -> Outc
 
 /// Connects and says hello, on the link's thread.
 pub(crate) async fn connect(link: Link, address: String, hello: Hello, limits: Limits) -> Result<Client, LinkError> {
-    let stream = timeout(limits.connect, TcpStream::connect(&address)).await;
-    let stream = stream.map_err(|_| LinkError::Timeout("connecting"))?;
-    let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
-    let stream = stream.and_then(|stream| Ok((stream.peer_addr()?.ip(), stream)));
-    let (ip, stream) = stream.map_err(|source| LinkError::Connect { address: address.clone(), source })?;
+    let (ip, stream) = reach(&address, &limits).await?;
     // The address that was reached decides, not the name that led there.
     let credentials = link.security().at(ip);
     let credentials = credentials.map_err(|NoCredentials| LinkError::NoKey { address: address.clone() })?.cloned();
@@ -457,6 +455,36 @@ pub(crate) async fn connect(link: Link, address: String, hello: Hello, limits: L
     });
     let request_bytes_max = limits.message_bytes.min(peer_bytes_max);
     Ok(Client { shared: Arc::new(Shared { calls, closed, peer, request_bytes_max, traffic, _link: link }) })
+}
+
+async fn reach(address: &str, limits: &Limits) -> Result<(IpAddr, TcpStream), LinkError> {
+    let stream = timeout(limits.connect, TcpStream::connect(address)).await;
+    let stream = stream.map_err(|_| LinkError::Timeout("connecting"))?;
+    let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+    let stream = stream.and_then(|stream| Ok((stream.peer_addr()?.ip(), stream)));
+    stream.map_err(|source| LinkError::Connect { address: address.to_owned(), source })
+}
+
+/// Connects and pairs, on the link's thread.
+pub(crate) async fn pair(
+    link: Link,
+    address: String,
+    code: PairingCode,
+    name: String,
+    limits: Limits,
+) -> Result<Paired, PairError> {
+    let no_key = || LinkError::NoKey { address: address.clone() };
+    let credentials = link.security().credentials().ok_or_else(no_key)?;
+    let (_, stream) = reach(&address, &limits).await?;
+    let shaken = timeout(limits.handshake, tls::connect(credentials, Speech::Pairing, stream)).await;
+    let (stream, key) = match shaken.map_err(|_| LinkError::Timeout("waiting for TLS to stand"))? {
+        Ok(shaken) => shaken,
+        Err(TlsError::NotNow) => return Err(PairError::NotNow(address)),
+        Err(error) => return Err(refusal(&address, credentials, error).into()),
+    };
+    let session = tls::session(&stream)?;
+    let bound = Bound { connecting: credentials.identity().fingerprint(), inviting: key, session };
+    pair::ask(stream, &bound, &code, &name).await
 }
 
 /// Why there is no connection, for who asked for one.

@@ -6,6 +6,7 @@
 //! * [`Link`] owns the one thread on which everything of Cap'n Proto lives: its objects are `!Send`.
 //! * Its [`Security`] says where it speaks TLS, with which [`Credentials`], and where plain bytes.
 //! * [`Link::serve`] offers a [`Service`]; the service answers through a [`Reply`], from any thread.
+//! * [`Server::invite`] and [`Link::pair`] make two sides known to each other by a code.
 //! * [`Link::connect`] gives a [`Client`], whose futures are `Send` and may be dropped at any time.
 //!
 //! The peer is not trusted. capnp-rpc has no inbound limits and panics in states that a peer can
@@ -24,6 +25,7 @@ mod identity;
 mod limits;
 mod link;
 mod meter;
+mod pair;
 mod screen;
 mod security;
 mod server;
@@ -44,6 +46,7 @@ pub use identity::{Identity, IdentityError};
 pub use limits::Limits;
 pub use link::Link;
 pub use meter::Traffic;
+pub use pair::{Invitation, NoCode, PAIRING_TIME, PAIRING_TRIES, PairError, Paired, PairingCode};
 pub use security::Security;
 pub use server::Server;
 pub use service::{Reply, Service, Which};

@@ -13,6 +13,7 @@ use tokio::task::{LocalSet, spawn_local};
 use crate::client::{self, Client};
 use crate::error::LinkError;
 use crate::limits::Limits;
+use crate::pair::{PairError, Paired, PairingCode};
 use crate::security::{NoCredentials, Security};
 use crate::server::{self, Server};
 use crate::service::Service;
@@ -71,6 +72,19 @@ impl Link {
     pub async fn connect(&self, address: &str, hello: Hello, limits: Limits) -> Result<Client, LinkError> {
         let (link, address) = (self.clone(), address.to_owned());
         self.run(async move || client::connect(link, address, hello, limits).await).await
+    }
+
+    /// Pairs with the host at `address`, which invites to it ([`Server::invite`]), by its code; TLS in any case.
+    /// `name` is what this side calls itself. To be kept by who calls this.
+    pub async fn pair(
+        &self,
+        address: &str,
+        code: PairingCode,
+        name: &str,
+        limits: Limits,
+    ) -> Result<Paired, PairError> {
+        let (link, address, name) = (self.clone(), address.to_owned(), name.to_owned());
+        self.run(async move || Ok(client::pair(link, address, code, name, limits).await)).await?
     }
 
     pub(crate) fn security(&self) -> &Security {

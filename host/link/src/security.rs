@@ -34,6 +34,15 @@ impl Security {
         Security { credentials: None, plain: Plain::Anywhere }
     }
 
+    /// Whether TLS is spoken at this address.
+    pub fn is_tls_at(&self, address: IpAddr) -> bool {
+        matches!(self.at(address), Ok(Some(_)))
+    }
+
+    pub(crate) fn credentials(&self) -> Option<&Credentials> {
+        self.credentials.as_ref()
+    }
+
     /// What is to be spoken at this address: TLS with these credentials, or plain bytes.
     pub(crate) fn at(&self, address: IpAddr) -> Result<Option<&Credentials>, NoCredentials> {
         match self.plain {

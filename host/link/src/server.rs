@@ -26,8 +26,9 @@ use crate::guard::{Caller, Guarded, check_model};
 use crate::limits::Limits;
 use crate::link::Link;
 use crate::meter::{Meter, Metered, Traffic, TrafficCounter};
+use crate::pair::{self, Bound, Door, Invitation, PairError, Paired};
 use crate::service::{Reply, Service, Slot, Which};
-use crate::tls::{self, TlsError};
+use crate::tls::{self, Speech, TlsError};
 use crate::trust::{Credentials, Fingerprint, KnownPeer};
 use crate::types::{AskRequest, Description, Hello, InferRequest, ModelDescription, Plan, Signature, Stats};
 use crate::wire::{Cause, ENVELOPE_BYTES, Session, Side, Wire, silence};
@@ -42,6 +43,8 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 pub struct Server {
     local_addr: SocketAddr,
     traffic: Arc<TrafficCounter>,
+    is_tls: bool,
+    door: Door,
     stop: oneshot::Sender<Duration>,
     stopped: oneshot::Receiver<()>,
     _link: Link,
@@ -56,6 +59,17 @@ impl Server {
     /// What went over all of its connections.
     pub fn traffic(&self) -> Traffic {
         self.traffic.get()
+    }
+
+    /// Pairs with one who knows the invitation's code, and tells with whom; so long as this is waited for.
+    pub fn invite(&self, invitation: Invitation) -> impl Future<Output = Result<Paired, PairError>> + Send + 'static {
+        let (door, is_tls) = (self.door.clone(), self.is_tls);
+        async move { if is_tls { door.open(invitation).await } else { Err(PairError::Plain) } }
+    }
+
+    /// Whether it speaks TLS; otherwise plain bytes.
+    pub fn is_tls(&self) -> bool {
+        self.is_tls
     }
 
     /// Stops accepting, answers new calls with [`ShuttingDown`](FaultKind::ShuttingDown) and those in
@@ -78,8 +92,10 @@ pub(crate) fn start(
     service: Arc<dyn Service>,
 ) -> Server {
     let traffic = Arc::new(TrafficCounter::default());
+    let (is_tls, door) = (credentials.is_some(), Door::default());
     let shared = Rc::new(Shared {
         credentials,
+        door: door.clone(),
         hello,
         limits,
         service,
@@ -97,13 +113,15 @@ pub(crate) fn start(
         shared.accept(listener, stopping).await;
         let _ = done.send(());
     });
-    Server { local_addr, traffic, stop, stopped, _link: link }
+    Server { local_addr, traffic, is_tls, door, stop, stopped, _link: link }
 }
 
 /// What the connections of a server have in common.
 struct Shared {
     /// Whom it knows, if it speaks TLS.
     credentials: Option<Credentials>,
+    /// Through which others may become known.
+    door: Door,
     hello: Hello,
     limits: Limits,
     service: Arc<dyn Service>,
@@ -172,12 +190,19 @@ async fn receive(shared: Rc<Shared>, stream: TcpStream, address: SocketAddr) {
     };
     let mut draining = shared.draining.subscribe();
     let shaken = tokio::select! {
-        shaken = tls::accept(credentials, false, stream) => shaken,
+        shaken = tls::accept(credentials, shared.door.is_open(), stream) => shaken,
         why = shakes_no_hand(&shared.limits, &meter) => return shared.tell(address, &why),
         _ = draining.wait_for(|draining| *draining) => return,
     };
     match shaken {
-        Ok((stream, _, key)) => converse(shared, stream, meter, Some(key)).await,
+        Ok((stream, Speech::Host, key)) => converse(shared, stream, meter, Some(key)).await,
+        Ok((stream, Speech::Pairing, key)) => {
+            let Ok(session) = tls::session(&stream) else { return };
+            let bound = Bound { connecting: key, inviting: credentials.identity().fingerprint(), session };
+            if let Err(error) = pair::answer(stream, &bound, &shared.door).await {
+                shared.tell(address, &format_args!("not paired: {error}"));
+            }
+        }
         Err(error) => {
             let counter = match error {
                 TlsError::Broken(_) => &shared.protocol_errors,

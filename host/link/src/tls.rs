@@ -154,6 +154,16 @@ fn peer_key<S>(stream: &TlsStream<S>) -> Result<Fingerprint, TlsError> {
     key.ok_or_else(|| TlsError::Broken(io::Error::other("no key was shown")))
 }
 
+/// What only the two ends of this session can derive (RFC 9266's idea, with a label of our own).
+pub(crate) fn session<S>(stream: &TlsStream<S>) -> io::Result<[u8; 32]> {
+    const LABEL: &[u8] = b"EXPORTER-edgent-pairing";
+    let session = match stream {
+        TlsStream::Client(stream) => stream.get_ref().1.export_keying_material([0; 32], LABEL, None),
+        TlsStream::Server(stream) => stream.get_ref().1.export_keying_material([0; 32], LABEL, None),
+    };
+    session.map_err(io::Error::other)
+}
+
 fn client_config(credentials: &Credentials, speech: Speech, clock: Arc<dyn TimeProvider>) -> io::Result<ClientConfig> {
     let config = ClientConfig::builder_with_details(provider(), clock);
     let mut config = config

@@ -7,12 +7,13 @@ use bytes::Bytes;
 use edgent_bundle::Bundle;
 use edgent_link::{
     BlobName, Description, Digest, Direction, Fault, FaultKind, InferReply, InferRequest, ModelProfile, PIECE_BYTES,
-    Plan, Reply, SegmentTime, Service, Signature, Stats, Trial, Version,
+    Plan, Reply, SegmentTime, Service, Signature, Stats, Trial, Version, Which,
 };
 use edgent_nn::Stop;
 use edgent_planner::Timings;
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -366,6 +367,19 @@ impl Model {
 }
 
 impl Service for Edge {
+    fn model_name(&self, which: Which<'_>) -> Option<String> {
+        let models = self.served.models();
+        let name = |model: &Arc<Model>| model.deployment.manifest().name.clone();
+        match which {
+            Which::Digest(digest) => models.get(&digest).map(name),
+            Which::Name(wanted) => models.values().map(name).find(|name| name == wanted),
+        }
+    }
+
+    fn turned_away(&self, address: SocketAddr, why: &str) {
+        tracing::warn!(%address, why, "turned away");
+    }
+
     fn describe(&self, reply: Reply<Description>) {
         let models = self.served.models().values().map(|model| crate::host::describe(&model.deployment)).collect();
         reply.send(Ok(Description { models }));

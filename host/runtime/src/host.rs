@@ -3,19 +3,23 @@
 use crate::device::{Device, DeviceService, DeviceSettings};
 use crate::shelf::{Judged, Shelf};
 use crate::trial::{Bounds, Trial};
-use crate::{Admission, Deployment, Edge, Policy, PolicyError, PrepareError, Workers, codec};
+use crate::{Admission, Deployment, Edge, IdentityFolder, Policy, PolicyError, PrepareError, Workers, codec};
 use edgent_bundle::{Bundle, BundleError, Reference, Store};
 use edgent_link::{
-    Digest, ExitDescription, Hello, Limits, Link, LinkError, ModelDescription, PROTOCOL_VERSION, Role, Security, Server, Service,
+    Credentials, Digest, ExitDescription, Hello, Invitation, KnownPeer, Limits, Link, LinkError, ModelDescription, PAIRING_TIME, PAIRING_TRIES, PairError, Paired, PairingCode, Right, PROTOCOL_VERSION, Role, Security, Server, Service,
     TensorDescription,
 };
 use edgent_nn::Fact;
 use edgent_sandbox::{Engine, SandboxError};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
+
+/// So much of its fingerprint names a peer whose own name is another's.
+const UNNAMED_BYTES: usize = 23;
 
 /// How long requests in flight may take to finish when a host is told to end.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -51,6 +55,8 @@ pub struct Settings {
     pub workers: usize,
     /// Where the link speaks TLS, and with which key.
     pub security: Security,
+    /// Who is known, if TLS is spoken: those in this folder, looked at again by [`Host::reload`].
+    pub known: Option<(IdentityFolder, Credentials)>,
     /// Limits of the link.
     pub limits: Limits,
 }
@@ -71,6 +77,7 @@ pub struct Trialist {
 pub struct Host {
     server: Server,
     running: Running,
+    known: Option<(IdentityFolder, Credentials)>,
     /// The bundles that it was told to serve, and what lay there when they were last looked at.
     given: Vec<(PathBuf, Option<edgent_bundle::Digest>)>,
 }
@@ -88,7 +95,7 @@ impl Host {
         let (role, slowdown) = (settings.role, settings.emulate_slowdown);
         let policy = match &settings.policy {
             Some(path) => Policy::read(path)?,
-            None => Policy::without_file(is_loopback(&settings.listen).await),
+            None => Policy::without_file(is_guarded(&settings.listen, &settings.security).await),
         };
         if let Some(warning) = policy.warning().filter(|_| store.is_some()) {
             tracing::warn!("{warning}");
@@ -143,12 +150,13 @@ impl Host {
             Running::Edge(edge) => Arc::clone(edge) as Arc<dyn Service>,
         };
         let server = link.serve(&settings.listen, hello, settings.limits, service).await?;
-        Ok(Self { server, running, given })
+        Ok(Self { server, running, known: settings.known, given })
     }
 
     /// Looks again at the bundles that it was told to serve, and at what is in force in its store, and puts in force
     /// what is there now. Requests go on; what cannot be served is said, and leaves the rest as it is.
     pub async fn reload(&mut self) {
+        self.reload_peers();
         let mut changed = Vec::new();
         for (path, last) in &mut self.given {
             let looked = Bundle::open(path);
@@ -171,6 +179,46 @@ impl Host {
         }
     }
 
+    /// Looks again at who is known. A file that cannot be read changes nothing.
+    fn reload_peers(&self) {
+        let Some((folder, credentials)) = &self.known else { return };
+        match folder.peers() {
+            Ok(peers) => credentials.replace(peers),
+            Err(error) => tracing::warn!(%error, "who is known here is not reloaded"),
+        }
+    }
+
+    /// Pairs with one who knows the code, and gives it these rights; as long as this is waited for. `name` is what
+    /// this host calls itself.
+    pub fn pair(
+        &self,
+        code: PairingCode,
+        name: String,
+        may: BTreeSet<Right>,
+    ) -> impl Future<Output = Result<Paired, PairError>> + Send + 'static {
+        let known = self.known.clone();
+        let keep = move |paired: &Paired| -> Result<(), String> {
+            let (folder, credentials) = known.as_ref().ok_or("this host has no key")?;
+            let Paired { mut name, fingerprint } = paired.clone();
+            let peers = folder.peers().map_err(|e| e.to_string())?;
+            if peers.iter().any(|peer| peer.name == name && peer.fingerprint != fingerprint) {
+                // Nobody is there to be asked for another.
+                name = fingerprint.to_string()[..UNNAMED_BYTES].replace(':', "-");
+            }
+            folder.know(KnownPeer { name, fingerprint, may: may.clone(), models: None }).map_err(|e| e.to_string())?;
+            // At once: the peer may come back before this host does anything else.
+            credentials.replace(folder.peers().map_err(|e| e.to_string())?);
+            Ok(())
+        };
+        let (tries, lasts) = (PAIRING_TRIES, PAIRING_TIME);
+        self.server.invite(Invitation { code, name, tries, lasts, keep: Arc::new(keep) })
+    }
+
+    /// Whether its link speaks TLS; otherwise plain bytes.
+    pub fn is_tls(&self) -> bool {
+        self.server.is_tls()
+    }
+
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.server.local_addr()
@@ -187,10 +235,10 @@ pub fn build_name() -> String {
     concat!("edgent ", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
-/// Whether an address is this machine's alone.
-async fn is_loopback(listen: &str) -> bool {
-    let addresses = tokio::net::lookup_host(listen).await;
-    addresses.is_ok_and(|mut addresses| addresses.all(|address| address.ip().is_loopback()))
+/// Whether none but this machine's users reach an address, or peers whose rights are known.
+async fn is_guarded(listen: &str, security: &Security) -> bool {
+    let guarded = |address: SocketAddr| address.ip().is_loopback() || security.is_tls_at(address.ip());
+    tokio::net::lookup_host(listen).await.is_ok_and(|mut addresses| addresses.all(guarded))
 }
 
 /// The bundles to start with: those given, unless the store has another version of them in force; and what else is

@@ -15,6 +15,7 @@ mod device;
 mod edge;
 pub mod golden;
 mod host;
+mod identity;
 mod memory;
 mod policy;
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub use deployment::{Deployment, PrepareError, Ran, RunError, memory_bytes};
 pub use device::{Device, DeviceSettings, LATE};
 pub use edge::Edge;
 pub use host::{Host, HostError, Settings, Trialist, build_name};
+pub use identity::{IdentityFolder, IdentityFolderError, Known};
 pub use policy::{Policy, PolicyError, Refusal};
 pub use push::{PushError, make_ready, push, tell_signatures};
 pub use workers::{Busy, Due, Turn, Workers};

@@ -48,7 +48,7 @@ pub struct Policy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Source {
     File(PathBuf),
-    /// No file, and nobody but this machine's users reaches the host.
+    /// No file, and nobody reaches the host but this machine's users and peers who were given the right to push.
     Nobody,
     /// No file, and others may reach it.
     NobodyButReachable,
@@ -177,11 +177,11 @@ impl Policy {
         Ok(Self { source: Source::File(path.to_owned()), unsigned: file.unsigned, publishers })
     }
 
-    /// That of a host without a file. What its operator names is run. What comes over the link, too, as long as nobody
-    /// but this machine's users can reach the host: whoever tries things out needs no keys. A host that others can
-    /// reach takes nothing from them before its operator has said from whom.
-    pub fn without_file(is_loopback: bool) -> Self {
-        let source = if is_loopback { Source::Nobody } else { Source::NobodyButReachable };
+    /// That of a host without a file. What its operator names is run. What comes over the link, too, if the host is
+    /// guarded: by being this machine's users' alone (whoever tries things out needs no keys), or by TLS, where the
+    /// operator has said who may push. A host that anybody can reach takes nothing from them.
+    pub fn without_file(is_guarded: bool) -> Self {
+        let source = if is_guarded { Source::Nobody } else { Source::NobodyButReachable };
         Self { source, unsigned: Unsigned::Allow, publishers: Vec::new() }
     }
 
@@ -189,13 +189,13 @@ impl Policy {
     pub(crate) fn warning(&self) -> Option<String> {
         match (&self.source, self.unsigned) {
             (Source::Nobody, _) => Some(
-                "every user of this machine can have this host run any bundle, signed or not; \
-                 --policy FILE says whose are run"
+                "every user of this machine, or every peer that may `push`, can have this host run any bundle, signed \
+                 or not; --policy FILE says whose are run"
                     .to_owned(),
             ),
             (Source::NobodyButReachable, _) => Some(
-                "this host takes no bundles over the link: it can be reached from \
-                 other machines, and no --policy FILE says whose are run"
+                "this host takes no bundles over the link: anybody can reach it (--insecure), \
+                 and no --policy FILE says whose are run"
                     .to_owned(),
             ),
             (Source::File(path), Unsigned::Allow) => Some(format!(

@@ -22,7 +22,7 @@ pub fn device() -> Hello {
     Hello::new(Role::Device, "device 1")
 }
 
-/// Whether this is the second of the two programs that are made of one file of tests (`Cargo.toml`).
+/// Whether this is a program of tests over TLS, by its name.
 pub fn is_over_tls() -> bool {
     env!("CARGO_CRATE_NAME").ends_with("_over_tls")
 }

@@ -20,7 +20,7 @@ use crate::{Workers, codec, confidence};
 use bytes::Bytes;
 use edgent_link::{
     Answer, AskRequest, BlobName, Client, Codec, CodecTime, Description, Digest, Direction, Fault, FaultKind, Hello,
-    Limits, Link, ModelProfile, Placement, Plan, Reply, Service, Signature, Stats, Trial, Version,
+    Limits, Link, ModelProfile, Placement, Plan, Reply, Service, Signature, Stats, Trial, Version, Which,
 };
 use edgent_nn::{Fact, Tensor};
 use edgent_planner::{self as planner, Action, Controller, Event, Planned};
@@ -29,6 +29,7 @@ use slot::Slot;
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -321,6 +322,23 @@ impl Serving {
 pub(crate) struct DeviceService(pub(crate) Arc<Device>);
 
 impl Service for DeviceService {
+    fn model_name(&self, which: Which<'_>) -> Option<String> {
+        let (current, on_trial) = (self.0.serving(), self.0.versions.on_trial());
+        // All of a device's versions are of one model.
+        let is_here = |digest: Digest| {
+            current.model() == digest || on_trial.is_some_and(|serving| serving.model() == digest)
+        };
+        let name = current.deployment.manifest().name.clone();
+        match which {
+            Which::Digest(digest) => is_here(digest).then_some(name),
+            Which::Name(wanted) => (wanted.is_empty() || wanted == name).then_some(name),
+        }
+    }
+
+    fn turned_away(&self, address: SocketAddr, why: &str) {
+        tracing::warn!(%address, why, "turned away");
+    }
+
     fn describe(&self, reply: Reply<Description>) {
         reply.send(Ok(Description { models: vec![crate::host::describe(&self.0.serving().deployment)] }));
     }
