@@ -8,7 +8,8 @@ use edgent_cli::hosts::HostProcess;
 use edgent_cli::relay::{Relay, Shape};
 use edgent_cli::trace::Trace;
 use edgent_link::{
-    AskRequest, Codec, Digest, Direction, Hello, InferRequest, Limits, Link, Plan, Role, Security, Signature, TensorDescription,
+    AskRequest, Codec, Digest, Direction, Hello, InferRequest, Limits, Link, Plan, Role, Security, Signature,
+    TensorDescription,
 };
 use edgent_nn::{Stop, Tensor, synthetic};
 use edgent_runtime::codec::{decode, encode_all};

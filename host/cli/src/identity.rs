@@ -71,7 +71,9 @@ impl Connection {
         let open: Vec<&str> = addresses.iter().copied().filter(|address| !is_loopback(address)).collect();
         (self.insecure && !open.is_empty()).then(|| {
             let addresses = open.join(", ");
-            format!("--insecure: {addresses} in plain bytes: anybody on the way reads and changes them, and may be the peer")
+            format!(
+                "--insecure: {addresses} in plain bytes: anybody on the way reads and changes them, and may be the peer"
+            )
         })
     }
 }
@@ -86,7 +88,8 @@ impl Folder {
     fn open(&self) -> Result<IdentityFolder> {
         let configured = || {
             let given = std::env::var_os("XDG_CONFIG_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-            let home = std::env::var_os("HOME").filter(|dir| !dir.is_empty()).map(|home| Path::new(&home).join(".config"));
+            let home =
+                std::env::var_os("HOME").filter(|dir| !dir.is_empty()).map(|home| Path::new(&home).join(".config"));
             Some(given.or(home)?.join("edgent"))
         };
         let nowhere = || BadInput::error("there is no HOME to keep a key in; say where: --identity DIR");
@@ -202,8 +205,10 @@ pub(crate) fn pair(arguments: &Pair, output: &Output) -> Result<()> {
             (peer, known)
         }
         (None, Some(listen)) => {
-            let wanted = arguments.peer(&Paired { name: String::new(), fingerprint: folder.identity()?.fingerprint() }, &CALLERS);
-            let peer = runtime.block_on(wait(&link, listen, &folder, wanted, arguments.name.clone(), call_me, output))?;
+            let wanted = arguments
+                .peer(&Paired { name: String::new(), fingerprint: folder.identity()?.fingerprint() }, &CALLERS);
+            let peer =
+                runtime.block_on(wait(&link, listen, &folder, wanted, arguments.name.clone(), call_me, output))?;
             (peer, Known::Added)
         }
         (None, None) => return Err(BadInput::error("say with whom: ADDR, --listen ADDR or --fingerprint")),
@@ -265,7 +270,9 @@ async fn wait(
 /// For whoever carries the code to the other machine.
 pub(crate) fn invitation(code: &PairingCode, address: &str) -> String {
     let minutes = PAIRING_TIME.as_secs() / 60;
-    format!("pairing code {code} for {minutes} minutes and {PAIRING_TRIES} tries; on the other machine: edgent pair {address}")
+    format!(
+        "pairing code {code} for {minutes} minutes and {PAIRING_TRIES} tries; on the other machine: edgent pair {address}"
+    )
 }
 
 fn said(folder: &IdentityFolder, peer: KnownPeer, known: Known, output: &Output) -> Result<()> {

@@ -437,13 +437,19 @@ pub(crate) async fn connect(link: Link, address: String, hello: Hello, limits: L
     let gate: gate::Client = session.bootstrap();
     let greeting = tokio::select! {
         biased;
-        greeting = timeout(limits.hello, greet(gate, &hello, &limits)) => greeting,
-        closed = session.run() => return Err(match (closed.cause, &credentials) {
-            (Cause::UnknownThere, Some(credentials)) => refusal(&address, credentials, TlsError::UnknownThere),
-            _ => LinkError::Lost(closed.why),
-        }),
+        greeting = timeout(limits.hello, greet(gate, &hello, &limits)) => match greeting {
+            Ok(greeting) => greeting.map_err(LinkError::from),
+            Err(_) => Err(LinkError::Timeout("waiting for the peer's hello")),
+        },
+        closed = session.run() => Err(LinkError::Lost(closed.why)),
     };
-    let greeting = greeting.map_err(|_| LinkError::Timeout("waiting for the peer's hello"))??;
+    let greeting = match (greeting, &credentials) {
+        // Of TLS, the side that connected hears only now what the other one thinks of its key.
+        (Err(_), Some(credentials)) if wire.closed().cause == Cause::UnknownThere => {
+            return Err(refusal(&address, credentials, TlsError::UnknownThere));
+        }
+        (greeting, _) => greeting?,
+    };
     let (peer, peer_bytes_max, host) = greeting?;
     wire.trust(&limits);
 

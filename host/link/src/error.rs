@@ -81,7 +81,9 @@ pub enum LinkError {
         source: io::Error,
     },
     /// The address is not this machine's own, and this side has no key to speak TLS with.
-    #[error("{address} is not this machine's own: this needs TLS, with a key of this side (--identity DIR), or --insecure")]
+    #[error(
+        "{address} is not this machine's own: this needs TLS, with a key of this side (--identity DIR), or --insecure"
+    )]
     NoKey {
         /// As it was given.
         address: String,

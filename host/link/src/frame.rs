@@ -95,7 +95,10 @@ pub(crate) fn share(part: &[u8]) -> Bytes {
 
 /// Reads one message; nothing if the stream ends before its first byte. The limit is the one that holds when the
 /// message's size is known: it may be raised while the message is waited for.
-pub(crate) async fn read(from: &mut (impl AsyncRead + Unpin), limit_bytes: &Cell<usize>) -> Result<Option<Frame>, FrameError> {
+pub(crate) async fn read(
+    from: &mut (impl AsyncRead + Unpin),
+    limit_bytes: &Cell<usize>,
+) -> Result<Option<Frame>, FrameError> {
     let mut table = [0; (SEGMENTS_MAX + 1) * 4];
     let first = from.read(&mut table[..WORD_BYTES]).await?;
     if first == 0 {

@@ -58,7 +58,9 @@ fn check(peer: &KnownPeer, number: u16) -> Result<(), Fault> {
     match needs {
         [] => Ok(()),
         needs if needs.iter().any(|right| peer.may.contains(right)) => Ok(()),
-        [right, ..] => Err(denied(peer, &format!("`{right}` here, which `{name}` needs"), &format!("\"{right}\" in `may`"))),
+        [right, ..] => {
+            Err(denied(peer, &format!("`{right}` here, which `{name}` needs"), &format!("\"{right}\" in `may`")))
+        }
     }
 }
 
@@ -190,7 +192,10 @@ mod tests {
         let open = |may: &[Right]| -> Vec<&str> {
             let peer = who_may(may);
             let numbers = 0..METHODS.len() as u16;
-            numbers.filter(|number| check(&peer, *number).is_ok()).map(|number| METHODS[usize::from(number)].name).collect()
+            numbers
+                .filter(|number| check(&peer, *number).is_ok())
+                .map(|number| METHODS[usize::from(number)].name)
+                .collect()
         };
         assert_eq!(open(&[]), ["probe", "cancel"]);
         assert_eq!(open(&[Right::Serve]), ["probe", "cancel"]);

@@ -68,13 +68,13 @@ mod tests {
         let identity = Identity::read(&Identity::generate().unwrap()).unwrap();
         let credentials = Credentials::new(identity, Peers::default());
         let of = |security: &Security| {
-            ["127.0.0.1", "::1", "::ffff:127.0.0.1", "0.0.0.0", "192.168.1.10", "::"].map(|address: &str| {
-                match security.at(address.parse().unwrap()) {
+            ["127.0.0.1", "::1", "::ffff:127.0.0.1", "0.0.0.0", "192.168.1.10", "::"].map(
+                |address: &str| match security.at(address.parse().unwrap()) {
                     Ok(None) => "plain",
                     Ok(Some(_)) => "tls",
                     Err(NoCredentials) => "refused",
-                }
-            })
+                },
+            )
         };
         assert_eq!(of(&Security::tls(credentials.clone())), ["tls"; 6]);
         assert_eq!(of(&Security::insecure()), ["plain"; 6]);

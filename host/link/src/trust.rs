@@ -224,7 +224,8 @@ impl Credentials {
     /// Until this peer is not known any more, or has no longer this right, if one is given.
     pub(crate) async fn forgotten(&self, fingerprint: Fingerprint, needs: Option<Right>) {
         let mut peers = self.peers.subscribe();
-        let is_good = || self.find(&fingerprint).is_some_and(|peer| needs.is_none_or(|right| peer.may.contains(&right)));
+        let is_good =
+            || self.find(&fingerprint).is_some_and(|peer| needs.is_none_or(|right| peer.may.contains(&right)));
         while is_good() {
             if peers.changed().await.is_err() {
                 std::future::pending::<()>().await;

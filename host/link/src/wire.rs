@@ -123,7 +123,8 @@ impl Wire {
         self.work.notify_one();
     }
 
-    fn closed(&self) -> Closed {
+    /// Why the connection is over, if it is.
+    pub(crate) fn closed(&self) -> Closed {
         let unknown = || Closed { why: "closed".to_owned(), cause: Cause::End };
         self.reason.borrow().clone().unwrap_or_else(unknown)
     }
@@ -160,7 +161,6 @@ impl Wire {
                 Ok(None) => return Ok(None),
                 Err(FrameError::Io(error)) => {
                     let why = error.to_string();
-                    // Of TLS, the side that connected hears only now what the other one thinks of its key.
                     let is_unknown = matches!(TlsError::from(error), TlsError::UnknownThere);
                     self.blame(&why, if is_unknown { Cause::UnknownThere } else { Cause::End });
                     return Err(capnp::Error::disconnected(why));

@@ -6,8 +6,9 @@ use crate::trial::{Bounds, Trial};
 use crate::{Admission, Deployment, Edge, IdentityFolder, Policy, PolicyError, PrepareError, Workers, codec};
 use edgent_bundle::{Bundle, BundleError, Reference, Store};
 use edgent_link::{
-    Credentials, Digest, ExitDescription, Hello, Invitation, KnownPeer, Limits, Link, LinkError, ModelDescription, PAIRING_TIME, PAIRING_TRIES, PairError, Paired, PairingCode, Right, PROTOCOL_VERSION, Role, Security, Server, Service,
-    TensorDescription,
+    Credentials, Digest, ExitDescription, Hello, Invitation, KnownPeer, Limits, Link, LinkError, ModelDescription,
+    PAIRING_TIME, PAIRING_TRIES, PROTOCOL_VERSION, PairError, Paired, PairingCode, Right, Role, Security, Server,
+    Service, TensorDescription,
 };
 use edgent_nn::Fact;
 use edgent_sandbox::{Engine, SandboxError};

@@ -215,7 +215,8 @@ impl PeersText {
 fn read_secret(path: &Path) -> io::Result<Vec<u8>> {
     let mode = fs::metadata(path)?.mode();
     if mode & OTHERS_MODE != 0 {
-        let why = format!("others can read this secret key (mode {:04o}): chmod 600 it, or make another", mode & 0o7777);
+        let why =
+            format!("others can read this secret key (mode {:04o}): chmod 600 it, or make another", mode & 0o7777);
         return Err(io::Error::new(ErrorKind::PermissionDenied, why));
     }
     read_at_most(File::open(path), KEY_BYTES_MAX)
@@ -320,7 +321,10 @@ mod tests {
             ("format = 1\npear = 1\n".to_owned(), "pear"),
             (entry("may = []\ncolour = 3\n"), "colour"),
             (entry("may = []\ncolour = 3\n"), "line 6"),
-            (entry("may = [\"ask\",\n\"rule\"]\n"), "line 6: there is no right \"rule\"; there are ask, push, read, serve"),
+            (
+                entry("may = [\"ask\",\n\"rule\"]\n"),
+                "line 6: there is no right \"rule\"; there are ask, push, read, serve",
+            ),
             (entry("").replace("sha256", "md5"), "may"),
             (entry("may = []\n").replace("sha256", "md5"), "line 4: a fingerprint is"),
             (entry("may = []\n").replace("\"x\"", "\"x y\""), "line 3: \"x y\" is no name"),

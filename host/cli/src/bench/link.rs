@@ -51,7 +51,8 @@ pub(crate) fn run(output: &Output) -> Result<()> {
 
 async fn measure(output: &Output) -> Result<Vec<Row>> {
     let hello = |role| Hello { protocol: PROTOCOL_VERSION, role, build: build_name() };
-    let (there, here) = (Link::start(Security::plain_on_loopback(None))?, Link::start(Security::plain_on_loopback(None))?);
+    let (there, here) =
+        (Link::start(Security::plain_on_loopback(None))?, Link::start(Security::plain_on_loopback(None))?);
     let server = there.serve("127.0.0.1:0", hello(Role::Edge), Limits::default(), Arc::new(Echo)).await?;
     let client = here.connect(&server.local_addr().to_string(), hello(Role::Tool), Limits::default()).await?;
     let mut tcp = tcp_echo()?;

@@ -325,9 +325,8 @@ impl Service for DeviceService {
     fn model_name(&self, which: Which<'_>) -> Option<String> {
         let (current, on_trial) = (self.0.serving(), self.0.versions.on_trial());
         // All of a device's versions are of one model.
-        let is_here = |digest: Digest| {
-            current.model() == digest || on_trial.is_some_and(|serving| serving.model() == digest)
-        };
+        let is_here =
+            |digest: Digest| current.model() == digest || on_trial.is_some_and(|serving| serving.model() == digest);
         let name = current.deployment.manifest().name.clone();
         match which {
             Which::Digest(digest) => is_here(digest).then_some(name),
