@@ -1191,3 +1191,134 @@ async fn a_network_of_several_inputs_and_outputs_is_served() {
         assert!(refused.contains("1 tensors came, where 2 cross"), "{refused}");
     }
 }
+
+/// The fingerprint of an identity, by the command that people use.
+fn fingerprint_in(identity: &str) -> String {
+    edgent(&["id", "--identity", identity])["fingerprint"].as_str().unwrap().to_owned()
+}
+
+/// A device and an edge that are strangers get to know each other by a code, a tool and the device by their
+/// fingerprints; then a request is answered by both hosts, all of it over TLS; and who is not known gets no answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_are_paired_and_answer_over_tls() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
+    let [of_edge, of_device, of_tool, of_stranger] = ["edge", "device", "tool", "stranger"].map(folder);
+    let model = bundle().to_str().unwrap();
+    let start = async |role: &str, identity: &str, more: &[&str]| {
+        let common = ["--role", role, "--listen", "127.0.0.1:0", "--model", model, "--tls", "--identity", identity];
+        HostProcess::start(Path::new(EDGENT_HOST), &[&common[..], more].concat(), true).await.unwrap()
+    };
+    let mut edge = start("edge", &of_edge, &["--pair"]).await;
+    let edge_address = edge.address().to_string();
+    let said = edge.next_line().await.unwrap();
+    let code = said.split_whitespace().find(|word| word.len() == 9 && word.contains('-') && word != &"edgent-host");
+    let code = code.unwrap_or_else(|| panic!("no code: {said}"));
+
+    // A wrong code first; then the right one.
+    let pair = |code: &str| {
+        run(&["pair", &edge_address, "--code", code, "--name", "edge", "--call-me", "attic", "--identity", &of_device])
+    };
+    let wrong = if code == "0000-0000" { "0000-0001" } else { "0000-0000" };
+    let (failed, _, said) = pair(wrong);
+    assert!(failed == 1 && said.contains("the codes differ"), "{said}");
+    let (good, paired, said) = pair(code);
+    assert_eq!(good, 0, "{said}");
+    let paired: Value = serde_json::from_str(&paired).unwrap();
+    assert_eq!((&paired["name"], &paired["may"]), (&json!("edge"), &json!(["serve"])));
+    assert_eq!(paired["fingerprint"], fingerprint_in(&of_edge));
+    let known_there = &edgent(&["id", "--identity", &of_edge])["peers"][0];
+    assert_eq!((&known_there["name"], &known_there["may"]), (&json!("attic"), &json!(["ask", "read"])));
+    assert_eq!(known_there["fingerprint"], fingerprint_in(&of_device));
+
+    let (device_key, tool_key) = (fingerprint_in(&of_device), fingerprint_in(&of_tool));
+    let know = |identity: &str, key: &str, name: &str, may: &str| {
+        edgent(&["pair", "--fingerprint", key, "--name", name, "--may", may, "--identity", identity])
+    };
+    know(&of_device, &tool_key, "tool", "ask,read");
+    know(&of_tool, &device_key, "device", "serve");
+    let more = ["--edge", &edge_address, "--emulate-slowdown", "30", "--deadline-ms", "2000"];
+    let device = start("device", &of_device, &more).await;
+    let address = device.address().to_string();
+    let image = &examples()[0].0;
+    let ask = |identity: &str, how: &str| run(&["infer", image, "--device", &address, how, "--identity", identity]);
+    let since = Instant::now();
+    loop {
+        let (code, answers, said) = ask(&of_tool, "--tls");
+        assert_eq!(code, 0, "{said}");
+        let answer = &serde_json::from_str::<Value>(&answers).unwrap()["answers"][0];
+        if answer["placement"] != "device-only" && answer["degraded"].is_null() {
+            break;
+        }
+        assert!(since.elapsed() < PATIENCE, "never with the edge: {answer}");
+    }
+
+    let (code, _, said) = ask(&of_stranger, "--tls");
+    assert!(code == 1 && said.contains("edgent pair") && said.contains("not known"), "{said}");
+    know(&of_stranger, &device_key, "device", "serve");
+    let (code, _, said) = ask(&of_stranger, "--tls");
+    assert!(code == 1 && said.contains("does not know this side's key") && said.contains("edgent pair"), "{said}");
+    let (code, _, said) = ask(&of_tool, "--insecure");
+    assert!(code == 1 && said.contains("TLS"), "{said}");
+
+    // What was not granted is missed by name; granted, it is there after SIGHUP.
+    let push = || run(&["push", model, "--to", &address, "--tls", "--identity", &of_tool]).2;
+    let said = push();
+    assert!(said.contains("`push`") && said.contains("'tool'") && said.contains("peers.toml"), "{said}");
+    know(&of_device, &tool_key, "tool", "push");
+    device.signal(Signal::HUP).unwrap();
+    let since = Instant::now();
+    loop {
+        let said = push();
+        if said.contains("--store") {
+            break;
+        }
+        assert!(since.elapsed() < PATIENCE, "never more than {said}");
+    }
+    let (code, _, said) = ask(&of_tool, "--tls");
+    assert!(code == 1 && said.contains("`ask`"), "it was taken: {said}");
+    assert!(device.end().await.unwrap().success());
+    assert!(edge.end().await.unwrap().success());
+}
+
+/// What can be reached from elsewhere is not plain unless that was said, and then it is said back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_others_reach_speaks_tls() {
+    let scratch = tempfile::tempdir().unwrap();
+    let model = bundle().to_str().unwrap();
+    let common = ["--role", "edge", "--listen", "0.0.0.0:0", "--model", model];
+    let mut no_home = Command::new(EDGENT_HOST);
+    let output = no_home.args(common).env_remove("HOME").env_remove("XDG_CONFIG_HOME").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("--identity"), "{said}");
+
+    let identity = scratch.path().join("identity").to_str().unwrap().to_owned();
+    let with = [&common[..], &["--identity", &identity]].concat();
+    let host = HostProcess::start(Path::new(EDGENT_HOST), &with, true).await.unwrap();
+    // From this very machine: the same key is no stranger.
+    let address = format!("127.0.0.1:{}", host.address().port());
+    assert_eq!(edgent(&["status", &address, "--tls", "--identity", &identity])["errors"], 0);
+    let (code, _, said) = run(&["status", &address]);
+    assert!(code == 1 && said.contains("TLS"), "{said}");
+
+    // What is wrong with the folder is said before anything is served.
+    let peers = Path::new(&identity).join("peers.toml");
+    std::fs::write(&peers, "format = 1\n[[peer]]\nname = \"x\"\ncolour = \"red\"\n").unwrap();
+    let output = Command::new(EDGENT_HOST).args(&with).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("line 4") && said.contains("colour"), "{said}");
+
+    let mut open = Command::new(EDGENT_HOST);
+    let open = open.args(common).arg("--insecure").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let said = said_until(open, "listening on");
+    assert!(said.contains("WARN") && said.contains("--insecure: 0.0.0.0:0 in plain bytes"), "{said}");
+}
+
+/// What a host has logged by the time that it says this on stdout; it is ended then.
+fn said_until(mut host: Child, words: &str) -> String {
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(host.stdout.take().unwrap()), &mut line).unwrap();
+    host.kill().unwrap();
+    assert!(line.contains(words), "{line}");
+    String::from_utf8_lossy(&host.wait_with_output().unwrap().stderr).into_owned()
+}

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdout, Command};
 
 /// How long a host may take to prepare its models.
 const READY: Duration = Duration::from_secs(120);
@@ -20,6 +20,7 @@ const END: Duration = Duration::from_secs(20);
 pub struct HostProcess {
     child: Child,
     address: SocketAddr,
+    stdout: BufReader<ChildStdout>,
 }
 
 impl HostProcess {
@@ -35,20 +36,28 @@ impl HostProcess {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("starting {}", program.display()))?;
-        let stdout = child.stdout.take().context("no stdout")?;
+        let mut stdout = BufReader::new(child.stdout.take().context("no stdout")?);
         let mut line = String::new();
-        let read = tokio::time::timeout(READY, BufReader::new(stdout).read_line(&mut line)).await;
+        let read = tokio::time::timeout(READY, stdout.read_line(&mut line)).await;
         read.with_context(|| format!("the host said nothing for {} s", READY.as_secs()))??;
         let Some(address) = line.trim_end().rsplit(' ').next().and_then(|word| word.parse().ok()) else {
             let status = child.wait().await?;
             bail!("the host ended with {status} before it was ready; its arguments were {arguments:?}");
         };
-        Ok(Self { child, address })
+        Ok(Self { child, address, stdout })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What it says next, after the line that it is ready.
+    pub async fn next_line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        let read = tokio::time::timeout(READY, self.stdout.read_line(&mut line)).await;
+        read.context("the host said nothing")??;
+        Ok(line)
     }
 
     /// The process; none once it has ended.

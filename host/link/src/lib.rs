@@ -50,6 +50,7 @@ pub use pair::{Invitation, NoCode, PAIRING_TIME, PAIRING_TRIES, PairError, Paire
 pub use security::Security;
 pub use server::Server;
 pub use service::{Reply, Service, Which};
+pub use tls::{bare_accept, bare_connect};
 pub use trust::{
     Credentials, Fingerprint, KnownPeer, NoFingerprint, PEER_NAME_BYTES_MAX, PEERS_MAX, Peers, PeersError, Right,
     is_peer_name,

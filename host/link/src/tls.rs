@@ -135,6 +135,22 @@ pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
+/// TLS on a stream as the link speaks it, with nothing above it: what the link is to be compared with.
+pub async fn bare_connect<S>(credentials: &Credentials, stream: S) -> io::Result<impl AsyncRead + AsyncWrite + Unpin>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    Ok(connect(credentials, Speech::Host, stream).await.map_err(io::Error::other)?.0)
+}
+
+/// The other side of [`bare_connect`].
+pub async fn bare_accept<S>(credentials: &Credentials, stream: S) -> io::Result<impl AsyncRead + AsyncWrite + Unpin>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    Ok(accept(credentials, false, stream).await.map_err(io::Error::other)?.0)
+}
+
 /// How long a peer that is refused may take to read why, and how much it may say meanwhile.
 const PARTING: Duration = Duration::from_millis(500);
 const PARTING_BYTES: u64 = 64 << 10;

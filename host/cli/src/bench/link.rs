@@ -1,21 +1,22 @@
 //! What the link adds to sending an activation and getting one back.
 //!
-//! Both ends are in this process, on loopback: one pair speaks Cap'n Proto RPC, the other sends the
-//! same number of bytes over bare TCP. They take turns.
+//! All ends are in this process, on loopback: one pair speaks Cap'n Proto RPC, another the same over TLS; two more
+//! send the same number of bytes over bare TCP, and over TLS with nothing above it. They take turns.
 
 use crate::output::{Output, quantile};
 use anyhow::Result;
 use edgent_link::{
-    Activation, Codec, Digest, ElementType, Hello, InferReply, InferRequest, Limits, Link, PROTOCOL_VERSION, Reply,
-    Role, Security, Service,
+    Activation, Client, Codec, Credentials, Digest, ElementType, Hello, Identity, InferReply, InferRequest, Limits,
+    Link, Peers, Reply, Role, Security, Server, Service, bare_accept, bare_connect,
 };
 use edgent_runtime::build_name;
 use serde::Serialize;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
 
 const SIZES: [usize; 7] = [64, 1 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20];
 const WARM_UP: usize = 10;
@@ -32,6 +33,12 @@ struct Row {
     tcp_rtt_us: f64,
     ratio: f64,
     extra_us: f64,
+    /// Through the link over TLS.
+    tls_rtt_us: f64,
+    /// Over TLS and nothing else.
+    bare_tls_rtt_us: f64,
+    tls_ratio: f64,
+    tls_extra_us: f64,
 }
 
 struct Echo;
@@ -44,49 +51,91 @@ impl Service for Echo {
 }
 
 pub(crate) fn run(output: &Output) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = runtime()?;
     let rows = runtime.block_on(measure(output))?;
     output.result(&Report { sizes: rows })
 }
 
+fn runtime() -> Result<Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
 async fn measure(output: &Output) -> Result<Vec<Row>> {
-    let hello = |role| Hello { protocol: PROTOCOL_VERSION, role, build: build_name() };
-    let (there, here) =
-        (Link::start(Security::plain_on_loopback(None))?, Link::start(Security::plain_on_loopback(None))?);
-    let server = there.serve("127.0.0.1:0", hello(Role::Edge), Limits::default(), Arc::new(Echo)).await?;
-    let client = here.connect(&server.local_addr().to_string(), hello(Role::Tool), Limits::default()).await?;
-    let mut tcp = tcp_echo()?;
+    // Both sides have the same key, and so know each other.
+    let credentials = Credentials::new(Identity::read(&Identity::generate()?)?, Peers::default());
+    let (_plain_server, plain) = pair(Security::insecure()).await?;
+    let (_tls_server, tls) = pair(Security::tls(credentials.clone())).await?;
+    let mut tcp = echo(None).await?;
+    let stream = echo(Some(credentials.clone())).await?;
+    let mut bare_tls = bare_connect(&credentials, stream).await?;
     let mut rows = Vec::new();
-    output.line("    bytes         link     bare TCP   ratio       extra   (medians)");
+    output.line(
+        "    bytes         link     bare TCP  ratio      extra     over TLS     bare TLS  ratio      extra   (medians)",
+    );
     for bytes in SIZES {
         let rounds = if bytes > 128 << 10 { 200 } else { 1_000 };
-        let (mut link_us, mut tcp_us) = (Vec::new(), Vec::new());
+        let mut took: [Vec<f64>; 4] = Default::default();
         let message = [&u32::try_from(bytes)?.to_le_bytes()[..], &vec![0; bytes]].concat();
         let mut back = vec![0; bytes];
         for round in 0..WARM_UP + rounds {
-            let request = request(bytes);
-            let start = Instant::now();
-            let reply = client.infer(request).await?;
-            let through_link = start.elapsed();
-            anyhow::ensure!(reply.activation.bytes.len() == bytes, "the echo lost bytes");
-            let start = Instant::now();
-            tcp.write_all(&message)?;
-            tcp.read_exact(&mut back)?;
-            let bare = start.elapsed();
+            let times = [
+                ask(&plain, bytes).await?,
+                send(&mut tcp, &message, &mut back).await?,
+                ask(&tls, bytes).await?,
+                send(&mut bare_tls, &message, &mut back).await?,
+            ];
             if round >= WARM_UP {
-                link_us.push(through_link.as_secs_f64() * 1e6);
-                tcp_us.push(bare.as_secs_f64() * 1e6);
+                took.iter_mut().zip(times).for_each(|(took, time)| took.push(time));
             }
         }
-        let (rtt_us, tcp_rtt_us) = (quantile(&mut link_us, 0.5), quantile(&mut tcp_us, 0.5));
-        let row = Row { bytes, rtt_us, tcp_rtt_us, ratio: rtt_us / tcp_rtt_us, extra_us: rtt_us - tcp_rtt_us };
+        let [rtt_us, tcp_rtt_us, tls_rtt_us, bare_tls_rtt_us] = took.each_mut().map(|took| quantile(took, 0.5));
+        let row = Row {
+            bytes,
+            rtt_us,
+            tcp_rtt_us,
+            ratio: rtt_us / tcp_rtt_us,
+            extra_us: rtt_us - tcp_rtt_us,
+            tls_rtt_us,
+            bare_tls_rtt_us,
+            tls_ratio: tls_rtt_us / bare_tls_rtt_us,
+            tls_extra_us: tls_rtt_us - bare_tls_rtt_us,
+        };
+        let (ratio, extra_us, tls_ratio, tls_extra_us) = (row.ratio, row.extra_us, row.tls_ratio, row.tls_extra_us);
         output.line(format_args!(
-            "{bytes:>9} {rtt_us:>9.0} us {tcp_rtt_us:>9.0} us   {:>5.2} {:>8.0} us",
-            row.ratio, row.extra_us
+            "{bytes:>9} {rtt_us:>9.0} us {tcp_rtt_us:>9.0} us  {ratio:>5.2} {extra_us:>7.0} us \
+             {tls_rtt_us:>9.0} us {bare_tls_rtt_us:>9.0} us  {tls_ratio:>5.2} {tls_extra_us:>7.0} us"
         ));
         rows.push(row);
     }
     Ok(rows)
+}
+
+/// A server and its client, each with a thread of its own.
+async fn pair(security: Security) -> Result<(Server, Client)> {
+    let hello = |role| Hello::new(role, build_name());
+    let (there, here) = (Link::start(security.clone())?, Link::start(security)?);
+    let server = there.serve("127.0.0.1:0", hello(Role::Edge), Limits::default(), Arc::new(Echo)).await?;
+    let client = here.connect(&server.local_addr().to_string(), hello(Role::Tool), Limits::default()).await?;
+    Ok((server, client))
+}
+
+/// A round trip through the link, in microseconds.
+async fn ask(client: &Client, bytes: usize) -> Result<f64> {
+    let request = request(bytes);
+    let start = Instant::now();
+    let reply = client.infer(request).await?;
+    let took = start.elapsed();
+    anyhow::ensure!(reply.activation.bytes.len() == bytes, "the echo lost bytes");
+    Ok(took.as_secs_f64() * 1e6)
+}
+
+/// The same of the bytes alone.
+async fn send(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), message: &[u8], back: &mut [u8]) -> Result<f64> {
+    let start = Instant::now();
+    stream.write_all(message).await?;
+    stream.flush().await?;
+    stream.read_exact(back).await?;
+    Ok(start.elapsed().as_secs_f64() * 1e6)
 }
 
 fn request(bytes: usize) -> InferRequest {
@@ -111,21 +160,33 @@ fn request(bytes: usize) -> InferRequest {
 }
 
 /// A thread that reads a message whole (its length, then its bytes) and sends the bytes back: the
-/// least that a round trip of an activation can take.
-fn tcp_echo() -> Result<TcpStream> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let client = TcpStream::connect(listener.local_addr()?)?;
-    let (mut server, _) = listener.accept()?;
+/// least that a round trip of an activation can take. Over TLS, if credentials are given.
+async fn echo(credentials: Option<Credentials>) -> Result<TcpStream> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let client = TcpStream::connect(listener.local_addr()?).await?;
+    let (server, _) = listener.accept().await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    thread::spawn(move || {
-        let (mut length, mut message) = ([0; 4], Vec::new());
-        while server.read_exact(&mut length).is_ok() {
-            message.resize(u32::from_le_bytes(length) as usize, 0);
-            if server.read_exact(&mut message).and_then(|()| server.write_all(&message)).is_err() {
-                return;
+    let server = server.into_std()?;
+    thread::spawn(move || -> Result<()> {
+        runtime()?.block_on(async {
+            let server = TcpStream::from_std(server)?;
+            match credentials {
+                None => answer(server).await,
+                Some(credentials) => answer(bare_accept(&credentials, server).await?).await,
             }
-        }
+        })
     });
     Ok(client)
+}
+
+async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<()> {
+    let mut message = Vec::new();
+    while let Ok(bytes) = stream.read_u32_le().await {
+        message.resize(bytes as usize, 0);
+        stream.read_exact(&mut message).await?;
+        stream.write_all(&message).await?;
+        stream.flush().await?;
+    }
+    Ok(())
 }
