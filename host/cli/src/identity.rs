@@ -13,7 +13,11 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, IsTerminal, Write};
 use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long the other side may take to hear that it was paired.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What every command that talks to a host takes beside its address.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -188,7 +192,7 @@ pub(crate) fn pair(arguments: &Pair, output: &Output) -> Result<()> {
     }
     if let (Some(fingerprint), Some(name)) = (arguments.fingerprint, &arguments.name) {
         let paired = Paired { name: name.clone(), fingerprint };
-        let peer = arguments.peer(&paired, &[Right::Ask, Right::Read, Right::Serve]);
+        let peer = arguments.grant(&[Right::Ask, Right::Read, Right::Serve]).to(&paired);
         let known = folder.know(peer.clone()).map_err(BadInput::error)?;
         return said(&folder, peer, known, output);
     }
@@ -200,31 +204,40 @@ pub(crate) fn pair(arguments: &Pair, output: &Output) -> Result<()> {
         (Some(address), _) => {
             let code = arguments.code.clone().map_or_else(ask_for_code, Ok)?;
             let paired = runtime.block_on(link.pair(address, code, &call_me, Limits::default()));
-            let peer = arguments.peer(&paired.with_context(|| format!("pairing with {address}"))?, &[Right::Serve]);
+            let peer = arguments.grant(&[Right::Serve]).to(&paired.with_context(|| format!("pairing with {address}"))?);
             let known = folder.know(peer.clone()).map_err(BadInput::error)?;
             (peer, known)
         }
         (None, Some(listen)) => {
-            let wanted = arguments
-                .peer(&Paired { name: String::new(), fingerprint: folder.identity()?.fingerprint() }, &CALLERS);
-            let peer =
-                runtime.block_on(wait(&link, listen, &folder, wanted, arguments.name.clone(), call_me, output))?;
-            (peer, Known::Added)
+            let grant = arguments.grant(&[Right::Ask, Right::Read]);
+            runtime.block_on(wait(&link, listen, &folder, grant, call_me, output))?
         }
         (None, None) => return Err(BadInput::error("say with whom: ADDR, --listen ADDR or --fingerprint")),
     };
     said(&folder, peer, known, output)
 }
 
-/// What a peer may do at a host that it connects to, if nothing else is said.
-pub(crate) const CALLERS: [Right; 2] = [Right::Ask, Right::Read];
+/// What is to be kept of another side, whichever it will be.
+#[derive(Clone)]
+struct Grant {
+    /// In place of what it calls itself.
+    name: Option<String>,
+    may: BTreeSet<Right>,
+    models: Option<BTreeSet<String>>,
+}
+
+impl Grant {
+    fn to(&self, Paired { name, fingerprint }: &Paired) -> KnownPeer {
+        let Grant { name: other, may, models } = self.clone();
+        KnownPeer { name: other.unwrap_or_else(|| name.clone()), fingerprint: *fingerprint, may, models }
+    }
+}
 
 impl Pair {
-    /// What is to be kept of whom it was paired with.
-    fn peer(&self, Paired { name, fingerprint }: &Paired, usually: &[Right]) -> KnownPeer {
-        KnownPeer {
-            name: self.name.clone().unwrap_or_else(|| name.clone()),
-            fingerprint: *fingerprint,
+    /// With these rights, if nothing else is said.
+    fn grant(&self, usually: &[Right]) -> Grant {
+        Grant {
+            name: self.name.clone(),
             may: self.may.as_deref().unwrap_or(usually).iter().copied().collect(),
             models: self.models.clone().map(BTreeSet::from_iter),
         }
@@ -236,35 +249,36 @@ struct Nothing;
 
 impl Service for Nothing {}
 
-/// Waits for the other side, and keeps what is `wanted` of it.
+/// Waits for the other side, and keeps it.
 async fn wait(
     link: &Link,
     listen: &str,
     folder: &IdentityFolder,
-    wanted: KnownPeer,
-    call_it: Option<String>,
+    grant: Grant,
     name: String,
     output: &Output,
-) -> Result<KnownPeer> {
+) -> Result<(KnownPeer, Known)> {
     let hello = Hello::new(Role::Tool, build_name());
     let server = link.serve(listen, hello, Limits::default(), Arc::new(Nothing)).await?;
     let code = PairingCode::random()?;
     // Not on stdout, which may be read by a program.
-    output.progress(format_args!("{}", invitation(&code, &server.local_addr().to_string())));
-    let folder = folder.clone();
+    output.progress(invitation(&code, &server.local_addr().to_string()));
+    let kept = Arc::new(Mutex::new(None));
     let keep = {
-        let (wanted, call_it) = (wanted.clone(), call_it.clone());
-        move |Paired { name, fingerprint }: &Paired| {
-            let name = call_it.clone().unwrap_or_else(|| name.clone());
-            let peer = KnownPeer { name, fingerprint: *fingerprint, ..wanted.clone() };
-            folder.know(peer).map(|_| ()).map_err(|e| e.to_string())
+        let (folder, kept) = (folder.clone(), Arc::clone(&kept));
+        move |paired: &Paired| {
+            let peer = grant.to(paired);
+            let known = folder.know(peer.clone()).map_err(|e| e.to_string())?;
+            *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some((peer, known));
+            Ok(())
         }
     };
     let (tries, lasts, keep) = (PAIRING_TRIES, PAIRING_TIME, Arc::new(keep));
-    let Paired { name, fingerprint } = server.invite(Invitation { code, name, tries, lasts, keep }).await?;
-    // What is being said is said.
-    server.shutdown(std::time::Duration::from_secs(1)).await;
-    Ok(KnownPeer { name: call_it.unwrap_or(name), fingerprint, ..wanted })
+    server.invite(Invitation { code, name, tries, lasts, keep }).await?;
+    // The other side is still being told.
+    server.shutdown(FAREWELL).await;
+    let kept = kept.lock().unwrap_or_else(PoisonError::into_inner).take();
+    kept.context("nobody was kept")
 }
 
 /// For whoever carries the code to the other machine.

@@ -122,7 +122,7 @@ pub enum LinkError {
         key: Fingerprint,
     },
     /// What answers does not speak TLS, or not as this side does.
-    #[error("{address}: no TLS: {why}; does it speak plain bytes (--insecure, or this machine's own address)?")]
+    #[error("{address}: {why}. Does it speak plain bytes (--insecure, or its own machine's address)?")]
     NoTls {
         /// As it was given.
         address: String,

@@ -220,6 +220,40 @@ mod tests {
         assert_eq!(unknown.kind, FaultKind::Unsupported);
     }
 
+    /// A host that does nothing, for somebody who may do as much.
+    struct Idle(KnownPeer);
+
+    impl host::Server for Idle {}
+
+    impl Caller for Idle {
+        fn caller(&self) -> Result<Option<Arc<KnownPeer>>, Fault> {
+            Ok(Some(Arc::new(self.0.clone())))
+        }
+    }
+
+    /// By their numbers, as they come from the wire: refused by the guard, or let through to where nothing is done.
+    #[tokio::test]
+    async fn every_method_is_refused_to_who_may_nothing() {
+        use crate::convert::read_fault;
+        use crate::edgent_capnp::outcome;
+        for (may, opens) in [(&[][..], 2), (&Right::ALL, METHODS.len())] {
+            let Guarded(client) = capnp_rpc::new_client(Idle(who_may(may)));
+            let mut let_through = 0;
+            for number in 0..METHODS.len() as u16 {
+                let call: capnp::capability::Request<host::describe_params::Owned, host::describe_results::Owned> =
+                    client.client.new_call(host::_private::TYPE_ID, number, None);
+                let Ok(response) = call.send().promise.await else {
+                    let_through += 1;
+                    continue;
+                };
+                let outcome = response.get().unwrap().get_outcome().unwrap();
+                let Ok(outcome::Fault(fault)) = outcome.which() else { panic!("{number} was answered") };
+                assert_eq!(read_fault(fault.unwrap()).unwrap().kind, FaultKind::Denied);
+            }
+            assert_eq!(let_through, opens);
+        }
+    }
+
     #[test]
     fn who_was_given_models_may_ask_about_no_others() {
         let mut peer = who_may(&[Right::Ask]);

@@ -52,13 +52,13 @@ pub(crate) enum TlsError {
     #[error(transparent)]
     Distrust(#[from] Distrust),
     /// They do not know this side's key.
-    #[error("this side's key is not known there")]
+    #[error("it does not know this side's key")]
     UnknownThere,
     /// They do not pair now, or do nothing else.
-    #[error("that is not to be had there now")]
+    #[error("what was asked for (pairing, or the link) is not to be had there now")]
     NotNow,
     /// What came is no TLS, or not the right one.
-    #[error("{0}")]
+    #[error("what came is no TLS with a raw public key: {0}")]
     Broken(io::Error),
 }
 

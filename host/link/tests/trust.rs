@@ -4,8 +4,9 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -277,6 +278,39 @@ async fn without_a_key_nothing_leaves_the_machine() {
     let refused = link.serve("0.0.0.0:0", edge(), Limits::default(), Arc::new(Echo)).await.unwrap_err();
     assert!(matches!(refused, LinkError::NoKey { .. }), "{refused}");
     assert!(refused.to_string().contains("--identity"), "{refused}");
+}
+
+/// Passes on what the server says so slowly that a TLS record takes longer than the client lets a dead one live.
+fn slow_relay(server: SocketAddr) -> String {
+    const PIECE_BYTES: usize = 128;
+    const PAUSE: Duration = Duration::from_millis(10);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut server = TcpStream::connect(server).unwrap();
+        let (mut said, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+        thread::spawn(move || std::io::copy(&mut said, &mut to_server));
+        let mut piece = [0; PIECE_BYTES];
+        while let Ok(bytes @ 1..) = server.read(&mut piece) {
+            thread::sleep(PAUSE);
+            if client.write_all(&piece[..bytes]).is_err() {
+                break;
+            }
+        }
+    });
+    address
+}
+
+/// Bytes of a record that is not whole yet are a sign of life.
+#[tokio::test]
+async fn a_reply_that_comes_slowly_is_waited_for() {
+    let pair = pair(&[Right::Ask], None, Limits::default()).await;
+    let address = slow_relay(pair.server.local_addr());
+    // Given up after 0.9 s without life; a record of 16 KiB takes 1.3 s.
+    let limits = Limits { heartbeat: Duration::from_millis(300), heartbeat_strikes: 3, ..Limits::default() };
+    let client = pair.link.connect(&address, device(), limits).await.unwrap();
+    assert_eq!(client.infer(request(1, 20_000)).await.unwrap(), echo(request(1, 20_000)));
 }
 
 /// Half of a handshake, cut at every byte, by one who goes and by one who stays.

@@ -142,6 +142,9 @@ impl IdentityFolder {
         let may = format!("[{}]", rights.join(", "));
         let known = match peers.find(&peer.fingerprint).map(|known| known.name.clone()) {
             Some(name) => {
+                if peer.models.is_some() && peers.find(&peer.fingerprint).is_some_and(|p| p.models != peer.models) {
+                    return Err(wrong(&format_args!("'{name}' is known already; change its `models` here")));
+                }
                 let place = entries.into_iter().find(|(known, _)| *known == peer.fingerprint);
                 let (_, place) = place.ok_or_else(|| wrong(&"a key without a place"))?;
                 text.replace_range(place, &may);
@@ -307,6 +310,9 @@ mod tests {
         assert_eq!(peers.find(&edge.fingerprint).unwrap().may, more.may);
         assert_eq!(**peers.find(&tool.fingerprint).unwrap(), tool);
         assert!(fs::read_to_string(&file).unwrap().contains("# the one in the attic"));
+        let other_models = KnownPeer { models: Some(BTreeSet::new()), ..tool.clone() };
+        let kept = folder.know(other_models).unwrap_err().to_string();
+        assert!(kept.contains("change its `models`"), "{kept}");
         let taken = folder.know(somebody("edge", &[])).unwrap_err().to_string();
         assert!(taken.contains("the name 'edge' is another peer's"), "{taken}");
     }
