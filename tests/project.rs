@@ -62,7 +62,6 @@ fn each_foreign_world_has_one_crate() {
         ("tract", "edgent-nn"),
         ("wasmtime", "edgent-sandbox"),
         ("capnp", "edgent-link"),
-        ("rustls", "edgent-link"),
         ("tokio-rustls", "edgent-link"),
         ("ring", "edgent-link"),
         ("spake2", "edgent-link"),

@@ -1,6 +1,7 @@
 //! `edgent pin`: has a running device keep to one plan.
 
 use crate::ask;
+use crate::identity::Connection;
 use crate::output::{BadInput, Output};
 use crate::versions::with_host;
 use anyhow::{Context, Result};
@@ -29,6 +30,8 @@ pub(crate) struct Arguments {
     /// Let the device choose again.
     #[arg(long)]
     off: bool,
+    #[command(flatten)]
+    connection: Connection,
 }
 
 #[derive(Serialize)]
@@ -46,7 +49,7 @@ fn codec(name: &str) -> Result<planner::Codec, String> {
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
-    with_host(&arguments.to, async |client| {
+    with_host(&arguments.to, &arguments.connection, async |client| {
         let described = client.describe().await?;
         let wanted = (!arguments.off).then(|| arguments.plan(&described)).transpose()?;
         let plan = client.pin(wanted).await.with_context(|| format!("{} keeps the plan it has", arguments.to))?;

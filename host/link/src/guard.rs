@@ -27,7 +27,7 @@ const fn method(name: &'static str, needs: &'static [Right]) -> Method {
 }
 
 /// By their numbers in the schema.
-const METHODS: [Method; 20] = [
+const METHODS: [Method; 21] = [
     method("describe", &[Right::Ask, Right::Read]),
     method("installPlan", &[Right::Ask]),
     method("infer", &[Right::Ask]),
@@ -48,6 +48,7 @@ const METHODS: [Method; 20] = [
     method("signatures", &[Right::Read]),
     method("prepare", &[Right::Push]),
     method("offerPiece", &[Right::Push]),
+    method("pin", &[Right::Push]),
 ];
 
 /// Whether a peer may call the method of this number.
@@ -201,8 +202,19 @@ mod tests {
         assert_eq!(open(&[Right::Serve]), ["probe", "cancel"]);
         let asks = ["describe", "installPlan", "infer", "probe", "profile", "ask", "cancel"];
         assert_eq!(open(&[Right::Ask]), asks);
-        let pushes =
-            ["probe", "cancel", "offer", "putBlob", "install", "rollback", "retire", "sign", "prepare", "offerPiece"];
+        let pushes = [
+            "probe",
+            "cancel",
+            "offer",
+            "putBlob",
+            "install",
+            "rollback",
+            "retire",
+            "sign",
+            "prepare",
+            "offerPiece",
+            "pin",
+        ];
         assert_eq!(open(&[Right::Push]), pushes);
         let reads = ["describe", "probe", "stats", "cancel", "versions", "manifest", "blob", "signatures"];
         assert_eq!(open(&[Right::Read]), reads);

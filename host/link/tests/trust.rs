@@ -316,7 +316,7 @@ async fn a_reply_that_comes_slowly_is_waited_for() {
 /// Half of a handshake, cut at every byte, by one who goes and by one who stays.
 #[tokio::test]
 async fn half_a_handshake_is_no_connection() {
-    let brief = Duration::from_millis(100);
+    let brief = Duration::from_secs(1);
     let limits = Limits { first_byte: brief, handshake: 2 * brief, ..Limits::default() };
     let pair = pair(&[Right::Ask], None, limits).await;
     let relay = Relay::to(pair.server.local_addr());
@@ -347,7 +347,7 @@ async fn half_a_handshake_is_no_connection() {
 /// Silent ones take up places like any other, but not for long.
 #[tokio::test]
 async fn strangers_count_among_the_connections() {
-    let brief = Duration::from_millis(300);
+    let brief = Duration::from_secs(2);
     let limits = Limits { connections: 64, first_byte: brief, handshake: brief, ..Limits::default() };
     let pair = pair(&[Right::Ask, Right::Read], None, limits).await;
     let known = connect(&pair.link, &pair.address).await;
