@@ -46,7 +46,7 @@ pub use identity::{Identity, IdentityError};
 pub use limits::Limits;
 pub use link::Link;
 pub use meter::Traffic;
-pub use pair::{Invitation, NoCode, PAIRING_TIME, PAIRING_TRIES, PairError, Paired, PairingCode};
+pub use pair::{Invitation, Keep, NoCode, PAIRING_TIME, PAIRING_TRIES, PairError, Paired, PairingCode};
 pub use security::Security;
 pub use server::Server;
 pub use service::{Reply, Service, Which};

@@ -100,6 +100,9 @@ pub struct Paired {
     pub fingerprint: Fingerprint,
 }
 
+/// What keeps the other side's key, or says why it does not.
+pub type Keep = Arc<dyn Fn(&Paired) -> Result<(), String> + Send + Sync>;
+
 /// An offer to pair with who knows a code.
 #[derive(Clone)]
 pub struct Invitation {
@@ -112,7 +115,7 @@ pub struct Invitation {
     /// So long it stands: [`PAIRING_TIME`].
     pub lasts: Duration,
     /// Keeps the key of who came; may block. What goes wrong there is said on both sides.
-    pub keep: Arc<dyn Fn(&Paired) -> Result<(), String> + Send + Sync>,
+    pub keep: Keep,
 }
 
 impl fmt::Debug for Invitation {
@@ -331,11 +334,7 @@ impl Door {
     }
 
     /// Keeps who proved to know the code; one alone, however many do.
-    async fn keep(
-        &self,
-        keep: Arc<dyn Fn(&Paired) -> Result<(), String> + Send + Sync>,
-        paired: Paired,
-    ) -> Result<(), PairError> {
+    async fn keep(&self, keep: Keep, paired: Paired) -> Result<(), PairError> {
         let Some(Open { outcome, .. }) = self.lock().take() else { return Err(PairError::Expired) };
         let keeping = tokio::task::spawn_blocking({
             let paired = paired.clone();
