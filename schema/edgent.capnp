@@ -216,6 +216,7 @@ struct AskRequest {
   deadlineUs @2 :UInt64;  # 0: the host's default
   input @3 :Activation;
   beside @4 :List(Activation);  # the model's other inputs, in the order of ModelDescription.inputs
+  accuracyFloor @5 :Float64;    # the lowest measured accuracy of an exit that may answer; an older host takes any
 }
 
 struct Answer {

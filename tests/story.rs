@@ -1083,7 +1083,8 @@ async fn a_version_that_does_wrong_again_and_again_is_quarantined() {
     let ask = async |value: f32| {
         let input = Tensor::from_f32(&dims, &vec![value; elements]).unwrap();
         let input = edgent_runtime::codec::encode(&input, Codec::Raw);
-        client.ask(AskRequest { id: 0, model: String::new(), deadline_us: 10_000_000, input, beside: Vec::new() }).await
+        let (model, beside) = (String::new(), Vec::new());
+        client.ask(AskRequest { id: 0, model, deadline_us: 10_000_000, accuracy_floor: 0.0, input, beside }).await
     };
     let second_digest = Digest(digest(&second).0);
     assert_eq!(ask(0.5).await.unwrap().model, Some(second_digest));
@@ -1171,7 +1172,8 @@ async fn a_network_of_several_inputs_and_outputs_is_served() {
     for index in 0..golden.count {
         let inputs: Vec<_> = golden.at(&[0, 1], index).flatten().cloned().collect();
         let (input, beside) = encode_all(&inputs, Codec::Raw).unwrap();
-        let request = AskRequest { id: 1, model: String::new(), deadline_us: 1_000_000, input, beside };
+        let model = String::new();
+        let request = AskRequest { id: 1, model, deadline_us: 1_000_000, accuracy_floor: 0.0, input, beside };
         let answer = client.ask(request.clone()).await.unwrap();
         assert!(answer.scores.is_empty() && answer.outputs.len() == 3);
         let outputs = bundle.manifest().outputs(0);

@@ -7,7 +7,7 @@ use crate::samples;
 use anyhow::{Context, Result};
 use edgent_link::{
     Activation, Answer, AskRequest, Client, Codec, Direction, ExitDescription, Hello, Limits, Link, PROTOCOL_VERSION,
-    Placement, Role, TensorDescription,
+    Role, TensorDescription,
 };
 use edgent_nn::Tensor;
 use edgent_runtime::{build_name, codec};
@@ -28,6 +28,9 @@ pub(crate) struct Arguments {
     deadline_ms: Option<f64>,
     #[command(flatten)]
     connection: Connection,
+    /// The lowest measured accuracy of an exit that may answer, from 0 to 1.
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.0)]
+    accuracy_floor: f64,
 }
 
 #[derive(Serialize)]
@@ -66,6 +69,10 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     if !(0.0..=DEADLINE_MAX_MS).contains(&deadline_ms) {
         return Err(BadInput::error("--deadline-ms must be between 0 and 3600000"));
     }
+    let accuracy_floor = arguments.accuracy_floor;
+    if !(0.0..=1.0).contains(&accuracy_floor) {
+        return Err(BadInput::error("--accuracy-floor must be within 0 and 1"));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let link = arguments.connection.link(&[&arguments.device])?;
@@ -78,7 +85,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
                 Some(extension) if extension == "safetensors" => inputs(path, &model.inputs)?,
                 _ => vec![codec::encode(&samples::image(path)?, Codec::Raw)],
             };
-            let answer = ask_all(&client, input, deadline_ms).await?;
+            let answer = ask_all(&client, input, deadline_ms, accuracy_floor).await?;
             let index = answer.label as usize;
             let exit = model.exits.get(usize::from(answer.exit));
             let row = Row {
@@ -92,7 +99,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
                 exit: exit.map_or_else(String::new, |exit| exit.name.clone()),
                 cut: answer.cut,
                 direction: direction(answer.direction),
-                placement: placement(answer.placement),
+                placement: answer.placement.name(),
                 latency_ms: answer.latency_us as f64 / 1e3,
                 deadline_met: answer.deadline_met,
                 degraded: answer.degraded,
@@ -130,13 +137,19 @@ pub(crate) async fn connect(link: &Link, address: &str) -> Result<Client> {
 
 /// Asks a device about one image; a deadline of 0 is the device's own.
 pub(crate) async fn ask(client: &Client, image: &Tensor, deadline_ms: f64) -> Result<Answer> {
-    ask_all(client, vec![codec::encode(image, Codec::Raw)], deadline_ms).await
+    ask_all(client, vec![codec::encode(image, Codec::Raw)], deadline_ms, 0.0).await
 }
 
-async fn ask_all(client: &Client, mut inputs: Vec<Activation>, deadline_ms: f64) -> Result<Answer> {
+async fn ask_all(
+    client: &Client,
+    mut inputs: Vec<Activation>,
+    deadline_ms: f64,
+    accuracy_floor: f64,
+) -> Result<Answer> {
     anyhow::ensure!(!inputs.is_empty(), "there is nothing to ask about");
-    let (input, beside) = (inputs.remove(0), inputs);
-    let request = AskRequest { id: 0, model: String::new(), deadline_us: (deadline_ms * 1e3) as u64, input, beside };
+    let (input, beside, model) = (inputs.remove(0), inputs, String::new());
+    let deadline_us = (deadline_ms * 1e3) as u64;
+    let request = AskRequest { id: 0, model, deadline_us, accuracy_floor, input, beside };
     Ok(client.ask(request).await?)
 }
 
@@ -164,13 +177,5 @@ pub(crate) fn direction(direction: Direction) -> &'static str {
     match direction {
         Direction::DeviceFirst => "device-first",
         Direction::EdgeFirst => "edge-first",
-    }
-}
-
-pub(crate) fn placement(placement: Placement) -> &'static str {
-    match placement {
-        Placement::DeviceOnly => "device-only",
-        Placement::Split => "split",
-        Placement::EdgeOnly => "edge-only",
     }
 }

@@ -27,6 +27,10 @@ struct Arguments {
     /// Address to listen on; port 0 lets the system choose.
     #[arg(long, default_value = "127.0.0.1:7400")]
     listen: String,
+    /// Answer over HTTP, too: the Open Inference Protocol. Neither encrypted nor authenticated; port 0 lets the system
+    /// choose.
+    #[arg(long, value_name = "ADDR")]
+    http: Option<String>,
     /// Address of an edge (device only; may be given several times, the first that answers is used).
     #[arg(long, value_name = "ADDR")]
     edge: Vec<String>,
@@ -75,6 +79,9 @@ struct Arguments {
     /// Threads that run segments, for each model; 0 for one a processor.
     #[arg(long, default_value_t = 0)]
     workers: usize,
+    /// How the log on stderr is written.
+    #[arg(long, value_enum, default_value = "human")]
+    log_format: LogFormat,
     /// Take this many times as long for each segment: a slow device, emulated.
     #[arg(long, value_name = "K", allow_negative_numbers = true, default_value_t = 1.0)]
     emulate_slowdown: f64,
@@ -86,6 +93,14 @@ enum HostRole {
     Edge,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    /// A line for people.
+    Human,
+    /// A JSON object a line.
+    Json,
+}
+
 /// Reads a strategy's name.
 pub(crate) fn strategy(name: &str) -> Result<Strategy, String> {
     let names = Strategy::ALL.map(Strategy::name).join(", ");
@@ -94,7 +109,11 @@ pub(crate) fn strategy(name: &str) -> Result<Strategy, String> {
 
 pub(crate) fn run() -> Result<()> {
     let arguments = Arguments::parse();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO).init();
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO);
+    match arguments.log_format {
+        LogFormat::Human => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
     bounds::check(arguments.deadline_ms, arguments.emulate_slowdown)?;
     if !(0.0..=1.0).contains(&arguments.codec_loss_max) {
         return Err(BadInput::error("--codec-loss-max must be within 0 and 1"));
@@ -129,6 +148,7 @@ pub(crate) fn run() -> Result<()> {
     let settings = Settings {
         role,
         listen: arguments.listen,
+        http: arguments.http,
         edges: arguments.edge,
         models: arguments.model,
         store: arguments.store,
@@ -193,7 +213,8 @@ async fn serve(settings: Settings, pair: Option<Vec<Right>>) -> Result<()> {
         other => anyhow::Error::new(other),
     })?;
     // One line, so that whoever started this host knows when and where to reach it.
-    println!("{HOST_PROGRAM} {} listening on {}", format!("{role:?}").to_lowercase(), host.local_addr());
+    let http = host.http_addr().map_or_else(String::new, |address| format!(" HTTP on {address},"));
+    println!("{HOST_PROGRAM} {role}{http} listening on {}", host.local_addr());
     std::io::stdout().flush().context("stdout")?;
     if let Some(may) = pair {
         invite(&host, may)?;

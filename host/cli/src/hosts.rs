@@ -21,6 +21,7 @@ pub struct HostProcess {
     child: Child,
     address: SocketAddr,
     stdout: BufReader<ChildStdout>,
+    http: Option<SocketAddr>,
 }
 
 impl HostProcess {
@@ -40,11 +41,13 @@ impl HostProcess {
         let mut line = String::new();
         let read = tokio::time::timeout(READY, stdout.read_line(&mut line)).await;
         read.with_context(|| format!("the host said nothing for {} s", READY.as_secs()))??;
-        let Some(address) = line.trim_end().rsplit(' ').next().and_then(|word| word.parse().ok()) else {
+        let mut addresses = line.split([' ', ',', '\n']).filter_map(|word| word.parse().ok()).rev();
+        let Some(address) = addresses.next() else {
             let status = child.wait().await?;
             bail!("the host ended with {status} before it was ready; its arguments were {arguments:?}");
         };
-        Ok(Self { child, address, stdout })
+        let http = addresses.next();
+        Ok(Self { child, address, stdout, http })
     }
 
     /// Where it listens.
@@ -58,6 +61,11 @@ impl HostProcess {
         let read = tokio::time::timeout(READY, self.stdout.read_line(&mut line)).await;
         read.context("the host said nothing")??;
         Ok(line)
+    }
+
+    /// Where it listens for HTTP, if it was told to.
+    pub fn http(&self) -> Option<SocketAddr> {
+        self.http
     }
 
     /// The process; none once it has ended.

@@ -105,6 +105,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         codec_loss_max: arguments.codec_loss_max,
         input_may_leave: !arguments.keep_input,
         link: (arguments.rate_bps > 0.0).then_some(link),
+        accuracy_min: 0.0,
         margin: Margin { alone: arguments.margin, together: arguments.margin },
     };
     let choice = arguments.strategy.choose(network, &profile, &constraints);
@@ -113,11 +114,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         // `explain` speaks of our own choice; another strategy may have taken another plan.
         _ if explained.candidate.plan == choice.candidate.plan => "chosen",
         Verdict::Chosen => "what edgent would take",
-        Verdict::InputMustStay => "the input must stay",
-        Verdict::CodecTooLossy => "the codec costs too much accuracy",
-        Verdict::TooSlow => "not likely to be in time",
-        Verdict::Slower => "slower, for the same exit",
-        Verdict::LessAccurate => "a better exit is in time",
+        other => other.words(),
     };
     let mut candidates = if arguments.explain { explain(network, &profile, &constraints) } else { Vec::new() };
     candidates.sort_by(|a, b| {
@@ -211,9 +208,9 @@ fn row(
 
 fn placement(plan: &Plan, network: &Network) -> &'static str {
     match plan.placement(network) {
-        Placement::DeviceOnly => ask::placement(edgent_link::Placement::DeviceOnly),
-        Placement::Split => ask::placement(edgent_link::Placement::Split),
-        Placement::EdgeOnly => ask::placement(edgent_link::Placement::EdgeOnly),
+        Placement::DeviceOnly => edgent_link::Placement::DeviceOnly.name(),
+        Placement::Split => edgent_link::Placement::Split.name(),
+        Placement::EdgeOnly => edgent_link::Placement::EdgeOnly.name(),
     }
 }
 

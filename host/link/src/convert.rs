@@ -364,6 +364,7 @@ impl Message for AskRequest {
     fn write(&self, mut to: wire::ask_request::Builder<'_>) {
         to.set_id(self.id);
         to.set_deadline_us(self.deadline_us);
+        to.set_accuracy_floor(self.accuracy_floor);
         self.input.write(to.reborrow().init_input());
         to.set_model(&self.model);
         write_beside(to.init_beside(self.beside.len() as u32), &self.beside);
@@ -374,6 +375,7 @@ impl Message for AskRequest {
             id: from.get_id(),
             model: from.get_model()?.to_str()?.to_owned(),
             deadline_us: from.get_deadline_us(),
+            accuracy_floor: from.get_accuracy_floor(),
             input: Activation::read(from.get_input()?)?,
             beside: read_beside(from.get_beside()?)?,
         })

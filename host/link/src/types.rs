@@ -239,6 +239,17 @@ pub enum Placement {
     EdgeOnly,
 }
 
+impl Placement {
+    /// What it is called where people and programs read it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::DeviceOnly => "device-only",
+            Self::Split => "split",
+            Self::EdgeOnly => "edge-only",
+        }
+    }
+}
+
 /// Who runs what, from an epoch on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -307,6 +318,8 @@ pub struct AskRequest {
     pub model: String,
     /// 0: the host's default.
     pub deadline_us: u64,
+    /// The lowest measured accuracy of an exit that may answer, from 0 to 1. An older host takes any.
+    pub accuracy_floor: f64,
     /// The model's input; the first, if it has several.
     pub input: Activation,
     /// The others, in the order of [`ModelDescription::inputs`]; at most [`BESIDE_MAX`].

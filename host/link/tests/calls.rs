@@ -162,7 +162,8 @@ async fn every_method_keeps_its_values() {
     for id in [1, 2] {
         let model = "alex".repeat(1000);
         let beside = vec![activation(10); id as usize];
-        let request = AskRequest { id, model, deadline_us: 100_000, input: activation(50_000), beside };
+        let request =
+            AskRequest { id, model, deadline_us: 100_000, accuracy_floor: 0.75, input: activation(50_000), beside };
         assert_eq!(client.ask(request.clone()).await.unwrap(), answer(request));
     }
     assert_eq!(client.profile(Digest([8; 32])).await.unwrap(), profile(Digest([8; 32])));

@@ -222,6 +222,7 @@ async fn who_was_given_a_model_asks_about_no_other_and_sees_no_other() {
         id: 1,
         model: model.to_owned(),
         deadline_us: 0,
+        accuracy_floor: 0.0,
         input: activation(1),
         beside: vec![],
     };

@@ -38,6 +38,8 @@ pub struct Constraints {
     pub codec_loss_max: f64,
     /// Whether the network's raw input may leave the device (the privacy floor).
     pub input_may_leave: bool,
+    /// The lowest measured accuracy of an exit that may answer. Where none has it, the best one answers.
+    pub accuracy_min: f64,
     /// The link, if there is an edge at the other end of it.
     pub link: Option<Link>,
     /// How much longer than predicted a plan must be allowed to take, to be in time as often as wanted.
@@ -115,11 +117,27 @@ pub enum Verdict {
     LessAccurate,
 }
 
+impl Verdict {
+    /// The same for people.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Chosen => "chosen",
+            Self::InputMustStay => "the input must stay",
+            Self::CodecTooLossy => "the codec costs too much accuracy",
+            Self::TooSlow => "not likely to be in time",
+            Self::Slower => "slower, for the same exit",
+            Self::LessAccurate => "a better exit is in time",
+        }
+    }
+}
+
 /// The plan to take now.
 pub fn choose(network: &Network, profile: &Profile, constraints: &Constraints) -> Choice {
     let exits = network.exits();
     let mut order: Vec<usize> = (0..exits.len()).collect();
     order.sort_by(|a, b| exits[*b].accuracy.total_cmp(&exits[*a].accuracy));
+    let enough = order.iter().take_while(|exit| exits[**exit].accuracy >= constraints.accuracy_min).count();
+    order.truncate(enough.max(1));
     let mut least: Option<Candidate> = None;
     for exit in order {
         let way = Way::new(network, profile, constraints, exit);

@@ -1,7 +1,7 @@
 //! What the device does next: `(state, event, now) → actions`.
 
 use crate::changepoint::{ChangePoints, ChangeSettings};
-use crate::choose::{Candidate, Choice, Constraints, Link, choose, predict};
+use crate::choose::{Candidate, Choice, Constraints, Explained, Link, choose, explain, predict};
 use crate::codec::{Coding, PerCodec};
 use crate::estimate::{Exchange, LinkEstimate};
 use crate::map::{ConfigurationMap, Dynamic, SWITCH_COST_REWARD};
@@ -348,16 +348,18 @@ impl Controller {
     }
 
     /// The best the device can do alone in the time that is left: what a request falls back on. There
-    /// is no second chance behind it, so it counts on slow runs rather than on usual ones.
-    pub fn local(&self, remaining_us: f64) -> Choice {
+    /// is no second chance behind it, so it counts on slow runs rather than on usual ones. Exits below the accuracy
+    /// do not answer.
+    pub fn local(&self, remaining_us: f64, accuracy_min: f64) -> Choice {
         let device_us = (0..self.network.segments()).map(|segment| self.device.p90_us(segment)).collect();
         let profile = Profile { device_us, ..self.profile() };
-        choose(&self.network, &profile, &Constraints { link: None, ..self.constraints(remaining_us) })
+        choose(&self.network, &profile, &Constraints { link: None, accuracy_min, ..self.constraints(remaining_us) })
     }
 
     /// The plan for one request: the one in force, unless it cannot keep this request's deadline
-    /// and the device alone can.
-    pub fn for_request(&self, deadline_us: f64) -> Planned {
+    /// and the device alone can; or unless its exit is not accurate enough. Then the device answers alone, since
+    /// a plan for both hosts is one that both have agreed on.
+    pub fn for_request(&self, deadline_us: f64, accuracy_min: f64) -> Planned {
         let Margin { alone, together } = self.residuals.margin();
         let planned = |plan: Plan, predicted_us| Planned {
             installed: Installed { plan, ..self.installed },
@@ -366,20 +368,41 @@ impl Controller {
         };
         let predicted = self.predicted(self.installed.plan).map(|candidate| candidate.cost.total_us());
         let as_planned = planned(self.installed.plan, predicted);
-        if !self.settings.strategy.falls_back() || predicted.is_some_and(|us| us <= deadline_us) {
+        let is_accurate = self.network.exits()[self.installed.plan.exit].accuracy >= accuracy_min;
+        let is_in_time = !self.settings.strategy.falls_back() || predicted.is_some_and(|us| us <= deadline_us);
+        if is_accurate && is_in_time {
             return as_planned;
         }
-        let hurried = self.local(deadline_us);
+        let hurried = self.local(deadline_us, accuracy_min);
         let plan = hurried.candidate.plan;
         // What it usually takes, as for any plan; that even its slow runs fit is what it was chosen for.
         let usual = self.predicted(plan).map(|candidate| candidate.cost.total_us());
-        if hurried.fits { planned(plan, usual) } else { as_planned }
+        if hurried.fits || !is_accurate { planned(plan, usual) } else { as_planned }
     }
 
     /// How likely the plan in force is to keep a deadline.
     pub fn in_time(&self, planned: &Planned, deadline_us: f64) -> f64 {
         let crosses = planned.installed.plan.placement(&self.network) != Placement::DeviceOnly;
         planned.predicted_us.map_or(0.0, |us| self.residuals.in_time(crosses, us, deadline_us))
+    }
+
+    /// What would be planned now, and all plans there are, as [`explain`] tells them; with the link at another rate
+    /// than it has, if one is given and there is an edge.
+    pub fn explain(&self, rate_bps: Option<f64>) -> (Choice, Vec<Explained>) {
+        let now = self.constraints(self.settings.deadline_us);
+        let other = rate_bps.filter(|_| self.edge.is_some()).map(|rate_bps| Link {
+            rate_bps,
+            rtt_us: self.link.rtt_us(),
+            message_bytes: self.settings.message_bytes,
+        });
+        let constraints = Constraints { margin: self.residuals.margin(), link: other.or(now.link), ..now };
+        let profile = self.profile();
+        let pinned = self.pinned.and_then(|plan| predict(&self.network, &profile, &constraints, plan));
+        let choice = match pinned {
+            Some(candidate) => Choice { fits: candidate.cost.total_us() <= constraints.deadline_us, candidate },
+            None => self.settings.strategy.choose(&self.network, &profile, &constraints),
+        };
+        (choice, explain(&self.network, &profile, &constraints))
     }
 
     /// How long these segments usually take on the device.
@@ -505,7 +528,7 @@ impl Controller {
         let codec_loss_max = strategy.codec_loss_max(self.settings.codec_loss_max);
         let rate_bps = self.link.rate_bps().filter(|_| self.edge.is_some());
         let link = rate_bps.map(|rate_bps| Link { rate_bps, rtt_us: self.link.rtt_us(), message_bytes });
-        Constraints { deadline_us, codec_loss_max, input_may_leave, link, margin: Margin::NONE }
+        Constraints { deadline_us, codec_loss_max, input_may_leave, link, accuracy_min: 0.0, margin: Margin::NONE }
     }
 
     fn profile(&self) -> Profile {

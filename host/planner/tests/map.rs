@@ -75,6 +75,7 @@ fn every_state_has_the_plan_that_brute_force_finds() {
             codec_loss_max: seeded.next() * 0.02,
             input_may_leave: seeded.next() < 0.8,
             link: (seeded.next() < 0.95).then_some(link),
+            accuracy_min: 0.0,
             margin: Margin::NONE,
         };
         let rates: Vec<f64> = (0..6).map(|_| 10f64.powf(4.0 + 4.0 * seeded.next())).collect();
@@ -125,7 +126,14 @@ fn small() -> (Network, Profile, Constraints) {
     (
         network,
         profile,
-        Constraints { deadline_us: 1e6, codec_loss_max: 0.0, input_may_leave: true, link, margin: Margin::NONE },
+        Constraints {
+            deadline_us: 1e6,
+            codec_loss_max: 0.0,
+            input_may_leave: true,
+            link,
+            accuracy_min: 0.0,
+            margin: Margin::NONE,
+        },
     )
 }
 

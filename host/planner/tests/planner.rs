@@ -73,6 +73,7 @@ fn the_choice_is_that_of_brute_force() {
             deadline_us: seeded.next() * 200_000.0,
             codec_loss_max: seeded.next() * 0.02,
             input_may_leave: seeded.next() < 0.8,
+            accuracy_min: 0.0,
             margin: Margin { alone: 0.9 + 0.3 * seeded.next(), together: 0.9 + 0.6 * seeded.next() },
             link: (seeded.next() < 0.9).then(|| Link {
                 rate_bps: 10f64.powf(4.0 + 4.0 * seeded.next()),
@@ -171,6 +172,7 @@ fn every_strategy_does_what_its_name_says() {
         codec_loss_max: 0.005,
         input_may_leave: true,
         link,
+        accuracy_min: 0.0,
         margin: Margin::NONE,
     };
     let link = |rate_bps| Some(Link { rate_bps, rtt_us: 2_000.0, message_bytes: 0 });
@@ -232,6 +234,7 @@ fn no_figure_upsets_it() {
             deadline_us: figure(),
             codec_loss_max: figure(),
             input_may_leave: case % 3 != 0,
+            accuracy_min: 0.0,
             margin: if case % 2 == 0 { Margin::NONE } else { Margin { alone: figure(), together: figure() } },
             link: (case % 7 != 0).then(|| Link {
                 rate_bps: figure(),
@@ -252,8 +255,14 @@ fn no_figure_upsets_it() {
     let two = Network::new(vec![boundary(1 << 63); 2], vec![exit(vec![0], vec![0, 1])], 1).unwrap();
     let profile = Profile { device_us: vec![1e9], edge_us: vec![1.0], edge_queue_us: 0.0, coding: free() };
     let link = Some(Link { rate_bps: 1e9, rtt_us: 1.0, message_bytes: 0 });
-    let constraints =
-        Constraints { deadline_us: 1e9, codec_loss_max: 0.0, input_may_leave: true, link, margin: Margin::NONE };
+    let constraints = Constraints {
+        deadline_us: 1e9,
+        codec_loss_max: 0.0,
+        input_may_leave: true,
+        link,
+        accuracy_min: 0.0,
+        margin: Margin::NONE,
+    };
     assert_eq!(choose(&two, &profile, &constraints).candidate.plan.placement(&two), Placement::DeviceOnly);
 }
 
@@ -266,8 +275,14 @@ fn between_equals_what_sends_less_is_taken_and_then_what_runs_here() {
         let profile =
             Profile { device_us: device_us.into(), edge_us: edge_us.into(), edge_queue_us: 0.0, coding: free() };
         let link = Some(Link { rate_bps: 8e6, rtt_us: 0.0, message_bytes: 0 });
-        let constraints =
-            Constraints { deadline_us: 1e6, codec_loss_max: 0.0, input_may_leave: true, link, margin: Margin::NONE };
+        let constraints = Constraints {
+            deadline_us: 1e6,
+            codec_loss_max: 0.0,
+            input_may_leave: true,
+            link,
+            accuracy_min: 0.0,
+            margin: Margin::NONE,
+        };
         choose(&network, &profile, &constraints).candidate.plan
     };
     let device_first = |cut| Plan { exit: 0, cut, direction: Direction::DeviceFirst, codec: Codec::Raw };
@@ -331,7 +346,14 @@ fn chosen(rate_bps: f64, deadline_us: f64, input_may_leave: bool) -> (usize, Pla
     let choice = choose(
         &network,
         &profile,
-        &Constraints { deadline_us, codec_loss_max: 0.005, input_may_leave, link, margin: Margin::NONE },
+        &Constraints {
+            deadline_us,
+            codec_loss_max: 0.005,
+            input_may_leave,
+            link,
+            accuracy_min: 0.0,
+            margin: Margin::NONE,
+        },
     );
     (choice.candidate.plan.exit, choice.candidate.plan.placement(&network), choice.fits)
 }
@@ -367,8 +389,14 @@ fn a_codec_that_costs_too_much_accuracy_is_not_used() {
     let (network, profile) = small();
     let codec = |codec_loss_max| {
         let link = Some(Link { rate_bps: 1e6, rtt_us: 2_000.0, message_bytes: 0 });
-        let constraints =
-            Constraints { deadline_us: 96e3, codec_loss_max, input_may_leave: true, link, margin: Margin::NONE };
+        let constraints = Constraints {
+            deadline_us: 96e3,
+            codec_loss_max,
+            input_may_leave: true,
+            link,
+            accuracy_min: 0.0,
+            margin: Margin::NONE,
+        };
         let of_interest = |c: &Candidate| c.plan.exit == 2 && c.plan.codec == Codec::U8;
         let all = explain(&network, &profile, &constraints);
         let mut lossy = all.iter().filter(|e| of_interest(&e.candidate)).map(|e| e.verdict == Verdict::CodecTooLossy);
@@ -389,8 +417,14 @@ fn a_codec_that_a_host_does_not_take_or_that_costs_too_much_time_is_not_used() {
         let coding = PerCodec::from_fn(|codec| if taken.contains(&codec) { Coding::FREE } else { Coding::NONE });
         let mut profile = Profile { coding, ..profile.clone() };
         profile.coding[Png].up_us_per_byte += png_us_per_byte;
-        let constraints =
-            Constraints { deadline_us: 110e3, codec_loss_max, input_may_leave: true, link, margin: Margin::NONE };
+        let constraints = Constraints {
+            deadline_us: 110e3,
+            codec_loss_max,
+            input_may_leave: true,
+            link,
+            accuracy_min: 0.0,
+            margin: Margin::NONE,
+        };
         let edge_only = |plan: Plan| plan.placement(&network) == Placement::EdgeOnly;
         let all = explain(&network, &profile, &constraints);
         assert!(all.iter().all(|e| taken.contains(&e.candidate.plan.codec) || e.candidate.cost.edge_us == 0.0));
@@ -425,8 +459,14 @@ fn the_input_stays_in_whatever_codec() {
     for _ in 0..500 {
         let (network, profile) = network(&mut seeded);
         let link = Some(Link { rate_bps: 1e9, rtt_us: 0.0, message_bytes: 0 });
-        let constraints =
-            Constraints { deadline_us: 1e9, codec_loss_max: 1.0, input_may_leave: false, link, margin: Margin::NONE };
+        let constraints = Constraints {
+            deadline_us: 1e9,
+            codec_loss_max: 1.0,
+            input_may_leave: false,
+            link,
+            accuracy_min: 0.0,
+            margin: Margin::NONE,
+        };
         let leaves = |plan: Plan| plan.direction == Direction::EdgeFirst || plan.cut == 0;
         for explained in explain(&network, &profile, &constraints) {
             let plan = explained.candidate.plan;
@@ -755,8 +795,31 @@ fn the_fallback_counts_on_slow_runs() {
     }
     let controller = Controller::new(network, settings(120e3), timings, 1);
     assert_eq!(controller.installed().plan.exit, 2, "95 ms as a rule");
-    assert_eq!(controller.local(100e3).candidate.plan.exit, 0, "but 190 ms at times; and 120 ms for exit 1");
-    assert!(controller.local(100e3).fits && !controller.local(20e3).fits);
+    assert_eq!(controller.local(100e3, 0.0).candidate.plan.exit, 0, "but 190 ms at times; and 120 ms for exit 1");
+    assert!(controller.local(100e3, 0.0).fits && !controller.local(20e3, 0.0).fits);
+}
+
+#[test]
+fn a_request_is_answered_by_an_exit_that_is_accurate_enough_or_by_none_below_it() {
+    let (network, profile) = small();
+    let mut timings = Timings::new(network.segments());
+    profile.device_us.iter().enumerate().for_each(|(segment, us)| timings.record(segment, *us));
+    // 20 ms is time for the first exit alone.
+    let controller = Controller::new(network, settings(20e3), timings, 1);
+    let exits = controller.network().exits().to_vec();
+    assert_eq!(controller.installed().plan.exit, 0);
+    for floor in exits.iter().map(|exit| exit.accuracy) {
+        for deadline_us in [1.0, 20e3, 60e3, 1e9] {
+            let planned = controller.for_request(deadline_us, floor);
+            assert!(
+                exits[planned.installed.plan.exit].accuracy >= floor,
+                "{floor} within {deadline_us} us: {planned:?}"
+            );
+            let local = controller.local(deadline_us, floor);
+            assert!(exits[local.candidate.plan.exit].accuracy >= floor, "{floor} within {deadline_us} us: {local:?}");
+        }
+    }
+    assert!(!controller.local(20e3, exits[2].accuracy).fits, "late, and it says so");
 }
 
 #[test]
@@ -782,8 +845,8 @@ fn a_request_in_a_hurry_is_answered_by_the_device_alone_if_that_is_faster() {
     device.connect();
     (0..3).for_each(|_| device.exchange(12_000, 2e6));
     assert_ne!(device.placement(), Placement::DeviceOnly);
-    let hurried = device.controller.for_request(16e3).installed;
+    let hurried = device.controller.for_request(16e3, 0.0).installed;
     assert_eq!(hurried.plan.placement(device.controller.network()), Placement::DeviceOnly);
     assert_eq!(hurried.plan.exit, 0);
-    assert_eq!(device.controller.for_request(200e3).installed, device.controller.installed());
+    assert_eq!(device.controller.for_request(200e3, 0.0).installed, device.controller.installed());
 }

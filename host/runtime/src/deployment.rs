@@ -27,8 +27,10 @@ const PAUSE_MAX: Duration = Duration::from_millis(2);
 /// only some inputs bring about does not take a good version out of service as long as others come between.
 const FAULTS_MAX: u32 = 3;
 
-/// What all segments of this process did wrong.
-static FAULTS: AtomicU64 = AtomicU64::new(0);
+/// What all segments of this process did wrong, by [`FAULT_KINDS`].
+static FAULTS: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
+
+const FAULT_KINDS: [&str; 5] = ["trap", "limit", "refused", "output", "graph"];
 
 /// Every segment of a bundle compiled, instantiated and prepared. Shared between threads.
 #[derive(Debug)]
@@ -235,25 +237,25 @@ impl Deployment {
     /// Counts what a segment did wrong, and ends it all when that was too often.
     fn judge(&self, index: usize, error: Option<&SegmentError>) {
         let faults = &self.faults[index];
-        match error.map(|error| &error.fault) {
+        let kind = match error.map(|error| &error.fault) {
             None => {
                 // Nearly always; written only where it changes something, since threads share it.
                 if faults.load(Ordering::Relaxed) != 0 {
                     faults.store(0, Ordering::Relaxed);
                 }
+                return;
             }
-            Some(Fault::Input(_) | Fault::TimeUp) => {}
-            Some(Fault::Trap(_) | Fault::Limit(_) | Fault::Refused(_) | Fault::Output(_) | Fault::Graph(_)) => {
-                FAULTS.fetch_add(1, Ordering::Relaxed);
-                if faults.fetch_add(1, Ordering::Relaxed) + 1 >= FAULTS_MAX {
-                    self.quarantine.get_or_init(|| {
-                        format!(
-                            "it failed {FAULTS_MAX} times in a row: {}",
-                            error.map_or(String::new(), |e| e.to_string())
-                        )
-                    });
-                }
-            }
+            Some(Fault::Input(_) | Fault::TimeUp) => return,
+            Some(Fault::Trap(_)) => 0,
+            Some(Fault::Limit(_)) => 1,
+            Some(Fault::Refused(_)) => 2,
+            Some(Fault::Output(_)) => 3,
+            Some(Fault::Graph(_)) => 4,
+        };
+        FAULTS[kind].fetch_add(1, Ordering::Relaxed);
+        if faults.fetch_add(1, Ordering::Relaxed) + 1 >= FAULTS_MAX {
+            let why = error.map_or(String::new(), ToString::to_string);
+            self.quarantine.get_or_init(|| format!("it failed {FAULTS_MAX} times in a row: {why}"));
         }
     }
 
@@ -437,7 +439,12 @@ pub enum RunError {
 
 /// What segments of any bundle did wrong in this process.
 pub(crate) fn faults() -> u64 {
-    FAULTS.load(Ordering::Relaxed)
+    FAULTS.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+}
+
+/// The same, by kind.
+pub(crate) fn faults_by_kind() -> Vec<(&'static str, u64)> {
+    FAULT_KINDS.into_iter().zip(FAULTS.iter().map(|count| count.load(Ordering::Relaxed))).collect()
 }
 
 /// Why a bundle cannot be run here.

@@ -1,13 +1,17 @@
-//! The edge: runs parts of networks for devices.
+//! The edge: runs parts of networks for devices; and whole ones for who asks it over HTTP.
+
+mod ask;
 
 use crate::codec;
+use crate::metrics::Metrics;
 use crate::shelf::{Prepared, Shelf, give_way};
+use crate::state::State;
 use crate::{Deployment, Due, Turn, Workers};
 use bytes::Bytes;
 use edgent_bundle::Bundle;
 use edgent_link::{
     BlobName, Description, Digest, Direction, Fault, FaultKind, InferReply, InferRequest, ModelProfile, PIECE_BYTES,
-    Plan, Reply, SegmentTime, Service, Signature, Stats, Trial, Version, Which,
+    Plan, Reply, Role, SegmentTime, Service, Signature, Stats, Trial, Version, Which,
 };
 use edgent_nn::Stop;
 use edgent_planner::Timings;
@@ -35,7 +39,15 @@ pub struct Edge {
     served: Served,
     runtime: Handle,
     started: Instant,
+    /// Of who asks it for an answer and says nothing else.
+    deadline_us: f64,
     requests: AtomicU64,
+    /// By the whole network, for who asked this host itself.
+    answered: AtomicU64,
+    /// Of those.
+    deadline_met: AtomicU64,
+    /// Of those.
+    degraded: AtomicU64,
     errors: AtomicU64,
 }
 
@@ -44,15 +56,18 @@ pub struct Edge {
 struct Served {
     models: Arc<RwLock<HashMap<Digest, Arc<Model>>>>,
     shelf: Arc<Shelf>,
+    /// By name, the version that answers who names none.
+    in_force: Arc<RwLock<HashMap<String, Digest>>>,
     /// Held while a version comes into force.
     changing: Arc<Mutex<()>>,
     /// Of each model's pool.
     threads: usize,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
 struct Model {
-    deployment: Deployment,
+    deployment: Arc<Deployment>,
     /// Shared with the other versions of the model, and with nobody else.
     workers: Workers,
     /// When a request last asked for it.
@@ -67,11 +82,29 @@ struct Model {
 
 impl Edge {
     /// An edge with these models; what was measured of each is what devices plan with at first.
-    pub(crate) fn new(prepared: Vec<Prepared>, shelf: Arc<Shelf>, threads: usize) -> io::Result<Self> {
-        let served = Served { models: Arc::default(), shelf, changing: Arc::default(), threads };
+    pub(crate) fn new(
+        prepared: Vec<Prepared>,
+        shelf: Arc<Shelf>,
+        threads: usize,
+        metrics: Arc<Metrics>,
+        deadline_us: f64,
+    ) -> io::Result<Self> {
+        let named = |prepared: &Prepared| (prepared.bundle.manifest().name.clone(), Digest(prepared.bundle.digest().0));
+        let in_force = Arc::new(RwLock::new(prepared.iter().map(named).collect()));
+        let served = Served { models: Arc::default(), shelf, in_force, changing: Arc::default(), threads, metrics };
         prepared.into_iter().try_for_each(|prepared| served.serve(prepared))?;
-        let (requests, errors) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Self { served, runtime: Handle::current(), started: Instant::now(), requests, errors })
+        let (requests, answered, deadline_met, degraded, errors) = Default::default();
+        Ok(Self {
+            served,
+            runtime: Handle::current(),
+            started: Instant::now(),
+            deadline_us,
+            requests,
+            answered,
+            deadline_met,
+            degraded,
+            errors,
+        })
     }
 
     fn accept(&self, plan: Plan) -> Result<(), Fault> {
@@ -110,9 +143,12 @@ impl Edge {
             if turn == Turn::TooLate {
                 let waited_ms = arrived.elapsed().as_secs_f64() * 1e3;
                 let why = format!("it waited here for {waited_ms:.1} ms, and there is not the time for it any more");
+                served.metrics.part(Some(FaultKind::TimeUp));
                 return reply.send(Err(fault(FaultKind::TimeUp, why)));
             }
-            reply.send(model.infer(exit, range, &request, arrived, &stop));
+            let ran = model.infer(exit, range, &request, arrived, &stop);
+            served.metrics.part(ran.as_ref().err().map(|fault| fault.kind));
+            reply.send(ran);
             if let Some(why) = model.deployment.new_quarantine() {
                 served.quarantine(&runtime, &model, why);
             }
@@ -127,6 +163,25 @@ impl Edge {
 }
 
 impl Edge {
+    /// What it does now.
+    pub(crate) fn state(&self) -> State {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let stats = Stats {
+            uptime_ms: us(self.started.elapsed()) / 1_000,
+            requests: count(&self.requests),
+            answered: count(&self.answered),
+            errors: count(&self.errors),
+            deadline_met: count(&self.deadline_met),
+            degraded: count(&self.degraded),
+            tensor_bytes_copied: edgent_nn::bytes_copied(),
+            faults: crate::deployment::faults(),
+            quarantined: self.served.shelf.quarantined().len() as u64,
+            ..Stats::default()
+        };
+        let version = self.served().into_iter().next();
+        State { role: Role::Edge, version, stats, deadline_us: self.deadline_us, device: None }
+    }
+
     fn change(
         &self,
         reply: Reply<Version>,
@@ -180,7 +235,15 @@ impl Served {
     }
 
     /// Prepares a version, serves it beside the others, and perhaps puts it in force for the next start.
-    fn change_to(&self, (version, bundle): (u64, Bundle), put_in_force: bool) -> Result<Version, Fault> {
+    fn change_to(&self, to: (u64, Bundle), put_in_force: bool) -> Result<Version, Fault> {
+        let changed = self.bring_to(to, put_in_force);
+        if put_in_force {
+            self.metrics.swapped(changed.is_ok());
+        }
+        changed
+    }
+
+    fn bring_to(&self, (version, bundle): (u64, Bundle), put_in_force: bool) -> Result<Version, Fault> {
         let (name, digest) = (bundle.manifest().name.clone(), Digest(bundle.digest().0));
         if self.model(&digest).is_err() {
             self.make_room()?;
@@ -192,6 +255,7 @@ impl Served {
         if put_in_force {
             let in_use: Vec<_> = self.models().keys().map(|digest| edgent_bundle::Digest(digest.0)).collect();
             self.shelf.put_in_force(&name, version, &in_use)?;
+            self.in_force.write().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), digest);
         }
         Ok(Version {
             model: name,
@@ -286,7 +350,7 @@ impl Served {
 impl Model {
     fn new(Prepared { deployment, timings, .. }: Prepared, workers: Workers) -> Arc<Self> {
         Arc::new(Self {
-            deployment,
+            deployment: Arc::new(deployment),
             workers,
             asked: Mutex::new(Instant::now()),
             is_going: AtomicBool::new(false),
@@ -327,6 +391,20 @@ impl Model {
         Duration::try_from_secs_f64(us / 1e6).unwrap_or_default()
     }
 
+    /// Takes in how long a request that begins now has waited, and says so.
+    fn started(&self, arrived: Instant) -> u64 {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = arrived;
+        let queue_us = us(arrived.elapsed());
+        let before = self.queue_us.load(Ordering::Relaxed);
+        self.queue_us.store((before * 7 + queue_us) / 8, Ordering::Relaxed);
+        queue_us
+    }
+
+    fn learn(&self, segments_us: &[(usize, f64)]) {
+        let mut timings = self.timings.lock().unwrap_or_else(PoisonError::into_inner);
+        segments_us.iter().for_each(|(segment, us)| timings.record(*segment, *us));
+    }
+
     fn infer(
         &self,
         exit: usize,
@@ -335,10 +413,7 @@ impl Model {
         arrived: Instant,
         stop: &Stop,
     ) -> Result<InferReply, Fault> {
-        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = arrived;
-        let queue_us = us(arrived.elapsed());
-        let before = self.queue_us.load(Ordering::Relaxed);
-        self.queue_us.store((before * 7 + queue_us) / 8, Ordering::Relaxed);
+        let queue_us = self.started(arrived);
         let coding = Instant::now();
         let expected = self.deployment.crossing(exit, range.start);
         let input = codec::decode_all(&request.activation, &request.beside, &expected);
@@ -348,9 +423,7 @@ impl Model {
             let kind = if stop.reached() { FaultKind::TimeUp } else { FaultKind::SegmentFailed };
             fault(kind, e.to_string())
         })?;
-        let mut timings = self.timings.lock().unwrap_or_else(PoisonError::into_inner);
-        ran.segments_us.iter().for_each(|(segment, us)| timings.record(*segment, *us));
-        drop(timings);
+        self.learn(&ran.segments_us);
         let coding = Instant::now();
         let (activation, beside) = codec::encode_all(&ran.output, request.reply_codec)
             .ok_or_else(|| fault(FaultKind::Internal, "the segments gave nothing"))?;
@@ -392,6 +465,7 @@ impl Service for Edge {
     fn infer(&self, request: InferRequest, reply: Reply<InferReply>) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         if let Err((fault, reply)) = self.start(request, reply) {
+            self.served.metrics.part(Some(fault.kind));
             self.errors.fetch_add(1, Ordering::Relaxed);
             reply.send(Err(fault));
         }
@@ -478,15 +552,7 @@ impl Service for Edge {
     }
 
     fn stats(&self, reply: Reply<Stats>) {
-        reply.send(Ok(Stats {
-            uptime_ms: us(self.started.elapsed()) / 1_000,
-            requests: self.requests.load(Ordering::Relaxed),
-            errors: self.errors.load(Ordering::Relaxed),
-            tensor_bytes_copied: edgent_nn::bytes_copied(),
-            faults: crate::deployment::faults(),
-            quarantined: self.served.shelf.quarantined().len() as u64,
-            ..Stats::default()
-        }));
+        reply.send(Ok(self.state().stats));
     }
 }
 

@@ -1,6 +1,9 @@
 //! Starting a host, and ending it in good order.
 
 use crate::device::{Device, DeviceService, DeviceSettings};
+use crate::http::Front;
+use crate::metrics::Metrics;
+use crate::running::Running;
 use crate::shelf::{Judged, Shelf};
 use crate::trial::{Bounds, Trial};
 use crate::{Admission, Deployment, Edge, IdentityFolder, Policy, PolicyError, PrepareError, Workers, codec};
@@ -17,7 +20,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// So much of its fingerprint names a peer whose own name is another's.
 const UNNAMED_BYTES: usize = 23;
@@ -32,6 +35,8 @@ pub struct Settings {
     pub role: Role,
     /// Where to listen; port 0 lets the system choose.
     pub listen: String,
+    /// Where to listen for HTTP; nowhere if not given.
+    pub http: Option<String>,
     /// Edges, for a device.
     pub edges: Vec<String>,
     /// Bundles to serve; a device has exactly one.
@@ -77,16 +82,11 @@ pub struct Trialist {
 #[derive(Debug)]
 pub struct Host {
     server: Server,
+    front: Option<Front>,
     running: Running,
     known: Option<(IdentityFolder, Credentials)>,
     /// The bundles that it was told to serve, and what lay there when they were last looked at.
     given: Vec<(PathBuf, Option<edgent_bundle::Digest>)>,
-}
-
-#[derive(Debug)]
-enum Running {
-    Device(Arc<Device>),
-    Edge(Arc<Edge>),
 }
 
 impl Host {
@@ -129,6 +129,7 @@ impl Host {
         let only = prepared.pop();
         let looked = |path: PathBuf| (Bundle::open(&path).ok().map(|bundle| bundle.digest()), path);
         let given = settings.models.into_iter().map(looked).map(|(digest, path)| (path, digest)).collect();
+        let metrics = Metrics::new();
         let running = match only {
             Some(only) if role == Role::Device => {
                 let device_settings = DeviceSettings {
@@ -138,20 +139,26 @@ impl Host {
                     limits: settings.limits,
                     hello: hello.clone(),
                 };
+                let (link, metrics) = (link.clone(), Arc::clone(&metrics));
                 let workers = Workers::start(threads).map_err(HostError::Threads)?;
-                Running::Device(Device::start(only, shelf, workers, link.clone(), device_settings))
+                Running::Device(Device::start(only, shelf, workers, link, metrics, device_settings))
             }
             last => {
-                let all = prepared.into_iter().chain(last).collect();
-                Running::Edge(Arc::new(Edge::new(all, shelf, threads).map_err(HostError::Threads)?))
+                let (all, deadline_us) = (prepared.into_iter().chain(last).collect(), settings.plan.deadline_us);
+                let edge = Edge::new(all, shelf, threads, Arc::clone(&metrics), deadline_us);
+                Running::Edge(Arc::new(edge.map_err(HostError::Threads)?))
             }
         };
         let service: Arc<dyn Service> = match &running {
             Running::Device(device) => Arc::new(DeviceService(Arc::clone(device))),
             Running::Edge(edge) => Arc::clone(edge) as Arc<dyn Service>,
         };
+        let front = match &settings.http {
+            Some(address) => Some(Front::start(address, running.clone(), metrics).await?),
+            None => None,
+        };
         let server = link.serve(&settings.listen, hello, settings.limits, service).await?;
-        Ok(Self { server, running, known: settings.known, given })
+        Ok(Self { server, front, running, known: settings.known, given })
     }
 
     /// Looks again at the bundles that it was told to serve, and at what is in force in its store, and puts in force
@@ -225,9 +232,23 @@ impl Host {
         self.server.local_addr()
     }
 
+    /// Where it listens for HTTP, if it does.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.front.as_ref().map(Front::local_addr)
+    }
+
     /// Takes no more requests, answers those in flight, and ends.
     pub async fn drain(self) {
-        self.server.shutdown(DRAIN).await;
+        let Self { server, front, .. } = self;
+        let end = Instant::now() + DRAIN;
+        // First of all, so that who looks whether this host is ready goes elsewhere while it is still there.
+        if let Some(front) = &front {
+            front.announce_end();
+        }
+        server.shutdown(DRAIN).await;
+        if let Some(front) = front {
+            front.shutdown(end).await;
+        }
     }
 }
 
@@ -312,4 +333,6 @@ pub enum HostError {
     Threads(std::io::Error),
     #[error(transparent)]
     Link(#[from] LinkError),
+    #[error("HTTP on {address}: {source}")]
+    Http { address: String, source: std::io::Error },
 }

@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod admission;
+mod answer;
 pub mod codec;
 pub mod confidence;
 pub mod confine;
@@ -15,13 +16,17 @@ mod device;
 mod edge;
 pub mod golden;
 mod host;
+mod http;
 mod identity;
 mod memory;
+mod metrics;
 mod policy;
 #[cfg(test)]
 mod policy_tests;
 mod push;
+mod running;
 mod shelf;
+mod state;
 mod sync;
 pub mod trial;
 mod workers;

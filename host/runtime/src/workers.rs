@@ -4,6 +4,7 @@
 //! threads of all pools. Within a pool, what is due first runs first (earliest deadline first: Liu and Layland 1973),
 //! and what cannot be in time any more does not run at all: it would only make others late, too.
 
+use edgent_nn::Stop;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
@@ -201,6 +202,15 @@ impl Ord for Waiting {
 impl std::fmt::Debug for Waiting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Waiting").field("due", &self.due).field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+/// Ends the work of a caller that no longer waits for it.
+pub(crate) struct CancelOnDrop(pub(crate) Stop);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }
 

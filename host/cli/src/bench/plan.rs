@@ -61,6 +61,7 @@ fn measure(layers: usize, exits: usize, random: &mut Random) -> Result<Case> {
             codec_loss_max: 0.005,
             input_may_leave: random.within(0.0, 1.0) < 0.8,
             link: Some(Link { rate_bps: 10f64.powf(random.within(4.5, 7.5)), rtt_us: 5e3, message_bytes: 500 }),
+            accuracy_min: 0.0,
             margin: Margin { alone: 1.1, together: 1.2 },
         };
         let mut choice = choose(&network, &profile, &constraints);

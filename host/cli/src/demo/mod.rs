@@ -3,7 +3,7 @@
 mod events;
 mod record;
 
-use crate::ask::{ask, placement};
+use crate::ask::ask;
 use crate::bounds;
 use crate::build::{CODEC_SAMPLES, build};
 use crate::output::Output;
@@ -143,7 +143,7 @@ pub(crate) fn outcome(answered: Result<Answer>) -> Result<Result<Answer, String>
 
 /// Where an answer came from, for people.
 fn place(answer: &Answer) -> String {
-    let way = placement(answer.placement);
+    let way = answer.placement.name();
     match (answer.placement, answer.direction) {
         (edgent_link::Placement::Split, edgent_link::Direction::EdgeFirst) => format!("{way}, edge first"),
         _ => way.to_owned(),

@@ -97,6 +97,7 @@ fn build(arguments: &BuildArguments, output: &Output) -> Result<()> {
         codec_loss_max,
         input_may_leave: !arguments.keep_input,
         link: Some(Link { rate_bps: RATE_MIN_BPS, rtt_us: rtt_ms * 1e3, message_bytes: codec::MESSAGE_BYTES }),
+        accuracy_min: 0.0,
         margin: Margin::NONE,
     };
     let network = deployment.network();

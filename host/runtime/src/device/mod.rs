@@ -13,18 +13,21 @@ mod slot;
 mod swap;
 mod trial;
 
+use crate::answer::{Answered, Said, accuracy_min};
 use crate::codec::to_wire;
 use crate::edge::{fault, us};
+use crate::metrics::Metrics;
 use crate::shelf::{Prepared, Shelf};
-use crate::{Workers, codec, confidence};
+use crate::state::{DeviceState, State};
+use crate::{Deployment, Workers, codec};
 use bytes::Bytes;
 use edgent_link::{
-    Answer, AskRequest, BlobName, Client, Codec, CodecTime, Description, Digest, Direction, Fault, FaultKind, Hello,
-    Limits, Link, ModelProfile, Placement, Plan, Reply, Service, Signature, Stats, Trial, Version, Which,
+    Answer, AskRequest, BlobName, Client, CodecTime, Description, Digest, Direction, Fault, FaultKind, Hello, Limits,
+    Link, ModelProfile, Placement, Plan, Reply, Role, Service, Signature, Stats, Trial, Version, Which,
 };
 use edgent_nn::{Fact, Tensor};
-use edgent_planner::{self as planner, Action, Controller, Event, Planned};
-use serving::{Asked, Outcome, Serving, logits};
+use edgent_planner::{self as planner, Action, Choice, Controller, Event, Explained, Planned};
+use serving::{Asked, Outcome, Serving};
 use slot::Slot;
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -78,6 +81,7 @@ pub struct Device {
     shared: Arc<Shared>,
     runtime: Handle,
     counts: Counts,
+    metrics: Arc<Metrics>,
 }
 
 /// What all versions of the model share.
@@ -129,6 +133,7 @@ impl Device {
         shelf: Arc<Shelf>,
         workers: Workers,
         link: Link,
+        metrics: Arc<Metrics>,
         settings: DeviceSettings,
     ) -> Arc<Self> {
         let (actions, waiting) = mpsc::channel(ACTIONS_WAITING_MAX);
@@ -152,9 +157,14 @@ impl Device {
             shared,
             runtime: Handle::current(),
             counts: Counts::default(),
+            metrics,
         });
         tokio::spawn(Arc::clone(&device).keep_connected(link, settings, waiting));
         device
+    }
+
+    pub(crate) fn shelf(&self) -> &Arc<Shelf> {
+        &self.shelf
     }
 
     /// The version in force.
@@ -170,22 +180,92 @@ impl Device {
         }
     }
 
-    async fn answer(self: &Arc<Self>, request: AskRequest) -> Result<Answer, Fault> {
+    /// The versions that answer: the one in force, and perhaps one on trial.
+    pub(crate) fn served(&self) -> Vec<Arc<Deployment>> {
+        let versions = [Some(self.serving()), self.versions.on_trial()];
+        versions.into_iter().flatten().map(|serving| Arc::clone(&serving.deployment)).collect()
+    }
+
+    /// What it does now.
+    pub(crate) fn state(&self) -> State {
+        let serving = self.serving();
+        let controller = serving.lock();
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let stats = Stats {
+            uptime_ms: us(self.shared.started.elapsed()) / 1_000,
+            requests: count(&self.counts.requests),
+            answered: count(&self.counts.answered),
+            errors: count(&self.counts.errors),
+            deadline_met: count(&self.counts.deadline_met),
+            degraded: count(&self.counts.degraded),
+            plan_changes: controller.plan_changes(),
+            rate_bps: controller.link().rate_bps().unwrap_or(0.0) as u64,
+            rtt_us: controller.link().rtt_us() as u64,
+            tensor_bytes_copied: edgent_nn::bytes_copied(),
+            faults: crate::deployment::faults(),
+            quarantined: self.shelf.quarantined().len() as u64,
+            ..Stats::default()
+        };
+        let deadline_us = self.shared.plan.deadline_us;
+        let planned = controller.for_request(deadline_us, 0.0);
+        let device = DeviceState {
+            planned,
+            in_time: controller.in_time(&planned, deadline_us),
+            edge_is_configured: self.shared.edges_configured,
+            edge_is_connected: !self.shared.edge_is_lost(),
+        };
+        let version = Some(Arc::clone(&serving.deployment));
+        State { role: Role::Device, version, stats, deadline_us, device: Some(device) }
+    }
+
+    /// What would be planned, were the link at this rate; and all plans there are.
+    pub(crate) fn explain(&self, rate_bps: Option<f64>) -> (Arc<Deployment>, Choice, Vec<Explained>) {
+        let serving = self.serving();
+        let (choice, explained) = serving.lock().explain(rate_bps);
+        (Arc::clone(&serving.deployment), choice, explained)
+    }
+
+    /// Answers, by the plan in force; by one version alone if the request insists on it. Goes on when its caller does
+    /// not: what it learns of the link counts.
+    pub(crate) async fn ask(self: &Arc<Self>, request: AskRequest, version: Option<Digest>) -> Answered {
+        let device = Arc::clone(self);
+        let answering = self.runtime.spawn(async move { device.answer_and_count(request, version).await });
+        answering.await.unwrap_or_else(|_| Err(fault(FaultKind::Internal, "answering the request panicked")))
+    }
+
+    async fn answer_and_count(self: &Arc<Self>, request: AskRequest, version: Option<Digest>) -> Answered {
+        self.counts.requests.fetch_add(1, Ordering::Relaxed);
+        let _in_flight = self.metrics.begin();
+        let answered = self.answer(request, version).await;
+        self.counts.count(&answered);
+        self.metrics.answered(&answered);
+        answered
+    }
+
+    async fn answer(self: &Arc<Self>, request: AskRequest, version: Option<Digest>) -> Answered {
         let arrived = Instant::now();
         // The version that the request stays with.
-        let serving = self.versions.for_request();
+        let serving = match version {
+            None => self.versions.for_request(),
+            Some(version) => {
+                let served = [Some(self.serving()), self.versions.on_trial()];
+                let found = served.into_iter().flatten().find(|serving| serving.model() == version);
+                let gone = || fault(FaultKind::UnknownModel, "that version has just gone; another one is in force");
+                found.ok_or_else(gone)?
+            }
+        };
         let (input, asked) = self.read(&request, &serving, arrived)?;
         let answer = self.answer_by(&serving, &request, input.clone(), asked).await;
         serving.tally.count(&serving, &answer);
         let current = self.serving();
         match answer {
-            // A version on trial must not cost an answer.
-            Err(fault) if trial::is_its_own(&fault) && !Arc::ptr_eq(&serving, &current) => {
+            // A version on trial must not cost an answer, except of who insists on it.
+            Err(fault) if version.is_none() && trial::is_its_own(&fault) && !Arc::ptr_eq(&serving, &current) => {
                 let mut answer = self.answer_by(&current, &request, input, asked).await?;
                 answer.degraded = Some(format!("another version failed: {}", fault.message));
-                Ok(answer)
+                Ok((answer, Arc::clone(&current.deployment)))
             }
-            answer => answer,
+            answer => answer.map(|answer| (answer, Arc::clone(&serving.deployment))),
         }
     }
 
@@ -199,7 +279,8 @@ impl Device {
         let input = codec::decode_all(&request.input, &request.beside, &inputs).map_err(|e| bad(e.to_string()))?;
         let deadline_us =
             if request.deadline_us == 0 { self.shared.plan.deadline_us } else { request.deadline_us as f64 };
-        Ok((input, Asked { arrived, deadline_us }))
+        let accuracy_min = accuracy_min(&serving.deployment, request)?;
+        Ok((input, Asked { arrived, deadline_us, accuracy_min }))
     }
 
     async fn answer_by(
@@ -212,7 +293,8 @@ impl Device {
         let deadline_us = asked.deadline_us;
         let (planned, in_time, takes_fastest) = {
             let controller = serving.lock();
-            let planned = controller.for_request(deadline_us - self.shared.queued_us(asked.due()));
+            let left_us = deadline_us - self.shared.queued_us(asked.due());
+            let planned = controller.for_request(left_us, asked.accuracy_min);
             (planned, controller.in_time(&planned, deadline_us), controller.strategy().falls_back())
         };
         let outcome = serving.run(input, asked, planned).await;
@@ -277,19 +359,13 @@ impl Serving {
         in_time: f64,
     ) -> Result<Answer, Fault> {
         let Outcome { output, plan, epoch, degraded, looked_in_us } = outcome;
-        let (scores, outputs) = if self.deployment.manifest().classes.is_empty() {
-            (Vec::new(), output.iter().map(|output| codec::encode(output, Codec::Raw)).collect())
-        } else {
-            let logits = logits(&output).ok_or_else(|| fault(FaultKind::Internal, "the exit's output is not f32"))?;
-            (confidence::softmax(logits), Vec::new())
-        };
-        let best = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(index, _)| index);
+        let Said { label, scores, outputs } = Said::new(self.deployment.manifest(), &output)?;
         let latency_us = us(asked.arrived.elapsed());
         let controller = self.lock();
         let network = controller.network();
         Ok(Answer {
             id: request.id,
-            label: u32::try_from(best).unwrap_or(u32::MAX),
+            label,
             scores,
             outputs,
             exit: position(plan.exit),
@@ -343,12 +419,9 @@ impl Service for DeviceService {
     }
 
     fn ask(&self, request: AskRequest, reply: Reply<Answer>) {
-        self.0.counts.requests.fetch_add(1, Ordering::Relaxed);
         let device = Arc::clone(&self.0);
         self.0.runtime.spawn(async move {
-            let answer = device.answer(request).await;
-            device.counts.count(&answer);
-            reply.send(answer);
+            reply.send(device.answer_and_count(request, None).await.map(|(answer, _)| answer));
         });
     }
 
@@ -402,33 +475,16 @@ impl Service for DeviceService {
     }
 
     fn stats(&self, reply: Reply<Stats>) {
-        let serving = self.0.serving();
-        let controller = serving.lock();
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        reply.send(Ok(Stats {
-            uptime_ms: us(self.0.shared.started.elapsed()) / 1_000,
-            requests: count(&self.0.counts.requests),
-            answered: count(&self.0.counts.answered),
-            errors: count(&self.0.counts.errors),
-            deadline_met: count(&self.0.counts.deadline_met),
-            degraded: count(&self.0.counts.degraded),
-            plan_changes: controller.plan_changes(),
-            rate_bps: controller.link().rate_bps().unwrap_or(0.0) as u64,
-            rtt_us: controller.link().rtt_us() as u64,
-            tensor_bytes_copied: edgent_nn::bytes_copied(),
-            faults: crate::deployment::faults(),
-            quarantined: self.0.shelf.quarantined().len() as u64,
-            ..Stats::default()
-        }));
+        reply.send(Ok(self.0.state().stats));
     }
 }
 
 impl Counts {
-    fn count(&self, answer: &Result<Answer, Fault>) {
+    fn count(&self, answer: &Answered) {
         let add = |counter: &AtomicU64, condition: bool| counter.fetch_add(u64::from(condition), Ordering::Relaxed);
         add(&self.answered, answer.is_ok());
         add(&self.errors, answer.is_err());
-        if let Ok(answer) = answer {
+        if let Ok((answer, _)) = answer {
             add(&self.deadline_met, answer.deadline_met);
             add(&self.degraded, answer.degraded.is_some());
         }

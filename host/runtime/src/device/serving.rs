@@ -5,8 +5,10 @@
 
 use super::trial::Tally;
 use super::{CALL_TIME_MAX, Joined, LATE, LOCAL_MARGIN_US, Shared, WAIT_MAX, position};
+use crate::answer::logits;
 use crate::codec::{to_wire, wire_bytes};
 use crate::edge::fault;
+use crate::workers::CancelOnDrop;
 use crate::{Deployment, Due, codec, confidence};
 use edgent_bundle::Bundle;
 use edgent_link::{
@@ -59,6 +61,8 @@ enum Part {
 pub(super) struct Asked {
     pub(super) arrived: Instant,
     pub(super) deadline_us: f64,
+    /// No exit below it may answer.
+    pub(super) accuracy_min: f64,
 }
 
 impl Asked {
@@ -156,7 +160,7 @@ impl Serving {
     /// only chance until the deadline has passed.
     fn last_moment(&self, asked: Asked) -> Instant {
         let queued_us = self.shared.queued_us(asked.due());
-        let local = self.lock().local(asked.deadline_us - queued_us);
+        let local = self.lock().local(asked.deadline_us - queued_us, asked.accuracy_min);
         let local_us = if local.fits { queued_us + local.candidate.cost.total_us() + LOCAL_MARGIN_US } else { 0.0 };
         asked.arrived + Duration::from_secs_f64((asked.deadline_us - local_us).max(0.0) / 1e6)
     }
@@ -165,7 +169,8 @@ impl Serving {
     async fn alone(self: &Arc<Self>, input: Vec<Tensor>, asked: Asked, why: &str) -> Result<Outcome, Fault> {
         let (local, epoch) = {
             let controller = self.lock();
-            (controller.local(asked.remaining_us() - self.shared.queued_us(asked.due())), controller.installed().epoch)
+            let remaining_us = asked.remaining_us() - self.shared.queued_us(asked.due());
+            (controller.local(remaining_us, asked.accuracy_min), controller.installed().epoch)
         };
         let plan = local.candidate.plan;
         let output = self.segments(asked, plan.exit, 0..plan.cut, input).await?;
@@ -245,7 +250,7 @@ impl Serving {
             for passed in confidence::passed(manifest, plan.exit, cut) {
                 let branch = &manifest.exits[passed.exit].path[passed.after..];
                 let branch_us = self.lock().device_us(branch);
-                if branch_us > spare_us {
+                if branch_us > spare_us || manifest.exits[passed.exit].accuracy < trip.asked.accuracy_min {
                     continue;
                 }
                 activation = self.segments(trip.asked, plan.exit, at..passed.after, activation).await?;
@@ -454,15 +459,6 @@ impl Serving {
     }
 }
 
-/// Ends the work of a caller that no longer waits for it.
-struct CancelOnDrop(Stop);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.cancel();
-    }
-}
-
 /// An activation on its way, or its answer; known to the device until this is dropped.
 struct InFlight {
     serving: Arc<Serving>,
@@ -512,9 +508,4 @@ fn coding_us(facts: &[&Fact], codec: Codec, us_per_mib: impl Fn(&CodecTime) -> f
     let time = codec::times().iter().find(|time| time.codec == codec);
     let bytes = facts.iter().map(|fact| fact.bytes()).sum::<usize>();
     time.map_or(0.0, us_per_mib) * bytes as f64 / f64::from(1 << 20)
-}
-
-/// What an exit gives.
-pub(super) fn logits(output: &[Tensor]) -> Option<&[f32]> {
-    output.first()?.as_f32()
 }

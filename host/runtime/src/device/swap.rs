@@ -119,6 +119,12 @@ impl Device {
     }
 
     async fn change_to(&self, version: u64, bundle: Bundle, trial: Option<Trial>) -> Result<Version, Fault> {
+        let changed = self.bring_into_force(version, bundle, trial).await;
+        self.metrics.swapped(changed.is_ok());
+        changed
+    }
+
+    async fn bring_into_force(&self, version: u64, bundle: Bundle, trial: Option<Trial>) -> Result<Version, Fault> {
         let old = self.serving();
         let name = bundle.manifest().name.clone();
         let installed = |commit_us| Version {
@@ -185,7 +191,7 @@ impl Device {
             return refused(format!("it takes {takes}, and who asks sends {sent}; give another model another name"));
         }
         let deadline_us = self.shared.plan.deadline_us;
-        let alone = |serving: &Serving| serving.lock().local(deadline_us);
+        let alone = |serving: &Serving| serving.lock().local(deadline_us, 0.0);
         if alone(old).fits && !alone(next).fits {
             let takes_ms = alone(next).candidate.cost.total_us() / 1e3;
             return refused(format!(
