@@ -88,6 +88,21 @@ onnx-suite: peers
     cargo build --release --workspace
     target/peers/bin/python tests/peers/onnx_suite.py
 
+# NVIDIA's client of the Open Inference Protocol asks both roles; its answers are the tool's.
+http-clients: peers
+    cargo build --release --workspace
+    target/peers/bin/python tests/peers/http_clients.py
+
+# A real Prometheus scrapes both roles; what the alerts and the Grafana dashboard ask for is there.
+metrics:
+    cargo build --release --workspace
+    python3 tests/peers/metrics.py
+
+# The dashboard in Chromium, by keyboard; screenshots in target/dashboard.
+dashboard:
+    cargo build --release --workspace
+    python3 tests/peers/dashboard.py
+
 # Published networks, compared with onnxruntime at every cut: the table of docs/models.md. Downloads 150 MB of packages.
 models: peers
     cargo build --release --workspace
@@ -101,4 +116,4 @@ bench:
     cargo run --release -- bench plan
 
 # All of CI's steps.
-ci: test lint model fresh audit demo oci registry minisign swap limits onnx-suite bench
+ci: test lint model fresh audit demo oci registry minisign swap limits onnx-suite http-clients metrics dashboard bench

@@ -1,0 +1,39 @@
+"""Starts hosts of Edgent, for the tests that ask them as foreign programs do."""
+
+import contextlib
+import json
+import pathlib
+import re
+import subprocess
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+EDGENT = ROOT / "target/release/edgent"
+EXAMPLES = sorted((ROOT / "models/branchy-alexnet/samples/examples").glob("*.png"))
+
+
+def edgent(*arguments):
+    """What a command prints as JSON."""
+    done = subprocess.run([EDGENT, *map(str, arguments), "--json"], stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+def build(onnx, folder, *more):
+    edgent("build", ROOT / onnx, "--out", folder, "--samples", 20, *more)
+    return folder
+
+
+@contextlib.contextmanager
+def host(role, bundle, *more):
+    """A running host: its addresses of the link and of HTTP."""
+    own = ["--role", role, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--model", bundle]
+    command = [ROOT / "target/release/edgent-host", *own, *more]
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline()
+        http, link = re.fullmatch(r"edgent-host \w+ HTTP on (\S+), listening on (\S+)\n", line).groups()
+        yield link, http
+    finally:
+        process.terminate()
+        code = process.wait(timeout=30)
+    if code:
+        raise SystemExit(f"the {role} ended with {code} after SIGTERM")
