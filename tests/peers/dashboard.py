@@ -87,7 +87,9 @@ class Browser:
         phone = width < 500
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.tell("new Promise(done => setTimeout(done, 1000))")
+        chain = "document.getElementById('chain')"
+        fits = f"{chain}.getAttribute('viewBox').startsWith('0 0 ' + ({chain}.clientWidth < 500 ? '400 ' : '1000 '))"
+        self.until(fits, "drawn for this width")
         assert self.tell("document.documentElement.scrollWidth <= innerWidth"), f"{name}: wider than the window"
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
         (SHOTS / f"{name}.png").write_bytes(base64.b64decode(shot))
