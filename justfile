@@ -70,6 +70,14 @@ minisign:
 swap:
     cargo run --release -- bench swap --swaps 16
 
+# The edge killed and frozen, the link lost, connections that fare ill: a seeded twentieth of the full counts.
+faults:
+    cargo run --release -- bench faults --share 0.05
+
+# The full counts: 200 kills, 100 stops of up to 10 s, 20 mishaps of each kind and direction, 10 minutes of a flapping link.
+faults-long:
+    cargo run --release -- bench faults --share 1
+
 # Hostile guests and files, a seeded tenth of the full counts.
 limits:
     cargo run --release -- bench limits --share 0.1
@@ -116,4 +124,4 @@ bench:
     cargo run --release -- bench plan
 
 # All of CI's steps.
-ci: test lint model fresh audit demo oci registry minisign swap limits onnx-suite http-clients metrics dashboard bench
+ci: test lint model fresh audit demo oci registry minisign swap faults limits onnx-suite http-clients metrics dashboard bench

@@ -85,6 +85,8 @@ struct Row {
     wrong: usize,
     /// Of all requests; a local exit fits for each.
     answered_in_deadline: f64,
+    /// How much later than in time the latest answer was.
+    late_by_max_ms: f64,
     /// Answered by the device alone though it had meant to ask the edge.
     degraded: usize,
     /// From the end of a fault to the first answer with the edge.
@@ -138,8 +140,8 @@ async fn measure(bundle: &Bundle, arguments: &Arguments, output: &Output) -> Res
     sleep(SETTLED).await;
     let in_time_without = in_time(&bench.load.asked_within(settled, Instant::now()).await);
     output.line(format_args!(
-        "{:<28} {:>6} {:>8} {:>5} {:>6} {:>8} {:>9} {:>18}",
-        "fault", "tried", "requests", "lost", "wrong", "in time", "degraded", "back ms p50 / max"
+        "{:<28} {:>6} {:>8} {:>5} {:>6} {:>8} {:>7} {:>9} {:>18}",
+        "fault", "tried", "requests", "lost", "wrong", "in time", "late ms", "degraded", "back ms p50 / max"
     ));
     bench.kills().await?;
     bench.stops().await?;
@@ -324,18 +326,20 @@ impl Bench<'_> {
             lost: records.iter().filter(|record| record.answer.is_none()).count(),
             wrong: records.iter().filter(|record| record.is_wrong()).count(),
             answered_in_deadline: in_time(&records),
+            late_by_max_ms: records.iter().map(Record::late_by_ms).fold(0.0, f64::max),
             degraded: records.iter().filter(|record| record.is_degraded()).count(),
             recover_ms: Quantiles { p50: quantile(&mut recover_ms, 0.5), max: quantile(&mut recover_ms, 1.0) },
             plan_changes: self.rig.client.stats().await?.plan_changes - plan_changes,
         };
         self.output.line(format_args!(
-            "{:<28} {:>6} {:>8} {:>5} {:>6} {:>6.1} % {:>9} {:>9.0} / {:.0}",
+            "{:<28} {:>6} {:>8} {:>5} {:>6} {:>6.1} % {:>7.0} {:>9} {:>9.0} / {:.0}",
             row.name,
             row.tried,
             row.requests,
             row.lost,
             row.wrong,
             row.answered_in_deadline * 100.0,
+            row.late_by_max_ms,
             row.degraded,
             row.recover_ms.p50,
             row.recover_ms.max

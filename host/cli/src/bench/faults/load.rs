@@ -40,12 +40,18 @@ impl Record {
     pub(super) fn is_wrong(&self) -> bool {
         self.answer.as_ref().is_some_and(|answer| {
             let as_it_is = answer.codec == Codec::Raw || answer.placement == Placement::DeviceOnly;
-            !(self.difference <= if as_it_is { SCORE_DIFFERENCE_MAX } else { CODED_DIFFERENCE_MAX })
+            let most = if as_it_is { SCORE_DIFFERENCE_MAX } else { CODED_DIFFERENCE_MAX };
+            self.difference > most
         })
     }
 
     pub(super) fn is_in_time(&self) -> bool {
         self.answer.as_ref().is_some_and(|answer| answer.deadline_met)
+    }
+
+    /// How much later than in time it was answered.
+    pub(super) fn late_by_ms(&self) -> f64 {
+        self.answer.as_ref().map_or(0.0, |answer| answer.latency_us.saturating_sub(answer.deadline_us) as f64 / 1e3)
     }
 
     pub(super) fn is_degraded(&self) -> bool {
@@ -151,5 +157,6 @@ async fn ask_on(
 
 fn furthest(scores: &[f32], right: Option<&Vec<f32>>) -> f32 {
     let Some(right) = right.filter(|right| right.len() == scores.len()) else { return f32::INFINITY };
-    scores.iter().zip(right).map(|(score, right)| (score - right).abs()).fold(0.0, f32::max)
+    let differences = scores.iter().zip(right).map(|(score, right)| (score - right).abs());
+    differences.fold(0.0, |most, next| if next.is_nan() { f32::INFINITY } else { most.max(next) })
 }
