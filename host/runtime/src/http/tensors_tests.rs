@@ -83,7 +83,7 @@ fn what_does_not_fit_the_model_is_refused_and_says_why() {
         ("type", format!(r#"{{"inputs":[{}]}}"#, X.replace("FP32", "FP64")), "must be FP32[1, 2], not FP64[1, 2]"),
         ("shape", format!(r#"{{"inputs":[{}]}}"#, X.replace("[1,2]", "[2,1]")), "must be FP32[1, 2], not FP32[2, 1]"),
         ("minus", format!(r#"{{"inputs":[{}]}}"#, X.replace("[1,2]", "[-1,2]")), "no inference request"),
-        ("few elements", format!(r#"{{"inputs":[{}]}}"#, X.replace("-2", "")), "input 'x'"),
+        ("few elements", format!(r#"{{"inputs":[{}]}}"#, X.replace("-2", "")), "no inference request"),
         ("fewer", format!(r#"{{"inputs":[{}]}}"#, X.replace(",-2", "")), "1 elements are given, the shape has 2"),
         ("more", format!(r#"{{"inputs":[{}]}}"#, X.replace("-2", "-2,3")), "more elements are given than the 2"),
         ("text", format!(r#"{{"inputs":[{}]}}"#, X.replace("-2", "\"-2\"")), "input 'x': invalid type: string"),
@@ -155,6 +155,9 @@ fn bytes_that_were_damaged_are_never_more_than_an_error() {
     for _ in 0..20_000 {
         let mut bytes = good.clone();
         for _ in 0..=next(4) {
+            if bytes.is_empty() {
+                break;
+            }
             let at = next(bytes.len());
             match next(4) {
                 0 => bytes[at] ^= 1 << next(8),
