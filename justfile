@@ -120,6 +120,7 @@ models: peers
 bench:
     cargo run --release -- bench sandbox
     cargo run --release -- bench chain
+    cargo run --release -- bench portable
     cargo run --release -- bench link
     cargo run --release -- bench plan
 

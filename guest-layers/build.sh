@@ -3,7 +3,7 @@
 # bytes with the committed ones, which only the compiler that made those can do.
 set -euo pipefail
 cd "$(dirname "$0")"
-guests=(segment hostile template)
+guests=(segment hostile template portable)
 scratch=$(mktemp -d); trap 'rm -rf "$scratch"' EXIT
 compiler=$(./toolchain.sh rustc)
 echo "guests' compiler: $compiler" >&2
@@ -18,14 +18,22 @@ prefix=${EDGENT_WASM_TOOLCHAIN:-$HOME/.cache/edgent-wasm-toolchain}
 flags=("--remap-path-prefix=$(dirname "$PWD")=/edgent" "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
   "--remap-path-prefix=$prefix=/toolchain" "--remap-path-prefix=$scratch=/target")
 for guest in "${guests[@]}"; do
-  CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f'; echo "${flags[*]}") CARGO_TARGET_DIR=$scratch/guests \
-    ./toolchain.sh build --locked --release -p "edgent-guest-$guest"
+  std=core,alloc more=() target=$scratch/guests
+  if [ "$guest" = portable ]; then
+    # tract, for processors' vectors; and no source of randomness, which no guest has.
+    mapfile -t more < <(./toolchain.sh flags)
+    more+=(-Ctarget-feature=+simd128,+relaxed-simd --cfg 'getrandom_backend="unsupported"')
+    std=std,panic_abort target=$scratch/portable
+  fi
+  all=("${flags[@]}" "${more[@]}")
+  CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f'; echo "${all[*]}") \
+    GUEST_STD=$std CARGO_TARGET_DIR=$target ./toolchain.sh build --locked --release -p "edgent-guest-$guest"
+  ln -sf "$target/wasm32-unknown-unknown/release/edgent_guest_$guest.wasm" "$scratch/$guest.wasm"
 done
 env -u RUSTC CARGO_TARGET_DIR="$PWD/target" cargo build --locked --release -p componentize
 mkdir "$scratch/prebuilt"
 for guest in "${guests[@]}"; do
-  target/release/componentize "$scratch/guests/wasm32-unknown-unknown/release/edgent_guest_$guest.wasm" \
-    "$scratch/prebuilt/$guest.wasm"
+  target/release/componentize "$scratch/$guest.wasm" "$scratch/prebuilt/$guest.wasm"
 done
 
 cat > "$scratch/prebuilt/README.md" <<END

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # cargo for wasm32-unknown-unknown.
 #   usage: toolchain.sh build --release …     toolchain.sh rustc     (prints the compiler's version)
+#          toolchain.sh flags                 (flags for guests that need all of the standard library)
+# GUEST_STD names the crates of the standard library that are built with the guest (default: core,alloc).
 # On Debian (amd64) it uses the compiler that the committed guests were built with, Debian's `rustc-web`,
 # laid into a private folder; nothing is installed system-wide but the libraries it is linked to. Elsewhere,
 # or with EDGENT_WASM_TOOLCHAIN=rustup, it uses rustup's: the guests are as good, their bytes are others.
@@ -39,7 +41,12 @@ if [ "$prefix" = rustup ]; then
 else
   [ -e "$prefix/ready" ] || bootstrap >&2
   export RUSTC="$prefix/rustc" RUSTC_BOOTSTRAP=1 CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER="$prefix/wasm-ld-22"
-  std=(-Zbuild-std=core,alloc)
+  std=("-Zbuild-std=${GUEST_STD:-core,alloc}")
+fi
+if [ "$verb" = flags ]; then
+  # Nobody reads what a guest prints, nor its panics' words: they are left out, where the compiler can.
+  [ "$prefix" = rustup ] || printf '%s\n' -Zunstable-options -Cpanic=immediate-abort -Zlocation-detail=none -Zfmt-debug=none
+  exit
 fi
 [ "$verb" != rustc ] || exec "${RUSTC:-rustc}" --version
 exec cargo "$verb" --target wasm32-unknown-unknown "${std[@]}" "$@"

@@ -254,6 +254,7 @@ struct ModelDescription {
   classes @4 :List(Text);
   exits @5 :List(ExitDescription);
   inputs @6 :List(TensorDescription);  # null: one, as inputType and inputDims say; they are the first's
+  portableSegments @7 :UInt32;         # of those held here, so many do their arithmetic in the sandbox
 }
 
 struct TensorDescription {

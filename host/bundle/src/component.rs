@@ -19,6 +19,12 @@ pub fn standard_guest() -> &'static [u8] {
     include_bytes!("../../../guest-layers/prebuilt/segment.wasm")
 }
 
+/// The guest that runs a graph inside the sandbox (`guest-layers/portable`). It is part of this program and in no
+/// bundle: a host puts it in the standard guest's place where a segment is to run so.
+pub fn portable_guest() -> &'static [u8] {
+    include_bytes!("../../../guest-layers/prebuilt/portable.wasm")
+}
+
 /// Puts a graph into a guest: a whole segment.
 pub fn compose(guest: &[u8], graph: &[u8]) -> Result<Vec<u8>, ComponentError> {
     if split(guest).is_ok() {

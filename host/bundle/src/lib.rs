@@ -34,7 +34,9 @@ mod signature;
 mod store;
 
 pub use bundle::{BLOB_BYTES_MAX, Bundle, Draft, MANIFEST_BYTES_MAX};
-pub use component::{ComponentError, GRAPH_SECTION, compose, imported_functions, imports, split, standard_guest};
+pub use component::{
+    ComponentError, GRAPH_SECTION, compose, imported_functions, imports, portable_guest, split, standard_guest,
+};
 pub use digest::{Digest, DigestError};
 pub use error::{BundleError, ReferenceError};
 pub use manifest::{

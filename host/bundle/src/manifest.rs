@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 /// The newest version of the manifest that is read. What can be said in an older one is written in that, so that
 /// older programs go on reading it: [`Manifest::least_format`].
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 const NAME_BYTES_MAX: usize = 200;
 const CODEC_NAME_BYTES_MAX: usize = 32;
@@ -20,7 +20,8 @@ const TENSORS_CROSSING_MAX: usize = 64;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// 1 for a classifier with one input whose graphs are all NNEF; 2, [`FORMAT`], for other networks.
+    /// 1 for a classifier with one input whose graphs are all NNEF; 2 for other networks; 3, [`FORMAT`], where a
+    /// segment is portable.
     pub format: u32,
     /// The model's name.
     pub name: String,
@@ -166,8 +167,21 @@ pub enum LayerKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tier {
-    /// The guest calls `wasi:nn`; tract runs in the host.
+    /// In the host: the guest calls `wasi:nn`, and tract runs.
     Native,
+    /// In the sandbox: the host reads nothing of the graph. If the component's guest is the standard one, the host's
+    /// own portable guest runs in its place; any other must do the arithmetic itself.
+    Portable,
+}
+
+impl Tier {
+    /// The name used in manifests.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Portable => "portable",
+        }
+    }
 }
 
 /// Where the network can stop and answer.
@@ -292,7 +306,13 @@ impl Manifest {
     pub fn least_format(&self) -> u32 {
         let is_nnef = |segment: &Segment| segment.graph_format == "nnef";
         let one_input = self.boundaries.first().is_some_and(|inputs| inputs.tensors.len() == 1);
-        if !self.classes.is_empty() && one_input && self.segments.iter().all(is_nnef) { 1 } else { FORMAT }
+        if self.segments.iter().any(|segment| segment.tier == Tier::Portable) {
+            3
+        } else if !self.classes.is_empty() && one_input && self.segments.iter().all(is_nnef) {
+            1
+        } else {
+            2
+        }
     }
 
     /// The network's inputs, in its order.

@@ -5,15 +5,16 @@ use crate::model_file::ModelFile;
 use crate::output::{BadInput, Output};
 use crate::samples::{self, Sample};
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use edgent_bundle::{
     Blob, Boundary, Bundle, CodedAccuracy, CodedBytes, Draft, Evidence, Exit, FORMAT, Layer, LayerKind, Manifest,
     Segment, Tensor as Described, Tier, compose, imports, standard_guest,
 };
 use edgent_link::Codec;
-use edgent_nn::{Cut, Fact, Graph, Imported, Pins, Port, SegmentGraph, Tensor};
+use edgent_nn::{Cut, Fact, Graph, GraphFormat, Imported, Pins, Port, SegmentGraph, Tensor};
 use edgent_runtime::codec;
 use edgent_runtime::confidence::{self, Said};
-use edgent_runtime::confine;
+use edgent_runtime::{confine, is_offered};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs;
@@ -46,8 +47,27 @@ pub(crate) struct Arguments {
     /// A component of your own in place of the standard one, for the segment with that number (see `edgent inspect`).
     #[arg(long, value_name = "SEGMENT=FILE", value_parser = guest)]
     guest: Vec<(usize, PathBuf)>,
+    /// Where the arithmetic is done: by the host, or, as portable, in the sandbox, where the host reads no graph.
+    #[arg(long, value_enum, default_value = "native")]
+    tier: TierName,
     #[command(flatten)]
     bounds: Bounds,
+}
+
+/// A tier as users name it.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TierName {
+    Native,
+    Portable,
+}
+
+impl From<TierName> for Tier {
+    fn from(name: TierName) -> Self {
+        match name {
+            TierName::Native => Self::Native,
+            TierName::Portable => Self::Portable,
+        }
+    }
 }
 
 fn dim(text: &str) -> Result<(String, usize), String> {
@@ -77,6 +97,7 @@ pub(crate) struct Order<'a> {
     pub(crate) pins: Pins,
     /// Others than the standard one for some segments.
     pub(crate) guests: BTreeMap<usize, Vec<u8>>,
+    pub(crate) tier: Tier,
 }
 
 /// Enough to see half a point of accuracy, few enough to take seconds.
@@ -116,8 +137,8 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         values: arguments.value.iter().cloned().collect(),
     };
     let (model, out, name) = (&arguments.model, &arguments.out, arguments.name.as_deref());
-    let guests = guests(&arguments.guest)?;
-    let bundle = build_as(Order { model, out, codec_samples: arguments.samples, name, pins, guests }, output)?;
+    let (guests, tier) = (guests(&arguments.guest, arguments.tier.into())?, arguments.tier.into());
+    let bundle = build_as(Order { model, out, codec_samples: arguments.samples, name, pins, guests, tier }, output)?;
     let manifest = bundle.manifest();
     let mut formats = BTreeMap::new();
     for segment in &manifest.segments {
@@ -147,12 +168,12 @@ fn guest(given: &str) -> Result<(usize, PathBuf), String> {
 }
 
 /// Reads guests, and makes sure that hosts will take them.
-fn guests(given: &[(usize, PathBuf)]) -> Result<BTreeMap<usize, Vec<u8>>> {
+fn guests(given: &[(usize, PathBuf)], tier: Tier) -> Result<BTreeMap<usize, Vec<u8>>> {
     let read = |(segment, path): &(usize, PathBuf)| {
         let said = |e: &dyn std::fmt::Display| BadInput::error(format!("{}: {e}", path.display()));
         let component = fs::read(path).map_err(|e| said(&e))?;
         let imports = imports(&component).map_err(|e| said(&e))?;
-        match imports.iter().find(|name| !name.starts_with("wasi:nn/")) {
+        match imports.iter().find(|name| !is_offered(name, tier)) {
             Some(import) => Err(said(&format!("it asks its host for {import}; segments get wasi:nn and nothing else"))),
             None => Ok((*segment, component)),
         }
@@ -162,12 +183,13 @@ fn guests(given: &[(usize, PathBuf)]) -> Result<BTreeMap<usize, Vec<u8>>> {
 
 /// A network that is described in a model.toml, as it is.
 pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Output) -> Result<Bundle> {
-    build_as(Order { model, out, codec_samples, name: None, pins: Pins::default(), guests: BTreeMap::new() }, output)
+    let (pins, guests, tier) = (Pins::default(), BTreeMap::new(), Tier::Native);
+    build_as(Order { model, out, codec_samples, name: None, pins, guests, tier }, output)
 }
 
 /// Imports, cuts, measures and writes.
 pub(crate) fn build_as(order: Order<'_>, output: &Output) -> Result<Bundle> {
-    let Order { model, out, codec_samples, name, pins, guests } = order;
+    let Order { model, out, codec_samples, name, pins, guests, tier } = order;
     let described = ModelFile::beside(model)?;
     let source = fs::read(model).map_err(|e| BadInput::error(format!("{}: {e}", model.display())))?;
     let in_model = |e: &dyn std::fmt::Display| BadInput::error(format!("{}: {e}", model.display()));
@@ -191,7 +213,7 @@ pub(crate) fn build_as(order: Order<'_>, output: &Output) -> Result<Bundle> {
             .iter()
             .map(|tensors| Boundary { tensors: tensors.clone(), coded: Vec::new() })
             .collect(),
-        segments: segments(&cut, &guests, &mut draft)?,
+        segments: segments(&cut, &guests, tier, &mut draft)?,
         exits: exits(&cut, &described),
         evidence: Evidence {
             source: Some(draft.add(imported.changed_file().unwrap_or(source))),
@@ -265,12 +287,17 @@ fn tensor(Port { name, fact }: &Port) -> Described {
     }
 }
 
-fn segments(cut: &Cut, guests: &BTreeMap<usize, Vec<u8>>, draft: &mut Draft) -> Result<Vec<Segment>> {
+fn segments(cut: &Cut, guests: &BTreeMap<usize, Vec<u8>>, tier: Tier, draft: &mut Draft) -> Result<Vec<Segment>> {
     cut.segments
         .iter()
         .enumerate()
         .map(|(index, segment)| {
-            let guest = guests.get(&index).map_or(standard_guest(), Vec::as_slice);
+            let guest = guests.get(&index);
+            if tier == Tier::Portable && guest.is_none() && segment.format != GraphFormat::Nnef {
+                let name = segment_name(cut, segment);
+                return Err(BadInput::error(format!("'{name}' cannot be portable: NNEF has no words for its graph")));
+            }
+            let guest = guest.map_or(standard_guest(), Vec::as_slice);
             let component = draft.add(compose(guest, &segment.graph)?);
             Ok(Segment {
                 name: segment_name(cut, segment),
@@ -281,7 +308,7 @@ fn segments(cut: &Cut, guests: &BTreeMap<usize, Vec<u8>>, draft: &mut Draft) -> 
                 layers: segment.layers.iter().map(layer).collect(),
                 macs: segment.macs,
                 graph_format: segment.format.name().to_owned(),
-                tier: Tier::Native,
+                tier,
                 component,
             })
         })

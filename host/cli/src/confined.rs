@@ -18,6 +18,9 @@ const MEMORY_BYTES: u64 = 2 << 30;
 /// Processor time of all that a command does once the foreign file is read.
 const LATER_CPU_S: u64 = 3_600;
 
+/// Processor time where the portable guest has to be compiled before what is foreign is read.
+const COMPILING_CPU_S: u64 = 120;
+
 /// A bundle, with samples.
 const FILE_BYTES_MAX: u64 = 4 << 30;
 
@@ -33,6 +36,11 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
+    /// With time to compile the portable guest.
+    pub(crate) fn compiling(self) -> Self {
+        Self { confined_cpu_s: self.confined_cpu_s.or(Some(COMPILING_CPU_S)), ..self }
+    }
+
     /// The same for whoever tries bundles.
     pub(crate) fn for_trial(self) -> Result<trial::Bounds> {
         for (flag, value) in

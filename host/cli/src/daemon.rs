@@ -2,6 +2,7 @@
 
 use crate::HOST_PROGRAM;
 use crate::bounds;
+use crate::cache;
 use crate::caps::Caps;
 use crate::confined::Bounds;
 use crate::identity::{Connection, invitation, machine_name, right};
@@ -13,7 +14,7 @@ use edgent_planner::Strategy;
 use edgent_runtime::confine::this_program;
 use edgent_runtime::{Host, HostError, Settings, Trialist, codec};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs segments of networks, as the device that has the data or as the edge that has the speed.
@@ -143,8 +144,9 @@ pub(crate) fn run() -> Result<()> {
     let trial = Trialist {
         program: this_program()?,
         bounds: arguments.bounds.for_trial()?,
-        proven: proven(arguments.store.as_deref()),
+        proven: cache::folder(arguments.store.as_deref()).map(|folder| folder.join("edgent-proven")),
     };
+    let code_cache = cache::code(arguments.store.as_deref());
     let settings = Settings {
         role,
         listen: arguments.listen,
@@ -166,6 +168,7 @@ pub(crate) fn run() -> Result<()> {
         memory_max_bytes: arguments.memory_max_mib.map_or(u64::MAX, |mib| (mib * f64::from(1 << 20)) as u64),
         admission: arguments.caps.admission(),
         trial: Some(trial),
+        code_cache,
         workers: arguments.workers,
         security,
         known,
@@ -173,16 +176,6 @@ pub(crate) fn run() -> Result<()> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(serve(settings, arguments.pair))
-}
-
-/// Where it is remembered which bundles passed their trial: beside the versions, or in the user's cache.
-fn proven(store: Option<&Path>) -> Option<PathBuf> {
-    let cache = || {
-        let given = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-        let home = std::env::var_os("HOME").filter(|dir| !dir.is_empty()).map(|home| Path::new(&home).join(".cache"));
-        Some(given.or(home)?.join("edgent"))
-    };
-    Some(store.map(Path::to_owned).or_else(cache)?.join("edgent-proven"))
 }
 
 /// Prints a code, and lets in who knows it, while the host goes about its work.

@@ -52,6 +52,7 @@ struct Row {
     input: String,
     output: String,
     format: String,
+    tier: &'static str,
     output_bytes: usize,
     macs: u64,
     component_bytes: u64,
@@ -95,18 +96,19 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     output.line(format_args!("{} {}", report.name, report.digest));
     report.signatures.iter().for_each(|signer| output.line(signer));
     output.line(format_args!(
-        "{:>3}  {:<42} {:<20} {:>10} {:>9} {:>10}  {:<12} operators",
-        "", "segment", "gives", "bytes", "kMAC", "component", "digest"
+        "{:>3}  {:<42} {:<20} {:>10} {:>9} {:>10}  {:<8}  {:<12} operators",
+        "", "segment", "gives", "bytes", "kMAC", "component", "tier", "digest"
     ));
     for row in &report.segments {
         output.line(format_args!(
-            "{:>3}  {:<42} {:<20} {:>10} {:>9} {:>10}  {:<12} {}",
+            "{:>3}  {:<42} {:<20} {:>10} {:>9} {:>10}  {:<8}  {:<12} {}",
             row.index,
             row.name,
             row.output,
             row.output_bytes,
             row.macs / 1_000,
             row.component_bytes,
+            row.tier,
             &row.digest["sha256:".len()..][..12],
             row.operators.join(" ")
         ));
@@ -199,6 +201,7 @@ fn row(manifest: &Manifest, index: usize) -> Row {
         input: facts(segment.from),
         output: facts(segment.to),
         format: segment.graph_format.clone(),
+        tier: segment.tier.name(),
         output_bytes: tensors(segment.to).map(bytes).sum(),
         macs: segment.macs,
         component_bytes: segment.component.bytes,

@@ -10,6 +10,7 @@ mod ask;
 mod bench;
 mod bounds;
 mod build;
+mod cache;
 mod caps;
 mod confined;
 mod daemon;

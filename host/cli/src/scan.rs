@@ -2,15 +2,16 @@
 //!
 //! Its trial runs in a process of its own, as a host's does; what is read and shown here comes from a second one.
 
+use crate::build::TierName;
 use crate::caps::Caps;
 use crate::confined::{self, Bounds};
 use crate::output::{BadInput, Output};
 use anyhow::Result;
-use edgent_bundle::{Bundle, imported_functions, split};
+use edgent_bundle::{Bundle, Tier, imported_functions, split};
 use edgent_nn::{ElementType, Fact, Graph, GraphFormat, Imported, Pins, Survey, operators};
 use edgent_runtime::confine;
 use edgent_runtime::trial::{Job, Trial};
-use edgent_runtime::{components_bytes, macs, memory_bytes};
+use edgent_runtime::{Tiers, components_bytes, macs, memory_bytes};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -26,6 +27,9 @@ pub(crate) struct Arguments {
     /// The bundle's folder, or FOLDER@NAME:VERSION; or an ONNX file.
     #[arg(value_name = "BUNDLE|MODEL.onnx")]
     what: PathBuf,
+    /// As a host sees it that runs everything in the sandbox, whatever the bundle says: it reads no graph.
+    #[arg(long, value_enum)]
+    tier: Option<TierName>,
     #[command(flatten)]
     caps: Caps,
     #[command(flatten)]
@@ -62,6 +66,7 @@ struct Report {
 #[derive(Serialize)]
 struct Row {
     name: String,
+    tier: &'static str,
     imports: BTreeMap<String, Vec<String>>,
     macs_manifest: u64,
     macs_graph: Option<u64>,
@@ -90,12 +95,16 @@ pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
         (trial.run(&Job::Onnx { path: path.clone(), macs_max: arguments.caps.macs_max }, &path, bytes), path, bytes)
     } else {
         let bundle = Bundle::open(&arguments.what).map_err(BadInput::error)?;
-        let tried = trial.bundle(&bundle, &arguments.caps.admission());
+        let tried = trial.bundle(&bundle, &arguments.caps.admission(), tiers(arguments));
         (tried, bundle.dir().to_owned(), components_bytes(bundle.manifest()))
     };
     let said = tried.err().map_or_else(String::new, |error| error.to_string());
     let told = ["--trial".into(), OsString::from(said)];
     confined::again_told(arguments.bounds, bytes, &[&folder], &[], &told)
+}
+
+fn tiers(arguments: &Arguments) -> Tiers {
+    if arguments.tier == Some(TierName::Portable) { Tiers::Portable } else { Tiers::AsBuilt }
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
@@ -113,14 +122,19 @@ fn bundle(arguments: &Arguments, refused: Option<String>) -> Result<Report> {
         Fact::new(element_type, &tensor.dims).ok()
     });
     let facts: Option<Vec<Fact>> = facts.collect();
+    let tiers = tiers(arguments);
     let (mut all, mut rows, mut costs) = (BTreeMap::new(), Vec::new(), Vec::new());
     for segment in &manifest.segments {
         let component = bundle.blob(&segment.component)?;
         let (code, graph) = split(&component).map_err(BadInput::error)?;
-        // Loaded only if a trial showed that loading ends.
-        let loaded = match refused {
-            None => Some((Graph::load(graph, GraphFormat::Nnef)?.cost(), operators(graph)?)),
-            Some(_) => None,
+        let tier = tiers.of(segment);
+        // Loaded only if a trial showed that loading ends; and a portable segment's graph by no host.
+        let loaded = match tier {
+            Tier::Native if refused.is_none() => {
+                let format = GraphFormat::from_name(&segment.graph_format).unwrap_or(GraphFormat::Nnef);
+                Some((Graph::load(graph, format)?.cost(), operators(graph)?))
+            }
+            _ => None,
         };
         let cost = loaded.as_ref().map(|(cost, _)| *cost);
         costs.push(cost.unwrap_or_default());
@@ -130,12 +144,13 @@ fn bundle(arguments: &Arguments, refused: Option<String>) -> Result<Report> {
         }
         rows.push(Row {
             name: segment.name.clone(),
+            tier: tier.name(),
             imports: imported_functions(&code).map_err(BadInput::error)?,
             macs_manifest: segment.macs,
             macs_graph: cost.map(|cost| cost.macs),
             largest_tensor_bytes: cost.map(|cost| cost.largest_bytes),
             component_bytes: segment.component.bytes,
-            memory_bytes: facts.as_ref().map(|facts| memory_bytes(segment, facts)),
+            memory_bytes: facts.as_ref().map(|facts| memory_bytes(segment, facts, tier)),
         });
     }
     let names = rows.iter().flat_map(|row| row.imports.keys());
@@ -221,6 +236,11 @@ fn show(report: &Report, output: &Output) {
             output.line(format_args!("asks for        {}: {}", interface.escape_debug(), listed(functions)));
         }
         output.line(format_args!("beyond wasi:nn  {}", listed(&report.other_imports)));
+        let portable = report.segments.iter().filter(|row| row.tier == Tier::Portable.name()).count();
+        output.line(format_args!(
+            "tiers           {} segments native, {portable} portable",
+            report.segments.len() - portable
+        ));
     }
     let operators: Vec<String> =
         report.operators.iter().map(|(name, count)| format!("{} × {count}", name.escape_debug())).collect();

@@ -5,7 +5,7 @@ use crate::identity::Connection;
 use crate::output::{BadInput, Output};
 use anyhow::{Context, Result};
 use edgent_bundle::Bundle;
-use edgent_link::{Client, Fault, FaultKind, LinkError, Trial, Version};
+use edgent_link::{Client, Fault, FaultKind, LinkError, ModelDescription, Trial, Version};
 use edgent_runtime::{PushError, make_ready, push};
 use serde::Serialize;
 use std::future::Future;
@@ -116,6 +116,8 @@ struct State {
 struct Served {
     model: String,
     digest: String,
+    /// So many of its segments do their arithmetic in the sandbox.
+    portable_segments: u32,
 }
 
 impl From<Version> for Row {
@@ -223,7 +225,13 @@ pub(crate) fn status(arguments: &Status, output: &Output) -> Result<()> {
             plan_changes: stats.plan_changes,
             faults: stats.faults,
             quarantined: stats.quarantined,
-            serving: serving.map(|model| Served { digest: digest(model.digest), model: model.name }).collect(),
+            serving: serving
+                .map(|ModelDescription { name: model, digest: of, portable_segments, .. }| Served {
+                    model,
+                    digest: digest(of),
+                    portable_segments,
+                })
+                .collect(),
             versions: client.versions().await?.into_iter().map(Row::from).collect(),
         };
         output.line(format_args!(
@@ -241,7 +249,11 @@ pub(crate) fn status(arguments: &Status, output: &Output) -> Result<()> {
             output.line(format_args!("{faults} faults of segments, {quarantined} versions quarantined"));
         }
         for served in &state.serving {
-            output.line(format_args!("serves {:<24} {}", served.model, served.digest));
+            let tier = match served.portable_segments {
+                0 => String::new(),
+                portable => format!("  {portable} segments portable"),
+            };
+            output.line(format_args!("serves {:<24} {}{tier}", served.model, served.digest));
         }
         for Row { model, version, digest, current, previous, on_trial, quarantined } in &state.versions {
             let mark = if *quarantined {

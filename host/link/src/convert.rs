@@ -500,6 +500,7 @@ impl Message for ModelDescription {
         for (index, exit) in (0..).zip(&self.exits) {
             exit.write(exits.reborrow().get(index));
         }
+        to.set_portable_segments(self.portable_segments);
         write_tensors(to.init_inputs(self.inputs.len() as u32), &self.inputs);
     }
 
@@ -515,6 +516,7 @@ impl Message for ModelDescription {
             classes: read_texts("classes", from.get_classes()?, CLASSES_MAX)?,
             exits: exits.iter().map(ExitDescription::read).collect::<Result<_, _>>()?,
             inputs: read_tensors(from.get_inputs()?)?,
+            portable_segments: from.get_portable_segments(),
         })
     }
 

@@ -391,6 +391,8 @@ pub struct ModelDescription {
     pub exits: Vec<ExitDescription>,
     /// All inputs; an older host does not tell.
     pub inputs: Vec<TensorDescription>,
+    /// How many of its segments there do their arithmetic in the sandbox.
+    pub portable_segments: u32,
 }
 
 /// What goes into a model or comes out of it.

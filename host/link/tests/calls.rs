@@ -41,6 +41,7 @@ fn description() -> Description {
                 classes: (0..1000).map(|class| format!("class {class}")).collect(),
                 exits: vec![exit("early", 0.5), exit("late", 0.75)],
                 inputs: vec![tensor("x", ElementType::F32, &[1, 3, 32, 32]), tensor("state", ElementType::F16, &[2])],
+                portable_segments: 7,
             },
             ModelDescription {
                 name: String::new(),
@@ -50,6 +51,7 @@ fn description() -> Description {
                 classes: vec![],
                 exits: vec![],
                 inputs: vec![],
+                portable_segments: 0,
             },
         ],
     }

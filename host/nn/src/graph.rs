@@ -3,12 +3,18 @@
 use crate::guard::guarded;
 use crate::{Context, Cost, ElementType, Fact, Tensor};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use tract_nnef::registry::Registry;
 use tract_onnx::prelude::{Framework, InferenceModelExt, IntoRunnable, TractResult, TypedFact, TypedModel};
 use tract_onnx::tract_core::model::{TypedRunnableModel, TypedSimplePlan};
-use tract_onnx::tract_core::ops::nn::GeluExact;
 use tract_onnx::{Onnx, WithOnnx};
+
+static GRAPHS_READ: AtomicU64 = AtomicU64::new(0);
+
+/// Graphs that this process has read since its start, or tried to. None of a portable segment is among them.
+pub fn graphs_read() -> u64 {
+    GRAPHS_READ.load(Ordering::Relaxed)
+}
 
 /// A graph ready to run: shared, immutable, cheap to clone.
 #[derive(Clone)]
@@ -57,6 +63,7 @@ impl GraphFormat {
 impl Graph {
     /// Reads a graph and optimises it for this processor.
     pub fn load(bytes: &[u8], format: GraphFormat) -> Result<Self, GraphError> {
+        GRAPHS_READ.fetch_add(1, Ordering::Relaxed);
         let model = guarded(|| match format {
             GraphFormat::Nnef => nnef().model_for_read(&mut &*bytes)?.into_decluttered(),
             GraphFormat::Onnx => onnx().model_for_read(&mut &*bytes)?.into_typed()?.into_decluttered(),
@@ -145,17 +152,10 @@ impl fmt::Debug for Graph {
 pub(crate) fn nnef() -> &'static tract_nnef::framework::Nnef {
     static NNEF: OnceLock<tract_nnef::framework::Nnef> = OnceLock::new();
     NNEF.get_or_init(|| {
-        let mut nnef = tract_nnef::nnef().with_onnx().with_registry(own_operators());
+        let mut nnef = tract_nnef::nnef().with_onnx().with_registry(crate::operators::own_operators());
         nnef.allow_extended_identifier_syntax(true);
         nnef
     })
-}
-
-/// Operators of tract for which its NNEF has no words.
-fn own_operators() -> Registry {
-    let mut registry = Registry::new("edgent");
-    registry.register_unit_element_wise("edgent_gelu_exact", &GeluExact {});
-    registry
 }
 
 /// ONNX as it is read here. Exporters leave symbolic shapes on inner values that refuse to unify with concrete

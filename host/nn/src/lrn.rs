@@ -2,7 +2,8 @@
 //!
 //! tract computes it element by element with a general power, which took two thirds of an AlexNet's
 //! time. AlexNet's exponent is 3/4 (Krizhevsky et al. 2012, section 3.3), and `t^¾ = √t · √√t`; with
-//! that, and with loops along the pixels of a channel, the compiler makes vector code of it.
+//! that, and with loops along the pixels of a channel, the compiler makes vector code of it. Both tiers
+//! compute it so: the portable guest (`guest-layers/portable`) is built with this file, too.
 
 use tract_nnef::internal::*;
 use tract_onnx_opl::lrn::Lrn;

@@ -160,10 +160,10 @@ fn windows(padding: PaddingSpec, [maps, filters]: [usize; 2], window_px: usize, 
 }
 
 /// Knuth's linear congruential generator: no more is asked of weights that nobody looks at.
-struct Noise(u64);
+pub(crate) struct Noise(pub(crate) u64);
 
 impl Noise {
-    fn values(&mut self, count: usize) -> Vec<f32> {
+    pub(crate) fn values(&mut self, count: usize) -> Vec<f32> {
         let mut next = || {
             self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             // 24 bits, which an f32 holds exactly.

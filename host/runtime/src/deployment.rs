@@ -6,11 +6,14 @@ use crate::codec;
 use crate::confine::ConfinedError;
 use crate::golden::GoldenError;
 use crate::memory::GiveBack;
-use edgent_bundle::{Bundle, BundleError, ComponentError, Digest, Manifest, imports, split};
-use edgent_nn::{Cost, ElementType, Fact, Graph, GraphError, GraphFormat, Stop, Tensor, TensorError};
+use edgent_bundle::{
+    Bundle, BundleError, ComponentError, Digest, Manifest, Tier, imports, portable_guest, split, standard_guest,
+};
+use edgent_nn::{Cost, ElementType, Fact, Graph, GraphError, GraphFormat, Port, Stop, Tensor, TensorError};
 use edgent_planner::{Boundary, Codec, Exit, Network, NetworkError, PerCodec, Timings, least_bytes, resident};
-use edgent_sandbox::{Engine, Fault, Limits, SandboxError, Segment, SegmentError};
+use edgent_sandbox::{Engine, Fault, Limits, OwnGraph, Purpose, SandboxError, Segment, SegmentError, Work};
 use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -54,6 +57,104 @@ pub struct Deployment {
     _gives_back: GiveBack,
 }
 
+/// On what terms a bundle is prepared.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// With K over 1, each segment sleeps K − 1 times as long as it usually works: a slow device, emulated. Usually:
+    /// this machine's caches and neighbours make single runs vary, and that must not be made K times larger.
+    pub slowdown: f64,
+    /// No more segments are prepared than take so much memory, by [`memory_bytes`]; but at least those of one exit.
+    pub memory_max_bytes: u64,
+    /// What the bundle may cost.
+    pub admission: Admission,
+    /// Where the arithmetic is done.
+    pub tiers: Tiers,
+    /// Whether segments whose code is part of this program are prepared, too. For a trial, they need not be: nothing
+    /// of the bundle is read outside the sandbox then.
+    pub shipped_code: bool,
+}
+
+/// Where a bundle's arithmetic is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tiers {
+    /// Where its manifest says.
+    #[default]
+    AsBuilt,
+    /// In the sandbox, all of it.
+    Portable,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self {
+            slowdown: 1.0,
+            memory_max_bytes: u64::MAX,
+            admission: Admission::default(),
+            tiers: Tiers::AsBuilt,
+            shipped_code: true,
+        }
+    }
+}
+
+impl Tiers {
+    /// The tier in which a segment runs.
+    pub fn of(self, segment: &edgent_bundle::Segment) -> Tier {
+        match self {
+            Self::AsBuilt => segment.tier,
+            Self::Portable => Tier::Portable,
+        }
+    }
+}
+
+/// A segment whose graph the host runs.
+fn native(
+    engine: &Engine,
+    segment: &edgent_bundle::Segment,
+    code: &[u8],
+    graph: &[u8],
+    tensors: &[Fact],
+) -> Result<(Segment, Cost), PrepareError> {
+    let format = GraphFormat::from_name(&segment.graph_format)
+        .ok_or_else(|| PrepareError::Format(segment.name.clone(), segment.graph_format.clone()))?;
+    let code = engine.compile(code)?;
+    let graph = Graph::load(graph, format).map_err(|e| PrepareError::Graph(segment.name.clone(), e))?;
+    let as_told = |ports: &[Port], told: &[usize]| {
+        ports.iter().map(|port| &port.fact).eq(told.iter().map(|tensor| &tensors[*tensor]))
+    };
+    if !as_told(graph.inputs(), &segment.takes) || !as_told(graph.outputs(), &segment.gives) {
+        return Err(PrepareError::Mismatch(segment.name.clone()));
+    }
+    let cost = graph.cost();
+    Ok((Segment::new(&segment.name, &code, graph, Limits::default())?, cost))
+}
+
+/// A segment whose guest does the arithmetic: this program's own, if the component's would leave it to the host. What
+/// it takes and gives is what the manifest says, and its graph is bytes.
+fn portable(
+    engine: &Engine,
+    manifest: &Manifest,
+    segment: &edgent_bundle::Segment,
+    code: &[u8],
+    graph: &[u8],
+    tensors: &[Fact],
+) -> Result<Segment, PrepareError> {
+    let code = if code != standard_guest() {
+        engine.compile_for(Purpose::Computes, code)?
+    } else if segment.graph_format == GraphFormat::Nnef.name() {
+        engine.compile_for(Purpose::Ships, portable_guest())?
+    } else {
+        return Err(PrepareError::NotPortable(segment.name.clone(), segment.graph_format.clone()));
+    };
+    let port = |tensor: &usize| Port { name: manifest.tensors[*tensor].name.clone(), fact: tensors[*tensor].clone() };
+    let ports = |tensors: &[usize]| tensors.iter().map(port).collect::<Vec<_>>();
+    let (inputs, outputs) = (ports(&segment.takes), ports(&segment.gives));
+    let crossing_bytes = inputs.iter().chain(&outputs).map(|port| port.fact.bytes()).fold(0, usize::saturating_add);
+    let limits = Limits::computing(graph.len(), crossing_bytes, segment.macs);
+    let work = Work::InGuest(OwnGraph::new(graph.to_vec(), inputs, outputs));
+    Ok(Segment::new(&segment.name, &code, work, limits)?)
+}
+
 /// How a segment makes one boundary's tensors of another's.
 #[derive(Debug)]
 struct Wiring {
@@ -81,22 +182,14 @@ pub struct Ran {
 }
 
 impl Deployment {
-    /// Reads and prepares everything. With a `slowdown` K over 1, each segment sleeps K − 1 times as
-    /// long as it usually works: a slow device, emulated. Usually: this machine's caches and neighbours
-    /// make single runs vary, and that must not be made K times larger.
+    /// Reads and prepares everything, on the usual terms but for a `slowdown`.
     pub fn prepare(bundle: &Bundle, engine: &Engine, slowdown: f64) -> Result<Self, PrepareError> {
-        Self::prepare_within(bundle, engine, slowdown, u64::MAX, &Admission::default())
+        Self::prepare_on(bundle, engine, &Terms { slowdown, ..Terms::default() })
     }
 
-    /// The same with no more segments than take so much memory, by [`memory_bytes`]: at least those of one exit; and
-    /// only if it costs no more than it may.
-    pub fn prepare_within(
-        bundle: &Bundle,
-        engine: &Engine,
-        slowdown: f64,
-        memory_max_bytes: u64,
-        admission: &Admission,
-    ) -> Result<Self, PrepareError> {
+    /// Reads and prepares what the terms allow.
+    pub fn prepare_on(bundle: &Bundle, engine: &Engine, terms: &Terms) -> Result<Self, PrepareError> {
+        let Terms { slowdown, memory_max_bytes, admission, tiers, shipped_code } = terms.clone();
         // The first here, and so the last to go, too, if something is refused.
         let gives_back = GiveBack;
         let manifest = bundle.manifest().clone();
@@ -112,7 +205,7 @@ impl Deployment {
             .collect::<Result<Vec<_>, PrepareError>>()?;
         let network = network(&manifest, &tensors)?;
         let segments_bytes: Vec<u64> =
-            manifest.segments.iter().map(|segment| memory_bytes(segment, &tensors)).collect();
+            manifest.segments.iter().map(|segment| memory_bytes(segment, &tensors, tiers.of(segment))).collect();
         let held = resident(&network, &segments_bytes, memory_max_bytes).ok_or_else(|| PrepareError::Memory {
             allowed_bytes: memory_max_bytes,
             least_bytes: least_bytes(&network, &segments_bytes),
@@ -125,26 +218,25 @@ impl Deployment {
                 costs.push(Cost::default());
                 continue;
             }
-            let format = GraphFormat::from_name(&segment.graph_format)
-                .ok_or_else(|| PrepareError::Format(segment.name.clone(), segment.graph_format.clone()))?;
             let component = bundle.blob(&segment.component)?;
             let in_segment = |source| PrepareError::Component(segment.name.clone(), source);
             let (code, graph) = split(&component).map_err(in_segment)?;
-            if let Some(import) = imports(&code).map_err(in_segment)?.into_iter().find(|name| !is_offered(name)) {
+            let tier = tiers.of(segment);
+            if !shipped_code && tier == Tier::Portable && code == standard_guest() {
+                segments.push(None);
+                costs.push(Cost::default());
+                continue;
+            }
+            if let Some(import) = imports(&code).map_err(in_segment)?.into_iter().find(|name| !is_offered(name, tier)) {
                 return Err(PrepareError::Import(segment.name.clone(), import));
             }
-            let code = engine.compile(&code)?;
-            let graph = Graph::load(graph, format).map_err(|e| PrepareError::Graph(segment.name.clone(), e))?;
-            admission.check_graph(&segment.name, graph.cost())?;
-            costs.push(graph.cost());
-            let as_told = |ports: &[edgent_nn::Port], told: &[usize]| {
-                ports.iter().map(|port| &port.fact).eq(told.iter().map(|tensor| &tensors[*tensor]))
+            let (prepared, cost) = match tier {
+                Tier::Native => native(engine, segment, &code, graph, &tensors)?,
+                Tier::Portable => (portable(engine, &manifest, segment, &code, graph, &tensors)?, Cost::default()),
             };
-            if !as_told(graph.inputs(), &segment.takes) || !as_told(graph.outputs(), &segment.gives) {
-                return Err(PrepareError::Mismatch(segment.name.clone()));
-            }
+            admission.check_graph(&segment.name, cost)?;
+            costs.push(cost);
             let finite = |tensors: &[usize]| tensors.iter().map(|at| manifest.tensors[*at].finite).collect::<Vec<_>>();
-            let prepared = Segment::new(engine, &segment.name, &code, graph, Limits::default())?;
             segments.push(Some(prepared.with_finite(finite(&segment.takes), finite(&segment.gives))));
         }
         admission.check_graphs(&manifest, &costs)?;
@@ -302,6 +394,12 @@ impl Deployment {
         &self.network
     }
 
+    /// How many of the segments that are held here do their arithmetic in the sandbox.
+    pub fn portable(&self) -> usize {
+        let is_portable = |segment: &&Segment| matches!(segment.work(), Work::InGuest(_));
+        self.segments.iter().flatten().filter(is_portable).count()
+    }
+
     /// How many of the segments are held here.
     pub fn held(&self) -> usize {
         self.segments.iter().flatten().count()
@@ -361,17 +459,24 @@ impl Source {
 
 /// About what a segment takes of a host's memory: its weights, once as they are kept for running and for a part of
 /// them as they were read; its instance; what goes in and out. Measured on networks of 5 to 100 MB: the resident
-/// memory of a host grows by 1.4 to 1.6 times its components.
-pub fn memory_bytes(segment: &edgent_bundle::Segment, tensors: &[Fact]) -> u64 {
+/// memory of a host grows by 1.4 to 1.6 times its components. In the portable tier, by reckoning: the bytes of the
+/// graph are kept for the next instance, and each instance has the weights as read and as optimised, and its own heap.
+pub fn memory_bytes(segment: &edgent_bundle::Segment, tensors: &[Fact], tier: Tier) -> u64 {
     const INSTANCE_BYTES: u64 = 64 << 10;
+    const COMPUTING_INSTANCE_BYTES: u64 = 4 << 20;
     let crossing = segment.takes.iter().chain(&segment.gives).map(|tensor| tensors[*tensor].bytes() as u64);
-    let weights = segment.component.bytes.saturating_add(segment.component.bytes / 2);
-    crossing.fold(weights.saturating_add(INSTANCE_BYTES), u64::saturating_add)
+    let component = segment.component.bytes;
+    let own = match tier {
+        Tier::Native => component.saturating_add(component / 2).saturating_add(INSTANCE_BYTES),
+        Tier::Portable => component.saturating_mul(3).saturating_add(COMPUTING_INSTANCE_BYTES),
+    };
+    crossing.fold(own, u64::saturating_add)
 }
 
-/// Whether segments may have that of their host: nothing but `wasi:nn`, be it a clock or a log.
-fn is_offered(import: &str) -> bool {
-    import.starts_with("wasi:nn/")
+/// Whether segments may have that of their host: nothing but `wasi:nn`, be it a clock or a log; and in the portable
+/// tier, their own graph.
+pub fn is_offered(import: &str, tier: Tier) -> bool {
+    import.starts_with("wasi:nn/") || tier == Tier::Portable && import.starts_with("edgent:segment/own-graph@")
 }
 
 /// How long this thread has worked.
@@ -459,6 +564,11 @@ pub enum PrepareError {
     Graph(String, GraphError),
     #[error("segment '{0}' has a graph in the format '{1}', which this program does not read")]
     Format(String, String),
+    #[error(
+        "segment '{0}' cannot run in the portable tier: its graph is written as {1}, and only NNEF is read there; a \
+         host that allows native segments can run it"
+    )]
+    NotPortable(String, String),
     #[error(transparent)]
     Refused(#[from] Refusal),
     #[error("segment '{0}' asks its host for {1}; segments get wasi:nn and nothing else: build it without that")]

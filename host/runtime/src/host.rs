@@ -57,6 +57,8 @@ pub struct Settings {
     pub admission: Admission,
     /// Who tries bundles in a confined process before they are loaded; nobody: they are loaded untried.
     pub trial: Option<Trialist>,
+    /// Where code that ships with this program is kept once it is compiled; nowhere: it is compiled at each start.
+    pub code_cache: Option<PathBuf>,
     /// Threads that run segments, for each model; 0 for as many as there are processors.
     pub workers: usize,
     /// Where the link speaks TLS, and with which key.
@@ -102,8 +104,9 @@ impl Host {
             tracing::warn!("{warning}");
         }
         let trial = settings.trial.map(|told| Trial::new(told.program, told.bounds, told.proven));
+        let engine = Engine::keeping(settings.code_cache)?;
         let judged = Judged { policy, admission: settings.admission, trial };
-        let shelf = Arc::new(Shelf::new(store.clone(), judged, Engine::new()?, slowdown, settings.memory_max_bytes));
+        let shelf = Arc::new(Shelf::new(store.clone(), judged, engine, slowdown, settings.memory_max_bytes));
         let (preparing, models) = (Arc::clone(&shelf), settings.models.clone());
         let prepare = move || {
             // Measured now, while nobody waits.
@@ -297,6 +300,7 @@ pub(crate) fn describe(deployment: &Deployment) -> ModelDescription {
         input_dims: dims(deployment.input()),
         classes: manifest.classes.clone(),
         inputs: manifest.boundaries[0].tensors.iter().map(tensor).collect(),
+        portable_segments: u32::try_from(deployment.portable()).unwrap_or(u32::MAX),
         exits: manifest
             .exits
             .iter()

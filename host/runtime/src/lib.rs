@@ -32,7 +32,7 @@ pub mod trial;
 mod workers;
 
 pub use admission::{Admission, COMPONENTS_BYTES_MAX, CostError, MACS_MAX, components_bytes, macs};
-pub use deployment::{Deployment, PrepareError, Ran, RunError, memory_bytes};
+pub use deployment::{Deployment, PrepareError, Ran, RunError, Terms, Tiers, is_offered, memory_bytes};
 pub use device::{Device, DeviceSettings, LATE};
 pub use edge::Edge;
 pub use host::{Host, HostError, Settings, Trialist, build_name};

@@ -2,7 +2,7 @@
 //!
 //! ```toml
 //! format = 1
-//! # Bundles that no trusted key signed: "refuse", "portable-only" (none of their code runs outside the sandbox), "allow".
+//! # Bundles that no trusted key signed: "refuse", "portable-only" (all their arithmetic is done in the sandbox), "allow".
 //! unsigned = "refuse"
 //!
 //! [[publisher]]
@@ -13,6 +13,7 @@
 //! # Which models; all, if this is left out.
 //! models = ["branchy-alexnet"]
 //! # What is not allowed here is denied. "native": the host itself does the arithmetic, on graphs that it has read.
+//! # Without it, all is done in the sandbox, whatever the bundle says: slower, and the host reads no graph.
 //! allow = ["native"]
 //! # Each may be left out.
 //! limits = { bundle-mib = 200.0, segments = 100 }
@@ -20,7 +21,9 @@
 //!
 //! [`Policy::judge`] is the one place where it is decided; nothing of a bundle is compiled or run before.
 
+use crate::Tiers;
 use edgent_bundle::{BundleError, Digest, KeyId, PublicKey, SealedManifest, Signature, SignatureError, Tier};
+use edgent_nn::GraphFormat;
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -121,6 +124,8 @@ pub(crate) enum Origin {
 pub(crate) struct Admitted {
     /// Who signed it; none if nobody did who is trusted here.
     pub(crate) by: Option<Signed>,
+    /// Where its arithmetic must be done.
+    pub(crate) tiers: Tiers,
 }
 
 /// A signature that holds, by a key that is trusted.
@@ -228,7 +233,10 @@ impl Policy {
                         continue;
                     }
                     match self.judge_signed(bundle, signature, publisher, &minimum) {
-                        Ok(signed) => return Ok(Admitted { by: Some(signed) }),
+                        Ok(signed) => {
+                            let tiers = if publisher.native { Tiers::AsBuilt } else { Tiers::Portable };
+                            return Ok(Admitted { by: Some(signed), tiers });
+                        }
                         Err(why) => refusals.push(why),
                     }
                 }
@@ -238,7 +246,9 @@ impl Policy {
         if let Some(why) = refusals.into_iter().chain(false_ones).next() {
             return Err(refused(why));
         }
-        self.judge_unsigned(bundle, signatures, origin, &minimum).map(|()| Admitted { by: None }).map_err(refused)
+        let tiers = if self.unsigned == Unsigned::Allow { Tiers::AsBuilt } else { Tiers::Portable };
+        let judged = self.judge_unsigned(bundle, signatures, origin, &minimum);
+        judged.map(|()| Admitted { by: None, tiers }).map_err(refused)
     }
 
     fn judge_signed(
@@ -259,8 +269,8 @@ impl Policy {
         if statement.version < lowest {
             return Err(Why::Old { publisher: name, key, version: statement.version, lowest });
         }
-        if !publisher.native && is_native(bundle) {
-            return Err(Why::Native { publisher: name, policy });
+        if let Some(segment) = not_portable(bundle).filter(|_| !publisher.native) {
+            return Err(Why::Native { publisher: name, segment, policy });
         }
         let bytes = bundle.blobs().iter().fold(0_u64, |all, blob| all.saturating_add(blob.bytes));
         let mib = bytes as f64 / f64::from(1 << 20);
@@ -303,16 +313,20 @@ impl Policy {
         if self.source == Source::NobodyButReachable && origin == Origin::Peer {
             return Err(Why::Reachable);
         }
-        if self.unsigned == Unsigned::PortableOnly && is_native(bundle) {
-            return Err(Why::NotPortable { policy });
+        if let Some(segment) = not_portable(bundle).filter(|_| self.unsigned == Unsigned::PortableOnly) {
+            return Err(Why::NotPortable { segment, policy });
         }
         Ok(())
     }
 }
 
-/// Whether anything of it is computed by the host itself.
-fn is_native(bundle: &SealedManifest) -> bool {
-    bundle.manifest().segments.iter().any(|segment| matches!(segment.tier, Tier::Native))
+/// The first segment that cannot run in the portable tier, by the manifest: its guest reads NNEF alone. What else may
+/// stand in the way, only preparing tells.
+fn not_portable(bundle: &SealedManifest) -> Option<String> {
+    let mut segments = bundle.manifest().segments.iter();
+    let found =
+        segments.find(|segment| segment.tier == Tier::Native && segment.graph_format != GraphFormat::Nnef.name());
+    found.map(|segment| segment.name.clone())
 }
 
 fn read_key(policy: &Path, given: &str) -> Result<PublicKey, String> {
@@ -366,8 +380,11 @@ enum Why {
     Unsigned { policy: Source },
     #[error("it is signed with {keys}, and {policy} trusts no such key; add the key there if you trust its owner")]
     Untrusted { keys: String, policy: Source },
-    #[error("nobody who is trusted signed it, and it is native; {policy} takes only portable ones unsigned")]
-    NotPortable { policy: Source },
+    #[error(
+        "nobody who is trusted signed it, {policy} runs such bundles in the portable tier alone, and segment \
+         '{segment}' cannot run there: its graph is not NNEF"
+    )]
+    NotPortable { segment: String, policy: Source },
     #[error(
         "this host can be reached from other machines and has no --policy FILE that says whose bundles it takes; write one (docs/signatures.md)"
     )]
@@ -387,9 +404,10 @@ enum Why {
     )]
     Model { publisher: String, policy: Source },
     #[error(
-        "'{publisher}' signed it, it is native, and {policy} does not allow them that; add \"native\" to their `allow`"
+        "'{publisher}' signed it, segment '{segment}' can only run as native, since its graph is not NNEF, and {policy} \
+         does not allow them that; add \"native\" to their `allow`"
     )]
-    Native { publisher: String, policy: Source },
+    Native { publisher: String, segment: String, policy: Source },
     #[error("'{publisher}' signed it, it has {what}, and {policy} allows them {limit}; raise it in their `limits`")]
     Limit { publisher: String, what: String, limit: String, policy: Source },
     #[error("what was in force here cannot be told: {0}")]

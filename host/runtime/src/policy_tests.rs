@@ -1,5 +1,6 @@
 //! Whose bundles are run: every way to get one in that should not, and what the operator's file may say.
 
+use crate::Tiers;
 use crate::policy::{Origin, Policy};
 use edgent_bundle::*;
 use minisign::KeyPair;
@@ -210,7 +211,7 @@ fn a_publisher_may_do_what_the_file_says_and_no_more() {
     let acme = Publisher::new();
     let big = bundle("m", 3 << 20);
     let cases = [
-        ("", "does not allow them that; add \"native\" to their `allow`"),
+        ("", ""),
         ("allow = [\"native\"]", ""),
         ("allow = [\"native\"]\nmodels = [\"n\", \"m\"]", ""),
         ("allow = [\"native\"]\nmodels = [\"n\"]", "does not let them publish a model of this name"),
@@ -244,7 +245,7 @@ fn bundles_that_nobody_signed_are_taken_from_whom_the_operator_says() {
         (of_file("allow"), Origin::Peer, ""),
         (of_file("refuse"), Origin::Peer, "nobody signed it"),
         (of_file("refuse"), Origin::Here, "nobody signed it"),
-        (of_file("portable-only"), Origin::Here, "takes only portable ones unsigned"),
+        (of_file("portable-only"), Origin::Peer, ""),
         (Policy::without_file(true), Origin::Peer, ""),
         (Policy::without_file(false), Origin::Here, ""),
         (Policy::without_file(false), Origin::Peer, "has no --policy FILE"),
@@ -258,6 +259,53 @@ fn bundles_that_nobody_signed_are_taken_from_whom_the_operator_says() {
     assert!(of_file("refuse").warning().is_none());
     for policy in [of_file("allow"), Policy::without_file(true), Policy::without_file(false)] {
         assert!(policy.warning().is_some(), "{policy:?}: the operator is told");
+    }
+}
+
+#[test]
+fn who_is_not_allowed_native_has_all_done_in_the_sandbox_or_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let acme = Publisher::new();
+    let with = |tier, graph_format: &str| {
+        let mut manifest = bundle("m", 1).manifest().clone();
+        manifest.segments[0].tier = tier;
+        manifest.segments[0].graph_format = graph_format.into();
+        SealedManifest::seal(&manifest).unwrap()
+    };
+    let publisher = format!("[[publisher]]\nname = \"acme\"\nkeys = [\"{}\"]\n", acme.line());
+    let file = |unsigned: &str, allow: &str| {
+        policy(dir.path(), &format!("format = 1\nunsigned = \"{unsigned}\"\n{publisher}{allow}\n")).unwrap()
+    };
+    let native = "allow = [\"native\"]";
+    let (onnx, nnef) = (with(Tier::Native, "onnx"), with(Tier::Native, "nnef"));
+    // An author's own guest may read what it likes: that is none of the host's business.
+    let own = with(Tier::Portable, "onnx");
+    // What the policy says, who signed, what of, and where its arithmetic is done.
+    let cases = [
+        ("refuse", native, true, &nnef, Some(Tiers::AsBuilt)),
+        ("refuse", native, true, &onnx, Some(Tiers::AsBuilt)),
+        ("refuse", "", true, &nnef, Some(Tiers::Portable)),
+        ("refuse", "allow = []", true, &own, Some(Tiers::Portable)),
+        ("refuse", "", true, &onnx, None),
+        ("portable-only", native, false, &nnef, Some(Tiers::Portable)),
+        ("portable-only", native, false, &own, Some(Tiers::Portable)),
+        ("portable-only", native, false, &onnx, None),
+        // Whoever is trusted with native is so, whatever becomes of what nobody signed.
+        ("portable-only", native, true, &onnx, Some(Tiers::AsBuilt)),
+        ("allow", "", false, &nnef, Some(Tiers::AsBuilt)),
+        // A signature that holds is not worth less than none; but it says what its owner is allowed.
+        ("allow", "", true, &nnef, Some(Tiers::Portable)),
+    ];
+    for (unsigned, allow, is_signed, bundle, expected) in cases {
+        let files = is_signed.then(|| acme.sign(bundle, 1, 1));
+        let read = files.iter().map(|[statement, minisig]| Signature::read(statement, minisig).unwrap());
+        let signatures: Vec<Signature> = read.collect();
+        let judged = file(unsigned, allow).judge(bundle, &signatures, Origin::Peer, |_| Ok(0));
+        let case = format!("{unsigned} {allow:?}, signed: {is_signed}, {:?}", bundle.manifest().segments[0]);
+        match judged {
+            Ok(judged) => assert_eq!(Some(judged.tiers), expected, "{case}"),
+            Err(why) => assert!(expected.is_none() && why.to_string().contains("not NNEF"), "{case}: {why}"),
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 use crate::edge::fault;
 use crate::policy::{Admitted, Origin, Signed};
 use crate::trial::Trial;
-use crate::{Admission, Deployment, Policy, PrepareError, Refusal, golden};
+use crate::{Admission, Deployment, Policy, PrepareError, Refusal, Terms, golden};
 use bytes::Bytes;
 use edgent_bundle::{
     Blob, Bundle, BundleError, Digest, MANIFEST_BYTES_MAX, Reference, SealedManifest, Signature, Store,
@@ -292,17 +292,19 @@ impl Shelf {
     /// Looks whether a bundle may be run, and tries it; then compiles and loads it, compares its answers with the golden
     /// ones that it brings, and measures it.
     pub(crate) fn prepare(&self, bundle: Bundle) -> Result<Prepared, PrepareError> {
-        let Admitted { by } = self.judge(bundle.sealed(), bundle.signatures(), Origin::Here)?;
+        let Admitted { by, tiers } = self.judge(bundle.sealed(), bundle.signatures(), Origin::Here)?;
         if let Some(Signed { publisher, key, version, .. }) = by {
             let name = &bundle.manifest().name;
             tracing::info!(model = %name, digest = %bundle.digest().short(), %publisher, %key, version, "signed");
         }
         self.admission.check_manifest(bundle.manifest())?;
         if let Some(trial) = &self.trial {
-            trial.bundle(&bundle, &self.admission)?;
+            trial.bundle(&bundle, &self.admission, tiers)?;
         }
-        let deployment =
-            Deployment::prepare_within(&bundle, &self.engine, self.slowdown, self.memory_max_bytes, &self.admission)?;
+        let Self { slowdown, memory_max_bytes, admission, .. } = self;
+        let (slowdown, memory_max_bytes, admission) = (*slowdown, *memory_max_bytes, *admission);
+        let terms = Terms { slowdown, memory_max_bytes, admission, tiers, ..Terms::default() };
+        let deployment = Deployment::prepare_on(&bundle, &self.engine, &terms)?;
         golden::check(&bundle, &deployment)?;
         let measured = deployment.measure(PROFILE_RUNS)?;
         let segments = deployment.network().segments();
@@ -312,8 +314,9 @@ impl Shelf {
         for (segment, us) in alone.medians_us().into_iter().enumerate() {
             (0..PROFILE_WEIGHT).for_each(|_| timings.record(segment, us));
         }
-        let (name, held) = (&deployment.manifest().name, deployment.held());
-        tracing::info!(model = %name, digest = %deployment.digest().short(), "prepared {held} of {segments} segments");
+        let (name, held, portable) = (&deployment.manifest().name, deployment.held(), deployment.portable());
+        let digest = deployment.digest();
+        tracing::info!(model = %name, digest = %digest.short(), portable, "prepared {held} of {segments} segments");
         Ok(Prepared { bundle, deployment, timings })
     }
 

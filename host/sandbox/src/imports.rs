@@ -3,9 +3,10 @@
 //! A host function that returns an outer error traps the guest; the inner error of `wasi:nn` is a
 //! value that it can look at.
 
-use crate::Limits;
+use crate::bindings::edgent::segment::own_graph;
 use crate::bindings::wasi::nn::{errors, graph, inference, tensor};
 use crate::limits::OverLimit;
+use crate::{Limits, Work};
 use edgent_nn::{ComputeError, Context, ElementType, Graph, Stop, Tensor, count_copied};
 use std::result::Result as StdResult;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ const OWN_GRAPH: &str = "self";
 pub(crate) struct Imports {
     pub(crate) store_limits: StoreLimits,
     limits: Limits,
-    graph: Graph,
+    work: Work,
     table: ResourceTable,
     held_bytes: usize,
     call: Call,
@@ -41,12 +42,12 @@ pub struct NnError {
 }
 
 impl Imports {
-    pub(crate) fn new(graph: Graph, limits: &Limits) -> Self {
+    pub(crate) fn new(work: Work, limits: &Limits) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits.handles);
         let store_limits = limits.store_limits();
         let limits = limits.clone();
-        Self { store_limits, limits, graph, table, held_bytes: 0, call: Call::new(Stop::never(), None) }
+        Self { store_limits, limits, work, table, held_bytes: 0, call: Call::new(Stop::never(), None) }
     }
 
     /// A call begins, and with it what it may use up.
@@ -131,7 +132,14 @@ impl graph::Host for Imports {
         if name != OWN_GRAPH {
             return self.fail(errors::ErrorCode::NotFound, "the only graph here is \"self\"");
         }
-        Ok(Ok(self.push(self.graph.clone())?))
+        let Work::InHost(graph) = &self.work else {
+            return self.fail(
+                errors::ErrorCode::UnsupportedOperation,
+                "this host runs the segment in the portable tier, and reads no graph of it; the guest would have to \
+                 do the arithmetic itself",
+            );
+        };
+        Ok(Ok(self.push(graph.clone())?))
     }
 }
 
@@ -149,6 +157,19 @@ impl graph::HostGraph for Imports {
     fn drop(&mut self, graph: Resource<Graph>) -> Result<()> {
         self.table.delete(graph)?;
         Ok(())
+    }
+}
+
+impl own_graph::Host for Imports {
+    fn read(&mut self, offset: u64, count: u32) -> Result<Vec<u8>> {
+        let Work::InGuest(graph) = &self.work else {
+            bail!("it wants the bytes of its graph, which only segments of the portable tier get");
+        };
+        let bytes = graph.bytes();
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        let piece = bytes[start..bytes.len().min(start.saturating_add(count as usize))].to_vec();
+        self.spend(piece.len())?;
+        Ok(piece)
     }
 }
 

@@ -1,12 +1,12 @@
 //! One segment, ready to run.
 
 use crate::bindings::Segment as World;
-use crate::engine::{Code, Engine};
+use crate::engine::Code;
 use crate::imports::Imports;
 use crate::limits::{Limits, OverLimit};
 use edgent_nn::{Graph, Port, Stop, Tensor};
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use wasmtime::component::Resource;
 use wasmtime::{Store, Trap};
 
@@ -19,13 +19,31 @@ const TENSORS_MAX: usize = 64;
 /// A guest's code with its graph. Shared between threads; each call has an instance to itself.
 pub struct Segment {
     name: String,
-    engine: Engine,
     code: Code,
-    graph: Graph,
+    work: Work,
     limits: Limits,
     /// Which of its inputs and outputs must be free of NaN and infinities.
     finite: [Vec<bool>; 2],
     ready: Mutex<Vec<Instance>>,
+}
+
+/// Who does a segment's arithmetic.
+#[derive(Clone)]
+pub enum Work {
+    /// The host: the guest reaches the graph through `wasi:nn`.
+    InHost(Graph),
+    /// The guest: it gets the graph's bytes.
+    InGuest(OwnGraph),
+}
+
+/// A graph that the host does not read. What it takes and gives is what the bundle's manifest says.
+#[derive(Clone)]
+pub struct OwnGraph(Arc<Own>);
+
+struct Own {
+    bytes: Vec<u8>,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
 }
 
 struct Instance {
@@ -36,24 +54,17 @@ struct Instance {
 impl Segment {
     /// Makes a first instance and has it prepare itself, so that the first call is no slower than
     /// the others and a guest that cannot start is found now.
-    pub fn new(engine: &Engine, name: &str, code: &Code, graph: Graph, limits: Limits) -> Result<Self, SegmentError> {
+    pub fn new(name: &str, code: &Code, work: impl Into<Work>, limits: Limits) -> Result<Self, SegmentError> {
+        let work = work.into();
         let fault = |fault| SegmentError { segment: name.to_owned(), fault };
-        let (inputs, outputs) = (graph.inputs().len(), graph.outputs().len());
+        let (inputs, outputs) = (work.inputs().len(), work.outputs().len());
         if !(1..=TENSORS_MAX).contains(&inputs) || !(1..=TENSORS_MAX).contains(&outputs) {
             let why =
                 format!("it has {inputs} inputs and {outputs} outputs, a segment's has 1 to {TENSORS_MAX} of each");
             return Err(fault(Fault::Graph(why)));
         }
         let finite = [vec![false; inputs], vec![false; outputs]];
-        let segment = Self {
-            finite,
-            name: name.to_owned(),
-            engine: engine.clone(),
-            code: code.clone(),
-            graph,
-            limits,
-            ready: Mutex::default(),
-        };
+        let segment = Self { finite, name: name.to_owned(), code: code.clone(), work, limits, ready: Mutex::default() };
         let instance = segment.instantiate(&Stop::never()).map_err(fault)?;
         segment.keep(instance);
         Ok(segment)
@@ -75,9 +86,9 @@ impl Segment {
         &self.name
     }
 
-    /// What it takes and gives.
-    pub fn graph(&self) -> &Graph {
-        &self.graph
+    /// Who does its arithmetic; and what it takes and gives.
+    pub fn work(&self) -> &Work {
+        &self.work
     }
 
     /// Runs the segment on the tensors that its graph takes, in its order. What comes back are those that it
@@ -87,7 +98,7 @@ impl Segment {
     }
 
     fn try_run(&self, inputs: Vec<Tensor>, stop: &Stop) -> Result<Vec<Tensor>, Fault> {
-        let ports = self.graph.inputs();
+        let ports = self.work.inputs();
         if inputs.len() != ports.len() {
             return Err(Fault::Input(format!("{} tensors instead of {}", inputs.len(), ports.len())));
         }
@@ -116,10 +127,10 @@ impl Segment {
         inputs: Vec<Tensor>,
         stop: &Stop,
     ) -> Result<Vec<Tensor>, Fault> {
-        let _ticking = self.engine.ticking();
+        let _ticking = self.code.ticking();
         begin(store, stop, self.limits.call_fuel).map_err(|e| self.fault_of(&e, stop))?;
         let mut held = Vec::with_capacity(inputs.len());
-        for (port, input) in self.graph.inputs().iter().zip(inputs) {
+        for (port, input) in self.work.inputs().iter().zip(inputs) {
             held.push((port.name.clone(), store.data_mut().hold(input).map_err(|e| self.fault_of(&e, stop))?));
         }
         let returned = world.edgent_segment_layers().call_run(&mut *store, &held);
@@ -130,18 +141,20 @@ impl Segment {
         }
     }
 
-    /// The tensors that the graph declares, found by their names.
+    /// The tensors that the graph declares, found by their names; or, of a graph that the host has not read, by their
+    /// places: what it calls them is not known.
     fn check(&self, imports: &mut Imports, mut outputs: Vec<(String, Resource<Tensor>)>) -> Result<Vec<Tensor>, Fault> {
-        let ports = self.graph.outputs();
+        let ports = self.work.outputs();
         if outputs.len() != ports.len() {
             return Err(Fault::Output(format!("{} tensors instead of {}", outputs.len(), ports.len())));
         }
         let mut checked = Vec::with_capacity(ports.len());
         for (number, port) in ports.iter().enumerate() {
             // Most segments have one output; however the guest calls it, it is meant.
-            let position = outputs.iter().position(|(name, _)| *name == port.name || ports.len() == 1);
+            let by_place = ports.len() == 1 || matches!(self.work, Work::InGuest(_));
+            let position = outputs.iter().position(|(name, _)| by_place || *name == port.name);
             let position = position.ok_or_else(|| Fault::Output(format!("no tensor named '{}'", port.name)))?;
-            let (_, output) = outputs.swap_remove(position);
+            let (_, output) = outputs.remove(position);
             let output = imports.release(output).map_err(|e| Fault::Trap(e.to_string()))?;
             if !fits(&output, port) {
                 return Err(Fault::Output(format!("{} instead of {}", output.fact(), port.fact)));
@@ -155,14 +168,14 @@ impl Segment {
     }
 
     fn instantiate(&self, stop: &Stop) -> Result<Instance, Fault> {
-        let _ticking = self.engine.ticking();
-        let mut store = Store::new(self.engine.wasmtime(), Imports::new(self.graph.clone(), &self.limits));
+        let _ticking = self.code.ticking();
+        let mut store = Store::new(self.code.wasmtime(), Imports::new(self.work.clone(), &self.limits));
         store.limiter(|imports| &mut imports.store_limits);
         store.epoch_deadline_callback(|store| store.data().tick());
         // What one call into the host may copy out of the guest, tensors or not.
         store.set_hostcall_fuel(self.limits.copied_bytes);
         begin(&mut store, stop, self.limits.call_fuel).map_err(|e| self.fault_of(&e, stop))?;
-        let world = self.code.0.instantiate(&mut store).map_err(|e| self.fault_of(&e, stop))?;
+        let world = self.code.world().instantiate(&mut store).map_err(|e| self.fault_of(&e, stop))?;
         let prepared = world.edgent_segment_layers().call_prepare(&mut store).map_err(|e| self.fault_of(&e, stop))?;
         prepared.map_err(|said| self.refused(said))?;
         Ok(Instance { store, world })
@@ -197,6 +210,41 @@ impl Segment {
 impl fmt::Debug for Segment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Segment").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Work {
+    /// What goes in.
+    pub fn inputs(&self) -> &[Port] {
+        match self {
+            Self::InHost(graph) => graph.inputs(),
+            Self::InGuest(OwnGraph(own)) => &own.inputs,
+        }
+    }
+
+    /// What comes out.
+    pub fn outputs(&self) -> &[Port] {
+        match self {
+            Self::InHost(graph) => graph.outputs(),
+            Self::InGuest(OwnGraph(own)) => &own.outputs,
+        }
+    }
+}
+
+impl From<Graph> for Work {
+    fn from(graph: Graph) -> Self {
+        Self::InHost(graph)
+    }
+}
+
+impl OwnGraph {
+    /// Bytes, and what a manifest says of them.
+    pub fn new(bytes: Vec<u8>, inputs: Vec<Port>, outputs: Vec<Port>) -> Self {
+        Self(Arc::new(Own { bytes, inputs, outputs }))
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0.bytes
     }
 }
 

@@ -32,7 +32,7 @@ fn five_hundred_segments_fit_into_2_gib() {
     let engine = Engine::new().unwrap();
     let code = engine.compile(STANDARD).unwrap();
     let segments: Vec<_> =
-        (0..SEGMENTS).map(|index| segment(&engine, &code, &index.to_string(), 64, Limits::default())).collect();
+        (0..SEGMENTS).map(|index| segment(&code, &index.to_string(), 64, Limits::default())).collect();
     for segment in &segments {
         run(segment, tensor(&[1; 64]), &Stop::never()).unwrap();
     }

@@ -10,7 +10,7 @@ use support::{HOSTILE, STANDARD, run, segment, tensor};
 #[test]
 fn running_a_segment_copies_no_tensor_bytes() {
     let engine = Engine::new().unwrap();
-    let echo = segment(&engine, &engine.compile(STANDARD).unwrap(), "echo", 1 << 20, Limits::default());
+    let echo = segment(&engine.compile(STANDARD).unwrap(), "echo", 1 << 20, Limits::default());
     let input = tensor(&vec![7; 1 << 20]);
     let before = bytes_copied();
     for _ in 0..1_000 {
@@ -20,7 +20,7 @@ fn running_a_segment_copies_no_tensor_bytes() {
     assert_eq!(bytes_copied(), before);
 
     // The count is no constant: a guest that reads its input and writes another is counted.
-    let copier = segment(&engine, &engine.compile(HOSTILE).unwrap(), "other-type", 1024, Limits::default());
+    let copier = segment(&engine.compile(HOSTILE).unwrap(), "other-type", 1024, Limits::default());
     let input = tensor(&[7; 1024]);
     let before = bytes_copied();
     run(&copier, input, &Stop::never()).unwrap_err();

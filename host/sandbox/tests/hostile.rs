@@ -67,10 +67,10 @@ fn whose(fault: &Fault) -> &'static str {
 fn a_bad_call_is_an_error_with_the_segments_name_and_the_host_lives_on() {
     let engine = Engine::new().unwrap();
     let hostile = engine.compile(HOSTILE).unwrap();
-    let good = segment(&engine, &engine.compile(STANDARD).unwrap(), "good", INPUT.len(), Limits::default());
+    let good = segment(&engine.compile(STANDARD).unwrap(), "good", INPUT.len(), Limits::default());
     for (behaviour, fault, said) in CASES {
         let limits = if ["spin", "compute"].contains(&behaviour) { short() } else { limits() };
-        let bad = segment(&engine, &hostile, behaviour, INPUT.len(), limits);
+        let bad = segment(&hostile, behaviour, INPUT.len(), limits);
         // Again, because what one call leaves behind must not change the next.
         for _ in 0..2 {
             match run(&bad, tensor(INPUT), &Stop::never()) {
@@ -98,19 +98,19 @@ fn a_guest_that_cannot_prepare_is_no_segment() {
         ("prepare-error", "refused", "not today"),
     ];
     for (behaviour, fault, said) in cases {
-        let error = Segment::new(&engine, behaviour, &hostile, graph(behaviour, 1), short()).unwrap_err();
+        let error = Segment::new(behaviour, &hostile, graph(behaviour, 1), short()).unwrap_err();
         assert_eq!(whose(&error.fault), fault, "{error}");
         assert!(error.to_string().contains(said), "{error}");
     }
     let starved = Limits { memory_bytes: 1 << 16, ..limits() };
-    let error = Segment::new(&engine, "starved", &hostile, graph("starved", 1), starved).unwrap_err();
+    let error = Segment::new("starved", &hostile, graph("starved", 1), starved).unwrap_err();
     assert!(error.to_string().contains("memory"), "{error}");
 }
 
 #[test]
 fn what_a_guest_keeps_between_calls_is_bounded() {
     let engine = Engine::new().unwrap();
-    let hoard = segment(&engine, &engine.compile(HOSTILE).unwrap(), "hoard", INPUT.len(), limits());
+    let hoard = segment(&engine.compile(HOSTILE).unwrap(), "hoard", INPUT.len(), limits());
     // Each call keeps 1 MiB of the 8 MiB allowed, of which the input takes a part.
     for _ in 0..7 {
         run(&hoard, tensor(INPUT), &Stop::never()).unwrap();
@@ -124,11 +124,11 @@ fn what_a_guest_keeps_between_calls_is_bounded() {
 fn a_call_ends_at_its_deadline_or_when_cancelled() {
     let engine = Engine::new().unwrap();
     let hostile = engine.compile(HOSTILE).unwrap();
-    let good = segment(&engine, &engine.compile(STANDARD).unwrap(), "good", INPUT.len(), Limits::default());
+    let good = segment(&engine.compile(STANDARD).unwrap(), "good", INPUT.len(), Limits::default());
     // Reaching the guest's own limit would be another fault.
     let patient = || Limits { call_ms: 20_000, ..limits() };
     for behaviour in ["spin", "compute"] {
-        let endless = segment(&engine, &hostile, behaviour, INPUT.len(), patient());
+        let endless = segment(&hostile, behaviour, INPUT.len(), patient());
         for deadline_ms in [0, 20] {
             let stop = Stop::at(Instant::now() + Duration::from_millis(deadline_ms));
             assert_eq!(run(&endless, tensor(INPUT), &stop).unwrap_err().fault, Fault::TimeUp, "{behaviour}");
@@ -176,13 +176,13 @@ fn what_is_no_segment_is_refused() {
 fn fuel_ends_what_time_would_not() {
     let engine = Engine::new().unwrap();
     let limits = Limits { call_fuel: 1_000_000, ..limits() };
-    let spin = segment(&engine, &engine.compile(HOSTILE).unwrap(), "spin", INPUT.len(), limits.clone());
+    let spin = segment(&engine.compile(HOSTILE).unwrap(), "spin", INPUT.len(), limits.clone());
     for _ in 0..2 {
         let error = run(&spin, tensor(INPUT), &Stop::never()).unwrap_err();
         assert_eq!(error.fault, Fault::Limit("it used up its 1000000 of fuel".to_owned()));
     }
     // What one call used is not missing in the next.
-    let good = segment(&engine, &engine.compile(STANDARD).unwrap(), "good", INPUT.len(), limits);
+    let good = segment(&engine.compile(STANDARD).unwrap(), "good", INPUT.len(), limits);
     for _ in 0..10_000 {
         run(&good, tensor(INPUT), &Stop::never()).unwrap();
     }
@@ -193,8 +193,7 @@ fn numbers_that_are_none_are_refused_where_they_must_not_be() {
     let engine = Engine::new().unwrap();
     let code = engine.compile(STANDARD).unwrap();
     let fact = edgent_nn::Fact::new(edgent_nn::ElementType::F32, &[2]).unwrap();
-    let echo =
-        || Segment::new(&engine, "echo", &code, edgent_nn::Graph::identity("x", &fact).unwrap(), limits()).unwrap();
+    let echo = || Segment::new("echo", &code, edgent_nn::Graph::identity("x", &fact).unwrap(), limits()).unwrap();
     let input = || edgent_nn::Tensor::from_f32(&[2], &[1.0, f32::NAN]).unwrap();
     assert!(run(&echo(), input(), &Stop::never()).is_ok(), "nobody said that it is wrong");
     let said = |segment: Segment| run(&segment, input(), &Stop::never()).unwrap_err().to_string();

@@ -11,7 +11,7 @@ use support::{HOSTILE, STANDARD, run, segment, tensor};
 #[test]
 fn one_segment_serves_many_threads() {
     let engine = Engine::new().unwrap();
-    let echo = segment(&engine, &engine.compile(STANDARD).unwrap(), "echo", 64, Limits::default());
+    let echo = segment(&engine.compile(STANDARD).unwrap(), "echo", 64, Limits::default());
     thread::scope(|scope| {
         for caller in 0..8 {
             let echo = &echo;
@@ -37,7 +37,7 @@ fn calls_leave_nothing_behind() {
         held_bytes: 64,
         ..Limits::default()
     };
-    let echo = segment(&engine, &engine.compile(STANDARD).unwrap(), "echo", 64, tight);
+    let echo = segment(&engine.compile(STANDARD).unwrap(), "echo", 64, tight);
     for _ in 0..50_000 {
         run(&echo, tensor(&[1; 64]), &Stop::never()).unwrap();
     }
@@ -46,7 +46,7 @@ fn calls_leave_nothing_behind() {
 #[test]
 fn an_input_that_does_not_fit_is_the_callers_fault() {
     let engine = Engine::new().unwrap();
-    let echo = segment(&engine, &engine.compile(STANDARD).unwrap(), "echo", 64, Limits::default());
+    let echo = segment(&engine.compile(STANDARD).unwrap(), "echo", 64, Limits::default());
     for (wrong, said) in [
         (tensor(&[0; 63]), "u8[63] instead of u8[64]"),
         (Tensor::from_f32(&[16], &[0.0; 16]).unwrap(), "f32[16] instead of u8[64]"),
@@ -62,7 +62,7 @@ fn a_graph_that_fails_is_not_the_guests_fault() {
     let engine = Engine::new().unwrap();
     let code = engine.compile(STANDARD).unwrap();
     let graph = Graph::load(&archive(PICKS), GraphFormat::Nnef).unwrap();
-    let picks = Segment::new(&engine, "picks", &code, graph, Limits::default()).unwrap();
+    let picks = Segment::new("picks", &code, graph, Limits::default()).unwrap();
     let index = |index: i64| Tensor::from_bytes(ElementType::I64, &[1], &index.to_le_bytes()).unwrap();
     assert_eq!(run(&picks, index(1), &Stop::never()).unwrap().as_f32(), Some(&[20.0][..]));
     let error = run(&picks, index(2), &Stop::never()).unwrap_err();
@@ -75,7 +75,7 @@ fn several_tensors_go_in_and_come_out_in_the_graphs_order() {
     let engine = Engine::new().unwrap();
     let graph = Graph::load(&archive(CROSSES), GraphFormat::Nnef).unwrap();
     let code = engine.compile(STANDARD).unwrap();
-    let crosses = Segment::new(&engine, "crosses", &code, graph, Limits::default()).unwrap();
+    let crosses = Segment::new("crosses", &code, graph, Limits::default()).unwrap();
     let (a, b) = (Tensor::from_f32(&[1], &[1.0]).unwrap(), Tensor::from_f32(&[2], &[10.0, 20.0]).unwrap());
     let given = crosses.run(vec![a.clone(), b.clone()], &Stop::never()).unwrap();
     let values: Vec<_> = given.iter().map(|tensor| tensor.as_f32().unwrap().to_vec()).collect();
@@ -126,7 +126,7 @@ fn code_is_compiled_once_for_all_that_use_it_and_forgotten_after() {
     let first = engine.compile(STANDARD).unwrap();
     assert!(engine.clone().compile(STANDARD).unwrap().is_shared_with(&first));
     assert!(!engine.compile(HOSTILE).unwrap().is_shared_with(&first));
-    let user = segment(&engine, &first, "user", 1, Limits::default());
+    let user = segment(&first, "user", 1, Limits::default());
     drop(first);
     let again = engine.compile(STANDARD).unwrap();
     drop(user);

@@ -7,6 +7,7 @@
 use crate::build::{Order, build_as};
 use crate::output::{BadInput, Output};
 use anyhow::{Result, bail};
+use edgent_bundle::Tier;
 use edgent_nn::{Difference, ElementType, Pins, Stop, Tensor};
 use edgent_runtime::Deployment;
 use edgent_runtime::golden::Golden;
@@ -87,8 +88,8 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
 fn try_one(folder: &Path, scratch: &Path, engine: &Engine) -> Result<(), (Verdict, anyhow::Error)> {
     let quiet = Output::new(true).silent();
     let (model, out) = (&folder.join("model.onnx"), &scratch.join("bundle"));
-    let order =
-        Order { model, out, codec_samples: 0, name: Some("case"), pins: Pins::default(), guests: BTreeMap::new() };
+    let (pins, guests, tier) = (Pins::default(), BTreeMap::new(), Tier::Native);
+    let order = Order { model, out, codec_samples: 0, name: Some("case"), pins, guests, tier };
     let bundle = build_as(order, &quiet).map_err(|error| (Verdict::Refused, error))?;
     let answer = || {
         let deployment = Deployment::prepare(&bundle, engine, 1.0)?;

@@ -7,6 +7,7 @@ mod faults;
 mod limits;
 mod link;
 mod plan;
+mod portable;
 mod sandbox;
 mod swap;
 
@@ -20,6 +21,8 @@ pub(crate) enum Command {
     Sandbox,
     /// All segments of a model through the sandbox against the undivided model in tract.
     Chain(chain::Arguments),
+    /// Networks computed inside the sandbox against the host's own arithmetic; how long its code takes to compile.
+    Portable(portable::Arguments),
     /// Hostile guests and files, many times each: all contained, the host alive.
     Limits(limits::Arguments),
     /// Activations through the link against a bare TCP echo of the same bytes.
@@ -41,6 +44,7 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<()> {
         Command::Limits(arguments) => limits::run(arguments, output),
         Command::Sandbox => sandbox::run(output),
         Command::Chain(arguments) => chain::run(&arguments, output),
+        Command::Portable(arguments) => portable::run(&arguments, output),
         Command::Link => link::run(output),
         Command::Plan => plan::run(output),
         Command::Deadline(arguments) => deadline::run(&arguments, output),

@@ -28,7 +28,7 @@ pub(crate) fn run(output: &Output) -> Result<()> {
     for bytes in SIZES {
         let graph = Graph::identity("input", &Fact::new(ElementType::U8, &[bytes])?)?;
         let mut direct = graph.context()?;
-        let segment = Segment::new(&engine, "identity", &code, graph, Limits::default())?;
+        let segment = Segment::new("identity", &code, graph, Limits::default())?;
         let tensor = Tensor::from_bytes(ElementType::U8, &[bytes], &vec![0; bytes])?;
         let stop = Stop::never();
         let (mut through_us, mut direct_us) = (Vec::new(), Vec::new());

@@ -12,7 +12,7 @@ pub(crate) use file::Profile as ProfileFile;
 
 use crate::output::{BadInput, Output, quantile};
 use anyhow::{Context, Result};
-use edgent_bundle::{Bundle, split};
+use edgent_bundle::{Bundle, Tier, split};
 use edgent_link::CodecTime;
 use edgent_nn::{ElementType, Fact, Graph, GraphFormat, Stop, Tensor, example};
 use edgent_planner::{Quality, Regression, Sample};
@@ -165,14 +165,15 @@ struct Whole {
 /// The time that preparing a bundle's segments takes, once they have been read and checked.
 fn load_us(bundle: &Bundle, engine: &Engine) -> Result<f64> {
     let mut us = 0.0;
-    for described in &bundle.manifest().segments {
+    // Graphs of portable segments are read in the sandbox alone.
+    for described in bundle.manifest().segments.iter().filter(|segment| segment.tier == Tier::Native) {
         let component = bundle.blob(&described.component)?;
         let (code, graph) = split(&component)?;
         let code = engine.compile(&code)?;
         let format = GraphFormat::from_name(&described.graph_format).context("a graph in an unknown format")?;
         let start = Instant::now();
         let graph = Graph::load(graph, format)?;
-        let segment = Segment::new(engine, &described.name, &code, graph, Limits::default())?;
+        let segment = Segment::new(&described.name, &code, graph, Limits::default())?;
         us += start.elapsed().as_secs_f64() * 1e6;
         drop(segment);
     }

@@ -88,18 +88,17 @@ impl Sweep {
         let mut dice = Dice(SEED);
         let mut shapes = shapes(&mut dice, effort.sizes);
         dice.shuffle(&mut shapes);
-        let cases =
-            shapes.into_iter().map(|shape| Case::new(shape, engine, &code, effort.loads)).collect::<Result<_>>();
+        let cases = shapes.into_iter().map(|shape| Case::new(shape, &code, effort.loads)).collect::<Result<_>>();
         let fact = Fact::new(ElementType::F32, &[16])?;
         let call = Graph::identity("input", &fact)?;
-        let before = Case::new(BEFORE, engine, &code, 1)?;
+        let before = Case::new(BEFORE, &code, 1)?;
         let call = Case {
             layer: before.layer.clone(),
             graph_bytes: 0,
             touched_bytes: 0,
             load_us: Vec::new(),
             run_us: Vec::new(),
-            segment: Segment::new(engine, "call", &code, call, Limits::default())?,
+            segment: Segment::new("call", &code, call, Limits::default())?,
             input: synthetic::noise(&fact, SEED)?,
         };
         Ok(Self { cases: cases?, call, before, effort })
@@ -149,12 +148,12 @@ impl Sweep {
 }
 
 impl Case {
-    fn new(shape: Shape, engine: &Engine, code: &Code, loads: usize) -> Result<Self> {
+    fn new(shape: Shape, code: &Code, loads: usize) -> Result<Self> {
         let made = synthetic::layer(shape, SEED)?;
         let load = || -> Result<_> {
             let start = Instant::now();
             let graph = Graph::load(&made.graph, made.format)?;
-            let segment = Segment::new(engine, "layer", code, graph, Limits::default())?;
+            let segment = Segment::new("layer", code, graph, Limits::default())?;
             Ok((segment, start.elapsed().as_secs_f64() * 1e6))
         };
         let (segment, us) = load()?;
@@ -162,9 +161,9 @@ impl Case {
         for _ in 1..loads {
             load_us.push(load()?.1);
         }
-        let fact = &segment.graph().inputs()[0].fact;
+        let fact = &segment.work().inputs()[0].fact;
         let input = synthetic::noise(fact, SEED)?;
-        let touched_bytes = made.graph.len() + fact.bytes() + segment.graph().outputs()[0].fact.bytes();
+        let touched_bytes = made.graph.len() + fact.bytes() + segment.work().outputs()[0].fact.bytes();
         let (layer, graph_bytes) = (layer(&made.layers[0]), made.graph.len());
         Ok(Self { layer, graph_bytes, touched_bytes, load_us, run_us: Vec::new(), segment, input })
     }

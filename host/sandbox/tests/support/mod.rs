@@ -2,15 +2,15 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use edgent_nn::{ElementType, Fact, Graph, Stop, Tensor};
-use edgent_sandbox::{Code, Engine, Limits, Segment, SegmentError};
+use edgent_sandbox::{Code, Limits, Segment, SegmentError};
 
 pub const STANDARD: &[u8] = include_bytes!("../../../../guest-layers/prebuilt/segment.wasm");
 pub const HOSTILE: &[u8] = include_bytes!("../../../../guest-layers/prebuilt/hostile.wasm");
 
 /// A segment that should give its input back. Its graph's input has the segment's name: that is what
 /// tells the hostile guest how to behave.
-pub fn segment(engine: &Engine, code: &Code, name: &str, bytes: usize, limits: Limits) -> Segment {
-    Segment::new(engine, name, code, graph(name, bytes), limits).unwrap()
+pub fn segment(code: &Code, name: &str, bytes: usize, limits: Limits) -> Segment {
+    Segment::new(name, code, graph(name, bytes), limits).unwrap()
 }
 
 pub fn graph(input: &str, bytes: usize) -> Graph {

@@ -97,7 +97,7 @@ pub(crate) fn run(arguments: Arguments, output: &Output) -> Result<()> {
     }
     let engine = Engine::new()?;
     let good_code = engine.compile(edgent_bundle::standard_guest())?;
-    let good = segment(&engine, &good_code, "good", Limits::default())?;
+    let good = segment(&good_code, "good", Limits::default())?;
     let hostile = engine.compile(HOSTILE)?;
     let bench = Bench { engine, good, hostile, arguments, cases: Mutex::default() };
     let (alone, ()) = beside(&bench.good, || thread::sleep(Duration::from_secs(1)));
@@ -241,8 +241,7 @@ impl Bench {
         }
         let fact = Fact::new(ElementType::F32, &[INPUT_BYTES / 4])?;
         let graph = Graph::identity("x", &fact)?;
-        let made =
-            Segment::new(&self.engine, "finite", &self.hostile, graph, Limits::default())?.with_finite([], [true]);
+        let made = Segment::new("finite", &self.hostile, graph, Limits::default())?.with_finite([], [true]);
         self.case(output, "wrong output: NaN or infinity", 2_000, |random| {
             let mut numbers = vec![1.0; INPUT_BYTES / 4];
             let odd = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY][random.below(4) as usize];
@@ -355,14 +354,14 @@ impl Bench {
     }
 
     fn segment(&self, code: &Code, behaviour: &str, limits: Limits) -> Result<Segment, String> {
-        segment(&self.engine, code, behaviour, limits).map_err(|error| error.to_string())
+        segment(code, behaviour, limits).map_err(|error| error.to_string())
     }
 }
 
 /// The behaviour of the hostile guest is the name of its graph's input.
-fn segment(engine: &Engine, code: &Code, behaviour: &str, limits: Limits) -> Result<Segment> {
+fn segment(code: &Code, behaviour: &str, limits: Limits) -> Result<Segment> {
     let graph = Graph::identity(behaviour, &Fact::new(ElementType::U8, &[INPUT_BYTES])?)?;
-    Segment::new(engine, behaviour, code, graph, limits).map_err(|error| anyhow::Error::msg(said(&error.fault)))
+    Segment::new(behaviour, code, graph, limits).map_err(|error| anyhow::Error::msg(said(&error.fault)))
 }
 
 fn input() -> Tensor {
