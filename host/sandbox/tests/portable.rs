@@ -142,7 +142,7 @@ fn kept_code_is_used_again_unless_it_is_damaged_or_others_could_write_it() {
     assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
     let whole = fs::read(&files()[0]).unwrap();
     // Read, not written: it is as old as before.
-    let old = std::time::SystemTime::now() - Duration::from_secs(3600);
+    let old = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
     fs::File::options().write(true).open(&files()[0]).unwrap().set_modified(old).unwrap();
     let before = written();
     runs();
