@@ -117,7 +117,7 @@ fn a_damaged_blob_is_found_out() {
 fn a_manifest_that_does_not_hang_together_is_refused() {
     type Break = fn(&mut Manifest);
     let cases: [(&str, Break); 28] = [
-        ("format 3", |m| m.format = 3),
+        ("format 4", |m| m.format = 4),
         ("format 1 has no words", |m| (m.classes, m.exits[0].sure_at) = (vec![], None)),
         ("format 1 has no words", |m| m.segments[1].graph_format = "onnx".into()),
         ("no classes to be sure of", |m| m.classes.clear()),

@@ -154,7 +154,7 @@ fn bytes_that_were_damaged_are_never_more_than_an_error() {
     let (mut taken, mut refused) = (0, 0);
     for _ in 0..20_000 {
         let mut bytes = good.clone();
-        for _ in 0..=next(4) {
+        for _ in 0..=next(2) {
             if bytes.is_empty() {
                 break;
             }
