@@ -819,9 +819,9 @@ async fn only_what_a_trusted_key_signed_is_run() {
     }
 
     // Every other way in, over the link, for a bundle that no host here has: none is taken, and the hosts go on.
-    let fresh = version(6, scratch.path());
-    edgent(&["sign", &fresh, "--secret-key", &path("acme.key"), "--version", "9"]);
-    let [fresh, unsigned] = [&fresh, &unsigned].map(|path| Bundle::open(Path::new(path)).unwrap());
+    let by_acme = version(6, scratch.path());
+    edgent(&["sign", &by_acme, "--secret-key", &path("acme.key"), "--version", "9"]);
+    let [fresh, unsigned] = [&by_acme, &unsigned].map(|path| Bundle::open(Path::new(path)).unwrap());
     let link = Link::start(Security::plain_on_loopback(None)).unwrap();
     let hello = Hello::new(Role::Tool, "test");
     for to in [&address, &edge_address] {
@@ -839,6 +839,15 @@ async fn only_what_a_trusted_key_signed_is_run() {
     }
     let third = digest(&versions[2]);
     assert!(ask(&device).iter().all(|answer| answer["model"] == third && answer["degraded"].is_null()));
+
+    // A key is trusted no more while the hosts run; a policy that cannot be read changes nothing.
+    trusting("\"next.pub\"");
+    edge.signal(Signal::HUP).unwrap();
+    let refused = |to: &str| push(&by_acme, to).2.contains("trusts no such key");
+    wait_until("the edge has read its policy", || refused(&edge_address));
+    std::fs::write(&policy, "format = 1\nunsigned = \"perhaps\"\n").unwrap();
+    device.signal(Signal::HUP).unwrap();
+    assert!(ask(&device).iter().all(|answer| answer["model"] == third));
 
     // A key that is trusted no more takes what it signed with it, also at the next start.
     assert!(device.end().await.unwrap().success() && edge.end().await.unwrap().success());

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs segments of networks, as the device that has the data or as the edge that has the speed.
-/// Ends on SIGTERM, after the requests in flight; looks at its bundles again on SIGHUP.
+/// Ends on SIGTERM, after the requests in flight; looks at its bundles, its policy and its peers again on SIGHUP.
 #[derive(Parser)]
 #[command(name = HOST_PROGRAM, version)]
 struct Arguments {

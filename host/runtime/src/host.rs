@@ -87,6 +87,9 @@ pub struct Host {
     front: Option<Front>,
     running: Running,
     known: Option<(IdentityFolder, Credentials)>,
+    /// Where the operator's policy lies, and who judges by it.
+    policy: Option<PathBuf>,
+    shelf: Arc<Shelf>,
     /// The bundles that it was told to serve, and what lay there when they were last looked at.
     given: Vec<(PathBuf, Option<edgent_bundle::Digest>)>,
 }
@@ -108,6 +111,7 @@ impl Host {
         let judged = Judged { policy, admission: settings.admission, trial };
         let shelf = Arc::new(Shelf::new(store.clone(), judged, engine, slowdown, settings.memory_max_bytes));
         let (preparing, models) = (Arc::clone(&shelf), settings.models.clone());
+        let judging = Arc::clone(&shelf);
         let prepare = move || {
             // Measured now, while nobody waits.
             codec::times();
@@ -161,13 +165,14 @@ impl Host {
             None => None,
         };
         let server = link.serve(&settings.listen, hello, settings.limits, service).await?;
-        Ok(Self { server, front, running, known: settings.known, given })
+        Ok(Self { server, front, running, known: settings.known, policy: settings.policy, shelf: judging, given })
     }
 
     /// Looks again at the bundles that it was told to serve, and at what is in force in its store, and puts in force
     /// what is there now. Requests go on; what cannot be served is said, and leaves the rest as it is.
     pub async fn reload(&mut self) {
         self.reload_peers();
+        self.reload_policy();
         let mut changed = Vec::new();
         for (path, last) in &mut self.given {
             let looked = Bundle::open(path);
@@ -187,6 +192,16 @@ impl Host {
         match reloaded {
             Ok(()) => tracing::info!("reloaded"),
             Err(fault) => tracing::warn!(why = %fault.message, "not reloaded"),
+        }
+    }
+
+    /// Looks again at whose bundles are run. A file that cannot be read changes nothing; nor does another policy to
+    /// what runs already, until the next start.
+    fn reload_policy(&self) {
+        let Some(path) = &self.policy else { return };
+        match Policy::read(path) {
+            Ok(policy) => self.shelf.set_policy(policy),
+            Err(error) => tracing::warn!(%error, "the policy is not reloaded"),
         }
     }
 

@@ -14,7 +14,7 @@ use edgent_link::{BLOBS_MAX, BlobName, Fault, FaultKind, Reply, VERSIONS_MAX, Ve
 use edgent_planner::Timings;
 use edgent_sandbox::Engine;
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use thread_priority::{
     NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id,
 };
@@ -46,7 +46,7 @@ pub(crate) struct Judged {
 pub(crate) struct Shelf {
     /// None: the host serves what it was started with.
     store: Option<Store>,
-    policy: Policy,
+    policy: RwLock<Policy>,
     engine: Engine,
     slowdown: f64,
     memory_max_bytes: u64,
@@ -92,7 +92,7 @@ impl Shelf {
         let (told, quarantined, arriving, offered, half_offered, last_read) = Default::default();
         Self {
             store,
-            policy,
+            policy: RwLock::new(policy),
             admission,
             trial,
             engine,
@@ -105,6 +105,11 @@ impl Shelf {
             half_offered,
             last_read,
         }
+    }
+
+    /// Judges by another policy from now on. What runs already goes on.
+    pub(crate) fn set_policy(&self, policy: Policy) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
     }
 
     /// Has a version not run here any more.
@@ -286,7 +291,7 @@ impl Shelf {
         let signatures: Vec<Signature> = given.iter().chain(&kept).cloned().collect();
         let name = &bundle.manifest().name;
         let minimum = |key| store.map_or(Ok(0), |store| store.minimum_version(name, key));
-        self.policy.judge(bundle, &signatures, origin, minimum)
+        self.policy.read().unwrap_or_else(PoisonError::into_inner).judge(bundle, &signatures, origin, minimum)
     }
 
     /// Looks whether a bundle may be run, and tries it; then compiles and loads it, compares its answers with the golden
