@@ -63,6 +63,12 @@ impl Front {
             has_ended: AtomicBool::new(false),
         });
         let accepting = serve::accept(listener, router(Arc::clone(&shared))).map_err(failed)?;
+        if !accepting.local_addr.ip().is_loopback() {
+            tracing::warn!(
+                address = %accepting.local_addr,
+                "HTTP has neither encryption nor keys: who reaches this address may ask; put a proxy before it, or listen on loopback"
+            );
+        }
         Ok(Self { shared, accepting })
     }
 
