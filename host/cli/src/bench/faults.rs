@@ -161,10 +161,6 @@ impl Bench<'_> {
         (full * self.arguments.share).ceil() as usize
     }
 
-    fn is_wanted(&self, name: &str) -> bool {
-        name.contains(&self.arguments.only)
-    }
-
     /// Some of the time that a request takes, so that a fault may strike at any moment of one.
     async fn at_random(&mut self) {
         sleep(Duration::from_micros(self.random.below(100_000))).await;
@@ -172,11 +168,7 @@ impl Bench<'_> {
 
     /// The edge dies in the middle of whatever it does, and is started again.
     async fn kills(&mut self) -> Result<()> {
-        let name = "edge killed";
-        if !self.is_wanted(name) {
-            return Ok(());
-        }
-        let mut fault = self.begin(name).await?;
+        let Some(mut fault) = self.begin("edge killed").await? else { return Ok(()) };
         for _ in 0..self.count(KILLS) {
             self.at_random().await;
             self.rig.kill_edge().await?;
@@ -189,11 +181,7 @@ impl Bench<'_> {
 
     /// The edge stands still and goes on: its late answers are nobody's.
     async fn stops(&mut self) -> Result<()> {
-        let name = "edge frozen";
-        if !self.is_wanted(name) {
-            return Ok(());
-        }
-        let mut fault = self.begin(name).await?;
+        let Some(mut fault) = self.begin("edge frozen").await? else { return Ok(()) };
         for index in 0..self.count(STOPS) {
             self.at_random().await;
             self.rig.signal_edge(Signal::STOP)?;
@@ -206,11 +194,7 @@ impl Bench<'_> {
 
     /// Every connection is dropped, and new ones are refused for a while.
     async fn drops(&mut self) -> Result<()> {
-        let name = "link lost";
-        if !self.is_wanted(name) {
-            return Ok(());
-        }
-        let mut fault = self.begin(name).await?;
+        let Some(mut fault) = self.begin("link lost").await? else { return Ok(()) };
         for _ in 0..self.count(DROPS) {
             self.at_random().await;
             self.rig.relay.cut();
@@ -228,10 +212,7 @@ impl Bench<'_> {
             ("connection reset", MishapKind::Reset),
             ("connection frozen", MishapKind::Frozen),
         ] {
-            if !self.is_wanted(name) {
-                continue;
-            }
-            let mut fault = self.begin(name).await?;
+            let Some(mut fault) = self.begin(name).await? else { continue };
             for way in [Way::Up, Way::Down] {
                 for _ in 0..self.count(MISHAPS) {
                     // As often among the first few bytes as among the last many.
@@ -251,12 +232,8 @@ impl Bench<'_> {
 
     /// Strangers connect to both hosts and go again, or stay and say nothing.
     async fn connections(&mut self) -> Result<()> {
-        let name = "strangers' connections";
-        if !self.is_wanted(name) {
-            return Ok(());
-        }
         let files_before = self.rig.processes().map(open_files);
-        let mut fault = self.begin(name).await?;
+        let Some(mut fault) = self.begin("strangers' connections").await? else { return Ok(()) };
         fault.tried = self.count(CONNECTIONS);
         let addresses = self.rig.addresses();
         for index in 0..fault.tried {
@@ -280,12 +257,8 @@ impl Bench<'_> {
 
     /// The link is good and bad by turns, each for half a second.
     async fn flapping(&mut self) -> Result<()> {
-        let name = "link flapping, 1 Hz";
-        if !self.is_wanted(name) {
-            return Ok(());
-        }
+        let Some(mut fault) = self.begin("link flapping, 1 Hz").await? else { return Ok(()) };
         let seconds = self.count(FLAPPING_S);
-        let mut fault = self.begin(name).await?;
         let half = Duration::from_millis(500);
         let steps = (0..2 * seconds).map(|index| {
             let rate_bps = if index % 2 == 0 { 50_000 } else { 100_000_000 };
@@ -299,9 +272,13 @@ impl Bench<'_> {
         self.finish(fault).await
     }
 
-    async fn begin(&mut self, name: &'static str) -> Result<Fault> {
+    /// Nothing if this fault is not wanted.
+    async fn begin(&mut self, name: &'static str) -> Result<Option<Fault>> {
+        if !name.contains(&self.arguments.only) {
+            return Ok(None);
+        }
         let plan_changes = self.rig.client.stats().await?.plan_changes;
-        Ok(Fault { name, since: Instant::now(), tried: 0, recover_ms: Vec::new(), plan_changes })
+        Ok(Some(Fault { name, since: Instant::now(), tried: 0, recover_ms: Vec::new(), plan_changes }))
     }
 
     /// The fault is over: waits until a request is answered with the edge.
