@@ -356,8 +356,8 @@ impl Controller {
         choose(&self.network, &profile, &Constraints { link: None, accuracy_min, ..self.constraints(remaining_us) })
     }
 
-    /// The plan for one request: the one in force, unless it cannot keep this request's deadline
-    /// and the device alone can; or unless its exit is not accurate enough. Then the device answers alone, since
+    /// The plan for one request: the one in force, unless it cannot keep this request's deadline and the device alone
+    /// can, or is at least faster; or unless its exit is not accurate enough. Then the device answers alone, since
     /// a plan for both hosts is one that both have agreed on.
     pub fn for_request(&self, deadline_us: f64, accuracy_min: f64) -> Planned {
         let Margin { alone, together } = self.residuals.margin();
@@ -377,7 +377,8 @@ impl Controller {
         let plan = hurried.candidate.plan;
         // What it usually takes, as for any plan; that even its slow runs fit is what it was chosen for.
         let usual = self.predicted(plan).map(|candidate| candidate.cost.total_us());
-        if hurried.fits || !is_accurate { planned(plan, usual) } else { as_planned }
+        let is_faster = usual.is_some_and(|usual| predicted.is_none_or(|us| usual < us));
+        if hurried.fits || is_faster || !is_accurate { planned(plan, usual) } else { as_planned }
     }
 
     /// How likely the plan in force is to keep a deadline.

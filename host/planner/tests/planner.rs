@@ -850,3 +850,22 @@ fn a_request_in_a_hurry_is_answered_by_the_device_alone_if_that_is_faster() {
     assert_eq!(hurried.plan.exit, 0);
     assert_eq!(device.controller.for_request(200e3, 0.0).installed, device.controller.installed());
 }
+
+#[test]
+fn a_request_that_nothing_can_answer_in_time_is_answered_by_the_fastest_plan_there_is() {
+    let (network, profile) = small();
+    let mut timings = Timings::new(network.segments());
+    profile.device_us.iter().enumerate().for_each(|(segment, us)| timings.record(segment, *us));
+    let controller = Controller::new(network, settings(1e9), timings, 1);
+    assert_eq!(controller.installed().plan.exit, 2, "there is time for the best exit, as a rule");
+    assert_eq!(controller.for_request(1.0, 0.0).installed.plan.exit, 0);
+    let accurate = controller.network().exits()[1].accuracy;
+    assert_eq!(controller.for_request(1.0, accurate).installed.plan.exit, 1, "the fastest that is accurate enough");
+
+    // The plan in force goes over the edge, and is faster than whatever the device does alone.
+    let mut device = Device::new(200e3);
+    device.connect();
+    (0..3).for_each(|_| device.exchange(12_000, 2e9));
+    assert_ne!(device.placement(), Placement::DeviceOnly);
+    assert_eq!(device.controller.for_request(1.0, 0.0).installed, device.controller.installed());
+}
