@@ -7,14 +7,16 @@ use crate::caps::Caps;
 use crate::confined::Bounds;
 use crate::identity::{Connection, invitation, machine_name, right};
 use crate::output::BadInput;
+use crate::profile::ProfileFile;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use edgent_link::{Limits, PairingCode, Right, Role};
 use edgent_planner::Strategy;
 use edgent_runtime::confine::this_program;
-use edgent_runtime::{Host, HostError, Settings, Trialist, codec};
+use edgent_runtime::{Emulation, Host, HostError, Settings, Trialist, codec};
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs segments of networks, as the device that has the data or as the edge that has the speed.
@@ -86,6 +88,9 @@ struct Arguments {
     /// Take this many times as long for each segment: a slow device, emulated.
     #[arg(long, value_name = "K", allow_negative_numbers = true, default_value_t = 1.0)]
     emulate_slowdown: f64,
+    /// Take as long for each segment as the device on which `edgent profile` wrote this file: that device, emulated.
+    #[arg(long, value_name = "FILE", conflicts_with = "emulate_slowdown")]
+    emulate_profile: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -164,7 +169,10 @@ pub(crate) fn run() -> Result<()> {
             message_bytes: codec::MESSAGE_BYTES,
         },
         leave_when_sure: arguments.leave_when_sure,
-        emulate_slowdown: arguments.emulate_slowdown,
+        emulation: match &arguments.emulate_profile {
+            Some(file) => Emulation::Measured(Arc::new(ProfileFile::read(file)?)),
+            None => Emulation::Slowdown(arguments.emulate_slowdown),
+        },
         memory_max_bytes: arguments.memory_max_mib.map_or(u64::MAX, |mib| (mib * f64::from(1 << 20)) as u64),
         admission: arguments.caps.admission(),
         trial: Some(trial),

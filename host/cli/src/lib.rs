@@ -12,6 +12,7 @@ mod bounds;
 mod build;
 mod cache;
 mod caps;
+mod chart;
 mod confined;
 mod daemon;
 mod demo;

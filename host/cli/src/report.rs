@@ -67,7 +67,8 @@ pub(crate) struct Example {
     pub(crate) plan: String,
 }
 
-const CSS: &str = include_str!("report.css");
+/// The styles of all reports.
+pub(crate) const CSS: &str = include_str!("report.css");
 
 const WIDTH: f64 = 1_000.0;
 const LEFT: f64 = 78.0;
@@ -391,7 +392,8 @@ fn events_table(report: &Report) -> String {
     table(&["", "at", "event", "answered from then on", "in time"], rows)
 }
 
-fn table(head: &[&str], rows: impl Iterator<Item = [String; 5]>) -> String {
+/// A card with a table; the cells are markup.
+pub(crate) fn table<const CELLS: usize>(head: &[&str; CELLS], rows: impl Iterator<Item = [String; CELLS]>) -> String {
     let head: String = head.iter().map(|cell| format!("<th>{cell}")).collect();
     let rows: String = rows.map(|row| format!("<tr>{}", row.map(|cell| format!("<td>{cell}")).concat())).collect();
     format!("<div class=card><table><thead><tr>{head}<tbody>{rows}</table></div>")
@@ -427,7 +429,7 @@ fn percent(part: usize, all: usize) -> String {
 }
 
 /// Text from models, peers and files is not markup.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for char in text.chars() {
         match char {

@@ -23,7 +23,12 @@ const RATE_MAX_BPS: f64 = 1e11;
 const RTT_UNKNOWN_US: f64 = 1_000.0;
 
 /// The link is worth a probe when nothing has told of its rate for this long.
-const PROBE_AFTER: Duration = Duration::from_millis(400);
+const PROBE_AFTER: Duration = Duration::from_millis(250);
+/// A sample over the estimate by this factor is doubted: one more is wanted at once, since a link that became better is
+/// otherwise found out by two probes only…
+const DOUBTED_FACTOR: f64 = 1.5;
+/// …but no more than so many in a row, however it wavers.
+const DOUBTED_MAX: usize = 3;
 /// A probe takes this long at the estimated rate: enough to tell, not enough to disturb.
 const PROBE_US: f64 = 50_000.0;
 /// And at least so many round trips, so that the estimate can grow by this factor at each probe.
@@ -47,6 +52,8 @@ pub struct Exchange {
 pub struct LinkEstimate {
     rates_bps: [f64; RATE_SAMPLES],
     rates: usize,
+    /// How many samples in a row were over the estimate by far.
+    doubted: usize,
     smalls: [Small; RTT_SAMPLES],
     small_count: usize,
     updated: Option<Duration>,
@@ -128,9 +135,9 @@ impl LinkEstimate {
         self.updated.map(|updated| now.saturating_sub(updated))
     }
 
-    /// Whether what is known of the rate is too old.
+    /// Whether what is known of the rate is too old, or is doubted.
     pub fn should_probe(&self, now: Duration) -> bool {
-        self.age(now).is_none_or(|age| age >= PROBE_AFTER)
+        (1..=DOUBTED_MAX).contains(&self.doubted) || self.age(now).is_none_or(|age| age >= PROBE_AFTER)
     }
 
     /// How many bytes a probe should carry: none as long as the round trip is unknown.
@@ -145,6 +152,8 @@ impl LinkEstimate {
     }
 
     fn learn_rate(&mut self, rate_bps: f64, now: Duration) {
+        let is_doubted = self.rate_bps().is_some_and(|known| rate_bps > DOUBTED_FACTOR * known);
+        self.doubted = if is_doubted { self.doubted + 1 } else { 0 };
         self.rates_bps[self.rates % RATE_SAMPLES] = rate_bps.clamp(RATE_MIN_BPS, RATE_MAX_BPS);
         self.rates += 1;
         self.updated = Some(now);
@@ -250,6 +259,28 @@ mod tests {
         };
         assert!(short(39_000.0), "unlike what the estimate predicts");
         assert!(!short(31_000.0), "like it");
+    }
+
+    #[test]
+    fn a_link_that_became_better_is_probed_again_at_once_but_not_for_ever() {
+        let mut link = LinkEstimate::default();
+        exchange(&mut link, 100, 1e6, 2_000.0);
+        (0..3).for_each(|_| exchange(&mut link, 12_000, 200e3, 2_000.0));
+        assert!(!link.should_probe(NOW));
+        exchange(&mut link, 12_000, 2e6, 2_000.0);
+        assert!(link.should_probe(NOW), "it says ten times as much");
+        exchange(&mut link, 12_000, 2e6, 2_000.0);
+        assert!(near(&link, 2e6));
+        exchange(&mut link, 12_000, 2e6, 2_000.0);
+        assert!(!link.should_probe(NOW), "confirmed");
+        exchange(&mut link, 12_000, 100e3, 2_000.0);
+        assert!(!link.should_probe(NOW), "a link that became worse shows itself");
+        let rates_bps = (1..20).map(|power| 1e5 * 3_f64.powi(power));
+        let probes = rates_bps.filter(|rate_bps| {
+            exchange(&mut link, 1 << 20, *rate_bps, 2_000.0);
+            link.should_probe(NOW)
+        });
+        assert!(probes.count() <= DOUBTED_MAX, "whatever it does, the link is not kept busy");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::Refusal;
 use crate::admission::{Admission, CostError};
 use crate::codec;
 use crate::confine::ConfinedError;
+use crate::emulation::{Emulation, Pace};
 use crate::golden::GoldenError;
 use crate::memory::GiveBack;
 use edgent_bundle::{
@@ -45,8 +46,8 @@ pub struct Deployment {
     /// None where the memory that this host may use did not suffice.
     segments: Vec<Option<Segment>>,
     wiring: Vec<Wiring>,
-    slowdown: f64,
-    /// What each segment usually takes of this processor's time; only kept where a slow one is emulated.
+    pace: Pace,
+    /// What each segment usually takes of this processor's time; only kept where one so many times slower is emulated.
     usual: Mutex<Timings>,
     /// How often in a row each segment did wrong.
     faults: Vec<AtomicU32>,
@@ -60,9 +61,10 @@ pub struct Deployment {
 /// On what terms a bundle is prepared.
 #[derive(Clone, Debug)]
 pub struct Terms {
-    /// With K over 1, each segment sleeps K − 1 times as long as it usually works: a slow device, emulated. Usually:
-    /// this machine's caches and neighbours make single runs vary, and that must not be made K times larger.
-    pub slowdown: f64,
+    /// The slow device that is emulated. Where it is K times slower, each segment sleeps K − 1 times as long as it
+    /// usually works. Usually: this machine's caches and neighbours make single runs vary, and that must not be made K
+    /// times larger. Where its times were measured, each segment sleeps for what is left of its own.
+    pub emulation: Emulation,
     /// No more segments are prepared than take so much memory, by [`memory_bytes`]; but at least those of one exit.
     pub memory_max_bytes: u64,
     /// What the bundle may cost.
@@ -88,7 +90,7 @@ pub enum Tiers {
 impl Default for Terms {
     fn default() -> Self {
         Self {
-            slowdown: 1.0,
+            emulation: Emulation::Off,
             memory_max_bytes: u64::MAX,
             admission: Admission::default(),
             tiers: Tiers::AsBuilt,
@@ -184,16 +186,17 @@ pub struct Ran {
 impl Deployment {
     /// Reads and prepares everything, on the usual terms but for a `slowdown`.
     pub fn prepare(bundle: &Bundle, engine: &Engine, slowdown: f64) -> Result<Self, PrepareError> {
-        Self::prepare_on(bundle, engine, &Terms { slowdown, ..Terms::default() })
+        Self::prepare_on(bundle, engine, &Terms { emulation: Emulation::Slowdown(slowdown), ..Terms::default() })
     }
 
     /// Reads and prepares what the terms allow.
     pub fn prepare_on(bundle: &Bundle, engine: &Engine, terms: &Terms) -> Result<Self, PrepareError> {
-        let Terms { slowdown, memory_max_bytes, admission, tiers, shipped_code } = terms.clone();
+        let Terms { emulation, memory_max_bytes, admission, tiers, shipped_code } = terms.clone();
         // The first here, and so the last to go, too, if something is refused.
         let gives_back = GiveBack;
         let manifest = bundle.manifest().clone();
         admission.check_manifest(&manifest)?;
+        let pace = emulation.pace(&manifest, bundle.digest())?;
         let tensors = manifest
             .tensors
             .iter()
@@ -248,7 +251,7 @@ impl Deployment {
             network,
             tensors,
             wiring,
-            slowdown,
+            pace,
             usual,
             faults: segments.iter().map(|_| AtomicU32::new(0)).collect(),
             quarantine: OnceLock::new(),
@@ -298,13 +301,14 @@ impl Deployment {
     /// Runs one segment; says, too, how much longer an emulated slow device would have taken. Of the
     /// processor's time, not the clock's: what this host does beside is not slowed down.
     fn run_one(&self, index: usize, input: Vec<Tensor>, stop: &Stop) -> Result<(Vec<Tensor>, Duration), RunError> {
-        if self.slowdown <= 1.0 {
-            return Ok((self.step(index, input, stop)?, Duration::ZERO));
-        }
-        let worked = processor_time();
+        let (start, worked) = (Instant::now(), processor_time());
         let output = self.step(index, input, stop)?;
-        let usual = self.usual(index, processor_time().saturating_sub(worked));
-        Ok((output, usual.mul_f64(self.slowdown - 1.0)))
+        let longer = match &self.pace {
+            Pace::Own => Duration::ZERO,
+            Pace::Slowed(times) => self.usual(index, processor_time().saturating_sub(worked)).mul_f64(times - 1.0),
+            Pace::Given(segments, _) => segments[index].saturating_sub(start.elapsed()),
+        };
+        Ok((output, longer))
     }
 
     /// Has one segment make the next boundary's tensors of those before it.
@@ -369,14 +373,14 @@ impl Deployment {
         Duration::from_secs_f64(usual.median_us(segment) / 1e6)
     }
 
-    /// How many times slower than this machine the host is that is emulated; 1 if none is.
-    pub fn slowdown(&self) -> f64 {
-        self.slowdown.max(1.0)
+    /// How many times slower than this machine the host is at coding that is emulated; 1 if none is.
+    pub fn coding_slowdown(&self) -> f64 {
+        self.pace.coding_slowdown()
     }
 
-    /// Passes what so much of this machine's work takes longer on the slow host that is emulated.
+    /// Passes what so much coding takes longer on the slow host that is emulated.
     pub fn pretend_slow(&self, worked_us: f64, stop: &Stop) {
-        pretend(Duration::from_secs_f64(worked_us * (self.slowdown() - 1.0) / 1e6), stop);
+        pretend(Duration::from_secs_f64(worked_us * (self.coding_slowdown() - 1.0) / 1e6), stop);
     }
 
     /// The bundle's name.
@@ -587,6 +591,8 @@ pub enum PrepareError {
     Run(#[from] RunError),
     #[error(transparent)]
     Golden(#[from] GoldenError),
+    #[error("the device that is to be emulated cannot run it: {0}")]
+    Emulation(String),
     #[error("it costs too much: {0}")]
     Cost(#[from] CostError),
     #[error("its trial in a confined process failed: {0}")]

@@ -6,7 +6,9 @@ use crate::metrics::Metrics;
 use crate::running::Running;
 use crate::shelf::{Judged, Shelf};
 use crate::trial::{Bounds, Trial};
-use crate::{Admission, Deployment, Edge, IdentityFolder, Policy, PolicyError, PrepareError, Workers, codec};
+use crate::{
+    Admission, Deployment, Edge, Emulation, IdentityFolder, Policy, PolicyError, PrepareError, Workers, codec,
+};
 use edgent_bundle::{Bundle, BundleError, Reference, Store};
 use edgent_link::{
     Credentials, Digest, ExitDescription, Hello, Invitation, KnownPeer, Limits, Link, LinkError, ModelDescription,
@@ -49,8 +51,8 @@ pub struct Settings {
     pub plan: edgent_planner::Settings,
     /// Stay at an exit on the way that is sure of its answer, for a device.
     pub leave_when_sure: bool,
-    /// A slow device, emulated: each segment takes this many times as long.
-    pub emulate_slowdown: f64,
+    /// A slow device, emulated.
+    pub emulation: Emulation,
     /// How much memory a device's segments may take, in bytes; those that do not fit are left to the edge.
     pub memory_max_bytes: u64,
     /// What a bundle may cost here.
@@ -98,7 +100,7 @@ impl Host {
     /// Prepares the models, measures them, and listens.
     pub async fn start(settings: Settings) -> Result<Self, HostError> {
         let store = settings.store.as_deref().map(Store::at);
-        let (role, slowdown) = (settings.role, settings.emulate_slowdown);
+        let (role, emulation) = (settings.role, settings.emulation);
         let policy = match &settings.policy {
             Some(path) => Policy::read(path)?,
             None => Policy::without_file(is_guarded(&settings.listen, &settings.security).await),
@@ -109,7 +111,7 @@ impl Host {
         let trial = settings.trial.map(|told| Trial::new(told.program, told.bounds, told.proven));
         let engine = Engine::keeping(settings.code_cache)?;
         let judged = Judged { policy, admission: settings.admission, trial };
-        let shelf = Arc::new(Shelf::new(store.clone(), judged, engine, slowdown, settings.memory_max_bytes));
+        let shelf = Arc::new(Shelf::new(store.clone(), judged, engine, emulation, settings.memory_max_bytes));
         let (preparing, models) = (Arc::clone(&shelf), settings.models.clone());
         let judging = Arc::clone(&shelf);
         let prepare = move || {

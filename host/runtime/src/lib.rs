@@ -14,6 +14,7 @@ pub mod confine;
 mod deployment;
 mod device;
 mod edge;
+mod emulation;
 pub mod golden;
 mod host;
 mod http;
@@ -35,6 +36,7 @@ pub use admission::{Admission, COMPONENTS_BYTES_MAX, CostError, MACS_MAX, compon
 pub use deployment::{Deployment, PrepareError, Ran, RunError, Terms, Tiers, is_offered, memory_bytes};
 pub use device::{Device, DeviceSettings, LATE};
 pub use edge::Edge;
+pub use emulation::{Emulation, MeasuredHost};
 pub use host::{Host, HostError, Settings, Trialist, build_name};
 pub use identity::{IdentityFolder, IdentityFolderError, Known};
 pub use policy::{Policy, PolicyError, Refusal};

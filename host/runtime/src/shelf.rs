@@ -5,7 +5,7 @@
 use crate::edge::fault;
 use crate::policy::{Admitted, Origin, Signed};
 use crate::trial::Trial;
-use crate::{Admission, Deployment, Policy, PrepareError, Refusal, Terms, golden};
+use crate::{Admission, Deployment, Emulation, Policy, PrepareError, Refusal, Terms, golden};
 use bytes::Bytes;
 use edgent_bundle::{
     Blob, Bundle, BundleError, Digest, MANIFEST_BYTES_MAX, Reference, SealedManifest, Signature, Store,
@@ -48,7 +48,7 @@ pub(crate) struct Shelf {
     store: Option<Store>,
     policy: RwLock<Policy>,
     engine: Engine,
-    slowdown: f64,
+    emulation: Emulation,
     memory_max_bytes: u64,
     /// Signatures of bundles that are to be offered.
     told: Mutex<VecDeque<(Digest, Vec<Signature>)>>,
@@ -85,7 +85,7 @@ impl Shelf {
         store: Option<Store>,
         judged: Judged,
         engine: Engine,
-        slowdown: f64,
+        emulation: Emulation,
         memory_max_bytes: u64,
     ) -> Self {
         let Judged { policy, admission, trial } = judged;
@@ -96,7 +96,7 @@ impl Shelf {
             admission,
             trial,
             engine,
-            slowdown,
+            emulation,
             memory_max_bytes,
             told,
             quarantined,
@@ -306,9 +306,9 @@ impl Shelf {
         if let Some(trial) = &self.trial {
             trial.bundle(&bundle, &self.admission, tiers)?;
         }
-        let Self { slowdown, memory_max_bytes, admission, .. } = self;
-        let (slowdown, memory_max_bytes, admission) = (*slowdown, *memory_max_bytes, *admission);
-        let terms = Terms { slowdown, memory_max_bytes, admission, tiers, ..Terms::default() };
+        let Self { emulation, memory_max_bytes, admission, .. } = self;
+        let (emulation, memory_max_bytes, admission) = (emulation.clone(), *memory_max_bytes, *admission);
+        let terms = Terms { emulation, memory_max_bytes, admission, tiers, ..Terms::default() };
         let deployment = Deployment::prepare_on(&bundle, &self.engine, &terms)?;
         golden::check(&bundle, &deployment)?;
         let measured = deployment.measure(PROFILE_RUNS)?;

@@ -3,10 +3,10 @@
 use super::features::{FeatureSet, LayerType};
 use crate::output::BadInput;
 use anyhow::Result;
-use edgent_bundle::{Layer, Manifest, Segment, standard_guest};
+use edgent_bundle::{Digest, Layer, Manifest, Segment, standard_guest};
 use edgent_link::{Codec, CodecTime};
 use edgent_planner::Regression;
-use edgent_runtime::codec;
+use edgent_runtime::{MeasuredHost, build_name, codec};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -143,6 +143,25 @@ impl Profile {
         }
     }
 
+    /// A profile that knows nothing but what a bundle's segments take.
+    pub(crate) fn of_bundle(digest: String, segments_us: &[f64], codecs: &[CodecTime]) -> Self {
+        let times = |us: &f64| Times { p50_us: *us, p90_us: *us, runs: 1 };
+        let codec = |time: &CodecTime| {
+            let CodecTime { encode_us_per_mib, decode_us_per_mib, .. } = *time;
+            (time.codec.name().to_owned(), CodecTimes { encode_us_per_mib, decode_us_per_mib })
+        };
+        Self {
+            format: FORMAT,
+            host_build: build_name(),
+            call_us: 0.0,
+            codec_us_per_mib: 0.0,
+            codecs: codecs.iter().map(codec).collect(),
+            layers: BTreeMap::new(),
+            load: BTreeMap::new(),
+            bundle: Some(Measured { digest, segments: segments_us.iter().map(times).collect() }),
+        }
+    }
+
     /// The same, predicted in any case.
     pub(crate) fn predicted_us(&self, manifest: &Manifest, set: FeatureSet) -> Result<Vec<f64>> {
         let fitted = self.layers.iter().filter_map(|(layer_type, sets)| Some((layer_type, sets.get(&set)?)));
@@ -186,7 +205,9 @@ impl Profile {
         if [&self.host_build].into_iter().chain(digest).any(|text| text.len() > TEXT_BYTES_MAX) {
             return Err(BadInput::error(format!("a text of more than {TEXT_BYTES_MAX} bytes")));
         }
-        for set in FeatureSet::ALL {
+        // All regressions or none.
+        let is_of_a_bundle = self.layers.is_empty() && self.load.is_empty() && self.bundle.is_some();
+        for set in FeatureSet::ALL.into_iter().filter(|_| !is_of_a_bundle) {
             let name = format!("load by {}", set.name());
             let fitted =
                 self.load.get(&set).ok_or_else(|| BadInput::error(format!("{name}: there is no regression")))?;
@@ -207,6 +228,23 @@ impl Profile {
             }
         }
         Ok(())
+    }
+}
+
+impl MeasuredHost for Profile {
+    fn segments_us(&self, manifest: &Manifest, digest: Digest) -> Result<Vec<f64>, String> {
+        Profile::segments_us(self, manifest, &digest.to_string()).map_err(|e| e.to_string())
+    }
+
+    fn coding_slowdown(&self) -> f64 {
+        let of_u8 = |times: &[CodecTime]| {
+            times
+                .iter()
+                .find(|time| time.codec == Codec::U8)
+                .map(|time| time.encode_us_per_mib + time.decode_us_per_mib)
+        };
+        let slowdown = of_u8(&self.codecs()).zip(of_u8(codec::times())).map(|(there, here)| there / here);
+        slowdown.filter(|slowdown| slowdown.is_finite()).unwrap_or(1.0)
     }
 }
 
@@ -236,7 +274,7 @@ fn ensure_time(name: &str, us: f64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use edgent_bundle::{Blob, Boundary, Digest, Evidence, Exit, LayerKind, Tensor, Tier};
+    use edgent_bundle::{Blob, Boundary, Evidence, Exit, LayerKind, Tensor, Tier};
 
     /// A profile of format 1, as it was written; to be read for good.
     const SAMPLE: &str = include_str!("sample-format-1.json");
@@ -327,6 +365,22 @@ mod tests {
         }
         let error = Profile::read(Path::new("no-such-file")).unwrap_err();
         assert!(error.is::<BadInput>() && error.to_string().contains("no-such-file"), "{error}");
+    }
+
+    #[test]
+    fn a_host_is_emulated_by_what_is_known_of_it() {
+        let us = [10.0, 20.0];
+        let profile = Profile::of_bundle(DIGEST.to_owned(), &us, &codec::slowed(codec::times(), 30.0));
+        let profile = Profile::parse(&serde_json::to_vec(&profile).unwrap()).unwrap();
+        assert!((profile.coding_slowdown() - 30.0).abs() < 1e-6);
+        let two = manifest(vec![vec![layer(LayerKind::Relu, 10, false)]; 2]);
+        let host: &dyn MeasuredHost = &profile;
+        let digest = DIGEST.parse().unwrap();
+        assert_eq!(host.segments_us(&two, digest).unwrap(), us);
+        let of_another = host.segments_us(&two, Digest::of(b"another")).unwrap();
+        assert_eq!(of_another, [f64::INFINITY; 2], "nothing is known of layers");
+        let three = manifest(vec![vec![]; 3]);
+        assert!(host.segments_us(&three, digest).unwrap_err().contains("2 segments for a bundle of 3"));
     }
 
     #[test]

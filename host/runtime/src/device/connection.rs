@@ -133,7 +133,7 @@ impl Serving {
         // An older edge names none.
         let older = || codec::times_of_u8(profile.codec_us_per_mib);
         let codecs = if profile.codecs.is_empty() { older() } else { profile.codecs };
-        let coding = codec::coding(&codec::slowed(codec::times(), self.deployment.slowdown()), &codecs);
+        let coding = codec::coding(&codec::slowed(codec::times(), self.deployment.coding_slowdown()), &codecs);
         let connected = Event::EdgeConnected { segments_us, coding, queue_us: profile.queue_us };
         Ok((connected, codecs))
     }

@@ -304,7 +304,8 @@ impl Device {
         let mut outcome = outcome?;
         let is_late = planned.predicted_us.is_none_or(|us| us > deadline_us);
         if outcome.degraded.is_none() && takes_fastest && is_late {
-            outcome.degraded = Some("no plan that is ready is likely to be in time; this is the fastest of them".to_owned());
+            outcome.degraded =
+                Some("no plan that is ready is likely to be in time; this is the fastest of them".to_owned());
         }
         serving.to_answer(request, outcome, asked, planned, in_time)
     }
