@@ -56,6 +56,55 @@ pub(crate) struct Arguments {
     /// List every plan that is possible, and what became of it.
     #[arg(long)]
     explain: bool,
+    /// Show which plan would be taken if one thing were another: bandwidth=BPS, deadline=MS or rtt=MS; may be given
+    /// several times.
+    #[arg(long, value_name = "WHAT=VALUE", value_parser = what_if)]
+    what_if: Vec<WhatIf>,
+}
+
+/// Another link, or another deadline.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum WhatIf {
+    BandwidthBps(f64),
+    DeadlineMs(f64),
+    RttMs(f64),
+}
+
+fn what_if(text: &str) -> Result<WhatIf, String> {
+    let known = || format!("'{text}' is not bandwidth=BPS, deadline=MS or rtt=MS with a number of 0 or more");
+    let (what, value) = text.split_once('=').ok_or_else(known)?;
+    let value: f64 = value.parse().map_err(|_| known())?;
+    match what {
+        _ if !(value.is_finite() && value >= 0.0) => Err(known()),
+        "bandwidth" => Ok(WhatIf::BandwidthBps(value)),
+        "deadline" => Ok(WhatIf::DeadlineMs(value)),
+        "rtt" => Ok(WhatIf::RttMs(value)),
+        _ => Err(known()),
+    }
+}
+
+impl WhatIf {
+    /// The same constraints but for this.
+    fn apply(self, constraints: &Constraints) -> Constraints {
+        let link = constraints.link;
+        match self {
+            Self::BandwidthBps(rate_bps) => {
+                // Without a link there was nothing known of one, but its round trip was given.
+                let link = link.unwrap_or(Link { rate_bps, rtt_us: 0.0, message_bytes: codec::MESSAGE_BYTES });
+                Constraints { link: (rate_bps > 0.0).then_some(Link { rate_bps, ..link }), ..*constraints }
+            }
+            Self::DeadlineMs(ms) => Constraints { deadline_us: ms * 1e3, ..*constraints },
+            Self::RttMs(ms) => Constraints { link: link.map(|link| Link { rtt_us: ms * 1e3, ..link }), ..*constraints },
+        }
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::BandwidthBps(bps) => format!("bandwidth={bps}"),
+            Self::DeadlineMs(ms) => format!("deadline={ms}"),
+            Self::RttMs(ms) => format!("rtt={ms}"),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -64,6 +113,16 @@ struct Report {
     fits: bool,
     plan: Row,
     candidates: Vec<Row>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    what_if: Vec<Supposed>,
+}
+
+/// The plan that would be taken if.
+#[derive(Serialize)]
+struct Supposed {
+    what_if: String,
+    fits: bool,
+    plan: Row,
 }
 
 #[derive(Serialize)]
@@ -110,6 +169,12 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     };
     let choice = arguments.strategy.choose(network, &profile, &constraints);
     let row = |candidate: &Candidate, verdict| row(manifest, network, &constraints, candidate, verdict);
+    let suppose = |what_if: &WhatIf, constraints: &Constraints| {
+        let constraints = what_if.apply(constraints);
+        let choice = arguments.strategy.choose(network, &profile, &constraints);
+        let plan = self::row(manifest, network, &constraints, &choice.candidate, None);
+        Supposed { what_if: what_if.name(), fits: choice.fits, plan }
+    };
     let told = |explained: &Explained| match explained.verdict {
         // `explain` speaks of our own choice; another strategy may have taken another plan.
         _ if explained.candidate.plan == choice.candidate.plan => "chosen",
@@ -126,6 +191,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         fits: choice.fits,
         plan: row(&choice.candidate, None),
         candidates: candidates.iter().map(|explained| row(&explained.candidate, Some(told(explained)))).collect(),
+        what_if: arguments.what_if.iter().map(|what_if| suppose(what_if, &constraints)).collect(),
     };
     print(&report, arguments, output);
     output.result(&report)
@@ -223,14 +289,10 @@ fn print(report: &Report, arguments: &Arguments, output: &Output) {
         "{device}; {:.0} bit/s, {} ms round trip, {} ms deadline",
         arguments.rate_bps, arguments.rtt_ms, arguments.deadline_ms
     ));
-    let Row { exit, cut, placement, direction, codec, total_us, slack_us, .. } = &report.plan;
-    output.line(format_args!(
-        "{}: {exit}, {placement} at cut {cut}, {direction}, {codec}: {:.1} ms, {:.1} ms to spare{}",
-        report.strategy,
-        total_us / 1e3,
-        slack_us / 1e3,
-        if report.fits { "" } else { "; nothing is likely to be in time" }
-    ));
+    print_taken(report.strategy, &report.plan, report.fits, output);
+    for Supposed { what_if, fits, plan } in &report.what_if {
+        print_taken(&format!("if {what_if}"), plan, *fits, output);
+    }
     if report.candidates.is_empty() {
         return;
     }
@@ -251,5 +313,41 @@ fn print(report: &Report, arguments: &Arguments, output: &Output) {
             row.slack_us / 1e3,
             row.verdict.unwrap_or_default(),
         ));
+    }
+}
+
+fn print_taken(what: &str, plan: &Row, fits: bool, output: &Output) {
+    let Row { exit, cut, placement, direction, codec, total_us, slack_us, .. } = plan;
+    output.line(format_args!(
+        "{what}: {exit}, {placement} at cut {cut}, {direction}, {codec}: {:.1} ms, {:.1} ms to spare{}",
+        total_us / 1e3,
+        slack_us / 1e3,
+        if fits { "" } else { "; nothing is likely to be in time" }
+    ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_thing_is_another() {
+        let constraints = Constraints {
+            deadline_us: 1e5,
+            codec_loss_max: 0.0,
+            input_may_leave: true,
+            accuracy_min: 0.0,
+            link: Some(Link { rate_bps: 1e6, rtt_us: 5e3, message_bytes: 300 }),
+            margin: Margin::NONE,
+        };
+        let link = |text: &str| what_if(text).unwrap().apply(&constraints).link;
+        assert_eq!(link("bandwidth=2e5"), Some(Link { rate_bps: 2e5, rtt_us: 5e3, message_bytes: 300 }));
+        assert_eq!(link("bandwidth=0"), None);
+        assert_eq!(link("rtt=40"), Some(Link { rate_bps: 1e6, rtt_us: 40e3, message_bytes: 300 }));
+        let sooner = what_if("deadline=50").unwrap().apply(&constraints);
+        assert_eq!(sooner, Constraints { deadline_us: 5e4, ..constraints });
+        for text in ["bandwidth", "bandwidth=", "bandwidth=-1", "rtt=nan", "deadline=inf", "colour=1"] {
+            assert!(what_if(text).unwrap_err().contains("bandwidth=BPS"), "{text}");
+        }
     }
 }
