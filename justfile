@@ -123,6 +123,7 @@ bench:
     cargo run --release -- bench portable
     cargo run --release -- bench link
     cargo run --release -- bench plan
+    cargo run --release -- bench deadline --quick --seconds 5 --strategy edgent --strategy paper --report target/deadline.html
 
 # All of CI's steps.
 ci: test lint model fresh audit demo oci registry minisign swap faults limits onnx-suite http-clients metrics dashboard bench
