@@ -87,6 +87,11 @@ impl Events {
         Ok(Some(Event { at: at + INTO_A_REQUEST, what: What::EdgeKilled }))
     }
 
+    /// Whether all has happened that is to happen.
+    pub(super) fn are_over(&self) -> bool {
+        self.next.is_none() && self.swapping.is_none() && self.killed && self.starting.is_none()
+    }
+
     /// Waits for what is still under way.
     pub(super) async fn finish(&mut self, start: Instant, rig: &mut Rig) -> Result<Vec<Event>> {
         let mut happened = Vec::new();

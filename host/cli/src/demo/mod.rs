@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 /// The live table says something at least this often.
 const LINE_EVERY: Duration = Duration::from_secs(1);
 
+/// On a busy machine, what is to happen takes longer; the demo goes on for so long at most, to show it.
+const OVERTIME_MAX: Duration = Duration::from_secs(60);
+
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// How long to go on.
@@ -100,7 +103,8 @@ async fn show(
     record.print_head(output);
     let mut said = Duration::ZERO;
     let mut index = 0;
-    while start.elapsed().as_secs() < arguments.seconds {
+    let length = Duration::from_secs(arguments.seconds);
+    while start.elapsed() < length || (!events.are_over() && start.elapsed() < length + OVERTIME_MAX) {
         // A stride that has no factor in common with the number of samples visits them all, mixed.
         let sample = index * 7 % samples.len();
         let at = start.elapsed();
@@ -125,7 +129,7 @@ async fn show(
     for event in events.finish(start, &mut rig).await? {
         record.happened(event, output);
     }
-    record.finish(&rig.client.stats().await.unwrap_or_else(|_| Stats::default()));
+    record.finish(start.elapsed(), &rig.client.stats().await.unwrap_or_else(|_| Stats::default()));
     rig.end().await?;
     Ok(record)
 }

@@ -29,6 +29,9 @@ pub(super) struct Request {
 /// Everything that happened.
 pub(super) struct Record {
     manifest: Manifest,
+    trace: Trace,
+    /// How long the link had followed it.
+    before: Duration,
     rates: Vec<RatePoint>,
     seconds: u64,
     deadline_ms: f64,
@@ -73,7 +76,9 @@ impl Record {
     ) -> Self {
         Self {
             manifest: manifest.clone(),
-            rates: rates(trace, before, Duration::from_secs(seconds)),
+            trace: trace.clone(),
+            before,
+            rates: Vec::new(),
             seconds,
             deadline_ms,
             slowdown,
@@ -98,7 +103,10 @@ impl Record {
         self.events.push(event);
     }
 
-    pub(super) fn finish(&mut self, stats: &Stats) {
+    /// It is over, after so long.
+    pub(super) fn finish(&mut self, after: Duration, stats: &Stats) {
+        self.seconds = self.seconds.max(after.as_secs());
+        self.rates = rates(&self.trace, self.before, Duration::from_secs(self.seconds));
         self.plan_changes = stats.plan_changes;
     }
 
