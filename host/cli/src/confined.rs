@@ -24,14 +24,17 @@ const COMPILING_CPU_S: u64 = 120;
 /// A bundle, with samples.
 const FILE_BYTES_MAX: u64 = 4 << 30;
 
+/// Of mebibytes or seconds; more is a slip.
+const BOUND_MAX: u64 = 1 << 30;
+
 /// What a confined process may take.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Bounds {
     /// How much address space reading what is foreign may take, in a process of its own [default: by its size].
-    #[arg(long, value_name = "MIB")]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=BOUND_MAX))]
     confined_memory_mib: Option<u64>,
     /// How much processor time reading it may take [default: by its size].
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=BOUND_MAX))]
     confined_cpu_s: Option<u64>,
 }
 
@@ -42,15 +45,8 @@ impl Bounds {
     }
 
     /// The same for whoever tries bundles.
-    pub(crate) fn for_trial(self) -> Result<trial::Bounds> {
-        for (flag, value) in
-            [("--confined-memory-mib", self.confined_memory_mib), ("--confined-cpu-s", self.confined_cpu_s)]
-        {
-            if value.is_some_and(|value| !(1..=1 << 30).contains(&value)) {
-                return Err(BadInput::error(format!("{flag} must be at least 1 and at most {}", 1 << 30)));
-            }
-        }
-        Ok(trial::Bounds { memory_bytes: self.confined_memory_mib.map(|mib| mib << 20), cpu_s: self.confined_cpu_s })
+    pub(crate) fn for_trial(self) -> trial::Bounds {
+        trial::Bounds { memory_bytes: self.confined_memory_mib.map(|mib| mib << 20), cpu_s: self.confined_cpu_s }
     }
 }
 
@@ -100,7 +96,7 @@ pub(crate) fn again_told(
             |path: &&Path| fs::canonicalize(path).map_err(|e| BadInput::error(format!("{}: {e}", path.display())));
         paths.iter().map(real).collect()
     };
-    let bounds = bounds.for_trial()?;
+    let bounds = bounds.for_trial();
     let mut confinement = bounds.confinement(bytes, real(read)?);
     confinement.write = real(write)?;
     // What is written into a folder is only safe once the folder's own name is.

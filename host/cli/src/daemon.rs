@@ -4,6 +4,7 @@ use crate::HOST_PROGRAM;
 use crate::bounds;
 use crate::cache;
 use crate::caps::Caps;
+use crate::config::{self, Config};
 use crate::confined::Bounds;
 use crate::identity::{Connection, invitation, machine_name, right};
 use crate::output::BadInput;
@@ -21,24 +22,30 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs segments of networks, as the device that has the data or as the edge that has the speed.
 /// Ends on SIGTERM, after the requests in flight; looks at its bundles, its policy and its peers again on SIGHUP.
+///
+/// What no flag says, the environment does (--deadline-ms is EDGENT_DEADLINE_MS), then the file of --config
+/// (deadline_ms). `edgent config show --origin` tells who said what.
 #[derive(Parser)]
 #[command(name = HOST_PROGRAM, version)]
 struct Arguments {
-    /// What this host is.
+    /// Settings: a TOML file with a key for each flag. Read at the start, once.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What this host is. One of the settings that there must be.
     #[arg(long, value_enum)]
-    role: HostRole,
+    role: Option<HostRole>,
     /// Address to listen on; port 0 lets the system choose.
-    #[arg(long, default_value = "127.0.0.1:7400")]
+    #[arg(long, value_name = "ADDR", value_parser = bounds::address, default_value = "127.0.0.1:7400")]
     listen: String,
     /// Answer over HTTP, too: the Open Inference Protocol. Neither encrypted nor authenticated; port 0 lets the system
     /// choose.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = bounds::address)]
     http: Option<String>,
     /// Address of an edge (device only; may be given several times, the first that answers is used).
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = bounds::address)]
     edge: Vec<String>,
-    /// Bundle to serve: its folder, or FOLDER@NAME:VERSION (an edge may have several).
-    #[arg(long, value_name = "BUNDLE", required_unless_present = "store")]
+    /// Bundle to serve: its folder, or FOLDER@NAME:VERSION (an edge may have several). Needed without --store.
+    #[arg(long, value_name = "BUNDLE")]
     model: Vec<PathBuf>,
     /// Keep versions here, and take new ones while running (`edgent push`). What is in force here is served at the
     /// next start, whatever --model says.
@@ -55,13 +62,16 @@ struct Arguments {
         require_equals = true, default_missing_values = ["ask", "read"])]
     pair: Option<Vec<Right>>,
     /// Time from a request to its answer, unless the request says otherwise.
-    #[arg(long, allow_negative_numbers = true, default_value_t = 100.0)]
+    #[arg(long, value_name = "MS", value_parser = bounds::deadline_ms, allow_negative_numbers = true,
+        default_value_t = 100.0)]
     deadline_ms: f64,
     /// How much accuracy coding an activation as u8 may cost.
-    #[arg(long, allow_negative_numbers = true, default_value_t = 0.005)]
+    #[arg(long, value_name = "SHARE", value_parser = bounds::share, allow_negative_numbers = true,
+        default_value_t = 0.005)]
     codec_loss_max: f64,
     /// How likely a plan must be to be in time, to be taken for a better exit.
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, default_value_t = 0.95)]
+    #[arg(long, value_name = "SHARE", value_parser = bounds::share_over_0, allow_negative_numbers = true,
+        default_value_t = 0.95)]
     in_time_share: f64,
     /// How plans are chosen.
     #[arg(long, value_parser = strategy, default_value = Strategy::Edgent.name())]
@@ -73,27 +83,28 @@ struct Arguments {
     #[arg(long)]
     keep_input: bool,
     /// How much memory segments may take; those that do not fit are left to the edge (device only).
-    #[arg(long, value_name = "MIB", allow_negative_numbers = true)]
+    #[arg(long, value_name = "MIB", value_parser = bounds::memory_mib, allow_negative_numbers = true)]
     memory_max_mib: Option<f64>,
     #[command(flatten)]
     caps: Caps,
     #[command(flatten)]
     bounds: Bounds,
     /// Threads that run segments, for each model; 0 for one a processor.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_name = "N", value_parser = bounds::workers, default_value_t = 0)]
     workers: usize,
     /// How the log on stderr is written.
     #[arg(long, value_enum, default_value = "human")]
     log_format: LogFormat,
     /// Take this many times as long for each segment: a slow device, emulated.
-    #[arg(long, value_name = "K", allow_negative_numbers = true, default_value_t = 1.0)]
+    #[arg(long, value_name = "K", value_parser = bounds::slowdown, allow_negative_numbers = true,
+        default_value_t = 1.0)]
     emulate_slowdown: f64,
     /// Take as long for each segment as the device on which `edgent profile` wrote this file: that device, emulated.
     #[arg(long, value_name = "FILE", conflicts_with = "emulate_slowdown")]
     emulate_profile: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum HostRole {
     Device,
     Edge,
@@ -113,27 +124,48 @@ pub(crate) fn strategy(name: &str) -> Result<Strategy, String> {
     Strategy::from_name(name).ok_or_else(|| format!("the strategies are {names}"))
 }
 
+/// The host's flags, for whoever shows or explains them.
+pub(crate) fn command() -> clap::Command {
+    config::command::<Arguments>()
+}
+
+/// Whether a host could be told this: each setting by itself is one; here are those that exclude each other.
+pub(crate) fn check(config: &Config) -> Result<()> {
+    config.arguments::<Arguments>().and_then(|arguments| arguments.check(config))
+}
+
+impl Arguments {
+    fn check(&self, config: &Config) -> Result<()> {
+        if self.memory_max_mib.is_some() && self.role == Some(HostRole::Edge) {
+            let name = config.name("memory_max_mib");
+            return Err(BadInput::error(format!("{name} is for a device: an edge must be able to run every segment")));
+        }
+        self.connection.check(|key| config.name(key))
+    }
+}
+
 pub(crate) fn run() -> Result<()> {
-    let arguments = Arguments::parse();
+    let config = Config::of_process(&command(), &command().get_matches())?;
+    let arguments: Arguments = config.arguments()?;
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO);
     match arguments.log_format {
         LogFormat::Human => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
-    bounds::check(arguments.deadline_ms, arguments.emulate_slowdown)?;
-    if !(0.0..=1.0).contains(&arguments.codec_loss_max) {
-        return Err(BadInput::error("--codec-loss-max must be within 0 and 1"));
+    for stray in &config.strays {
+        tracing::warn!("{stray} in the environment is no setting");
     }
-    if !(arguments.in_time_share > 0.0 && arguments.in_time_share <= 1.0) {
-        return Err(BadInput::error("--in-time-share must be over 0 and at most 1"));
+    arguments.check(&config)?;
+    let missing = |what: &str, key: &str| {
+        let file = config.path.as_ref().map_or_else(|| "the file of --config".to_owned(), |p| p.display().to_string());
+        let variable = config::variable(key);
+        BadInput::error(format!("{what}: give --{key}, {variable}, or '{key}' in {file}"))
+    };
+    let role = arguments.role.ok_or_else(|| missing("it is not said what this host is, device or edge", "role"))?;
+    if arguments.model.is_empty() && arguments.store.is_none() {
+        return Err(missing("there is nothing to serve, and no --store to take it from", "model"));
     }
-    if arguments.memory_max_mib.is_some_and(|mib| !(mib > 0.0 && mib.is_finite())) {
-        return Err(BadInput::error("--memory-max-mib must be over 0"));
-    }
-    if arguments.memory_max_mib.is_some() && matches!(arguments.role, HostRole::Edge) {
-        return Err(BadInput::error("--memory-max-mib is for a device: an edge must be able to run every segment"));
-    }
-    let role = match arguments.role {
+    let role = match role {
         HostRole::Device => Role::Device,
         HostRole::Edge => Role::Edge,
     };
@@ -148,7 +180,7 @@ pub(crate) fn run() -> Result<()> {
     }
     let trial = Trialist {
         program: this_program()?,
-        bounds: arguments.bounds.for_trial()?,
+        bounds: arguments.bounds.for_trial(),
         proven: cache::folder(arguments.store.as_deref()).map(|folder| folder.join("edgent-proven")),
     };
     let code_cache = cache::code(arguments.store.as_deref());

@@ -1,5 +1,6 @@
 //! Host processes: started, awaited until they are ready, and ended, as an operator would.
 
+use crate::config::VARIABLE_PREFIX;
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use std::net::SocketAddr;
@@ -28,7 +29,12 @@ impl HostProcess {
     /// Runs `program` as `edgent-host` with `arguments` and waits for the line that says it is ready.
     /// What it logs goes to this process's stderr if `logs`.
     pub async fn start(program: &Path, arguments: &[&str], logs: bool) -> Result<Self> {
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        // What this process's environment says is for hosts that the user starts.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(VARIABLE_PREFIX)) {
+            command.env_remove(name);
+        }
+        let mut child = command
             .arg0(crate::HOST_PROGRAM)
             .args(arguments)
             .stdin(Stdio::null())

@@ -25,7 +25,7 @@ pub(crate) struct Connection {
     #[command(flatten)]
     folder: Folder,
     /// Speak TLS on this machine's own addresses, too.
-    #[arg(long, conflicts_with = "insecure")]
+    #[arg(long)]
     tls: bool,
     /// Speak plain bytes with other machines, too: whoever is on the way reads them, and may be the peer.
     #[arg(long)]
@@ -44,8 +44,17 @@ pub(crate) struct Folder {
 pub(crate) type Acquaintance = (IdentityFolder, Credentials);
 
 impl Connection {
+    /// Whether it says one thing of TLS. `name` is what a setting is called where it was given.
+    pub(crate) fn check(&self, name: impl Fn(&str) -> String) -> Result<()> {
+        match self.tls && self.insecure {
+            true => Err(BadInput::error(format!("{} and {} exclude each other", name("tls"), name("insecure")))),
+            false => Ok(()),
+        }
+    }
+
     /// How to talk at these addresses: TLS, but with this machine itself.
     pub(crate) fn security(&self, addresses: &[&str]) -> Result<(Security, Option<Acquaintance>)> {
+        self.check(|key| format!("--{key}"))?;
         let is_elsewhere = addresses.iter().any(|address| !is_loopback(address));
         if self.insecure {
             return Ok((Security::insecure(), None));

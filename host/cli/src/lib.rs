@@ -13,6 +13,7 @@ mod build;
 mod cache;
 mod caps;
 mod chart;
+mod config;
 mod confined;
 mod daemon;
 mod demo;
@@ -97,6 +98,9 @@ enum Command {
     Rollback(versions::Rollback),
     /// Show what a running host does, and the versions that it keeps.
     Status(versions::Status),
+    /// What a host is told.
+    #[command(subcommand)]
+    Config(config::ShowCommand),
     /// Plans made beforehand for each state of the link.
     #[command(subcommand)]
     Map(map::Command),
@@ -147,6 +151,7 @@ fn run(command: Command, output: &Output) -> ExitCode {
         Command::Watch(arguments) => versions::watch(&arguments, output),
         Command::Rollback(arguments) => versions::rollback(&arguments, output),
         Command::Status(arguments) => versions::status(&arguments, output),
+        Command::Config(command) => config::show(&command, output),
         Command::Map(command) => map::run(&command, output),
         Command::Bench(command) => bench::run(command, output),
     })

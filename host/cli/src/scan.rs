@@ -88,7 +88,7 @@ struct Onnx {
 
 /// Has it tried, then read, each in a process of its own.
 pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
-    let trial = Trial::new(confine::this_program()?, arguments.bounds.for_trial()?, None);
+    let trial = Trial::new(confine::this_program()?, arguments.bounds.for_trial(), None);
     let (tried, folder, bytes) = if arguments.what.is_file() {
         let path = fs::canonicalize(&arguments.what).map_err(BadInput::error)?;
         let bytes = fs::metadata(&path).map_err(BadInput::error)?.len();
