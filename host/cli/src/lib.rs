@@ -21,6 +21,7 @@ pub mod hosts;
 mod identity;
 mod inspect;
 mod keys;
+mod manual;
 mod map;
 mod model_file;
 mod output;
@@ -47,9 +48,11 @@ use std::process::ExitCode;
 /// demo and the benches.
 const HOST_PROGRAM: &str = "edgent-host";
 
+const TOOL_PROGRAM: &str = "edgent";
+
 /// Answers neural-network requests before their deadline, split between a device and an edge.
 #[derive(Parser)]
-#[command(name = "edgent", version)]
+#[command(name = TOOL_PROGRAM, version)]
 struct Arguments {
     /// Print exactly one JSON object on stdout.
     #[arg(long, global = true)]
@@ -104,6 +107,10 @@ enum Command {
     /// Plans made beforehand for each state of the link.
     #[command(subcommand)]
     Map(map::Command),
+    /// Print what a shell needs to complete one of the two programs' command lines.
+    Completions(manual::Completions),
+    /// Write manual pages of both programs.
+    Man(manual::Manual),
     /// Measure this program.
     #[command(subcommand)]
     Bench(bench::Command),
@@ -153,6 +160,8 @@ fn run(command: Command, output: &Output) -> ExitCode {
         Command::Status(arguments) => versions::status(&arguments, output),
         Command::Config(command) => config::show(&command, output),
         Command::Map(command) => map::run(&command, output),
+        Command::Completions(arguments) => manual::completions(&arguments, output),
+        Command::Man(arguments) => manual::manual(&arguments, output),
         Command::Bench(command) => bench::run(command, output),
     })
 }

@@ -1,0 +1,79 @@
+//! `edgent completions` and `edgent man`: what is known of both programs, for shells and for `man`.
+
+use crate::output::Output;
+use crate::{HOST_PROGRAM, TOOL_PROGRAM, daemon};
+use anyhow::{Context, Result};
+use clap::{Command, CommandFactory, ValueEnum};
+use clap_complete::Shell;
+use clap_mangen::Man;
+use serde::Serialize;
+use std::fs;
+use std::path::PathBuf;
+
+/// Where manuals of daemons stand.
+const DAEMON_SECTION: &str = "8";
+
+#[derive(clap::Args)]
+pub(crate) struct Completions {
+    /// The shell that completes.
+    #[arg(value_enum)]
+    shell: Shell,
+    /// What is completed.
+    #[arg(long, value_enum, default_value = TOOL_PROGRAM)]
+    program: Program,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Program {
+    Edgent,
+    EdgentHost,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Manual {
+    /// The folder for the pages; made if need be.
+    dir: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Script {
+    program: &'static str,
+    shell: String,
+    script: String,
+}
+
+#[derive(Serialize)]
+struct Pages {
+    dir: PathBuf,
+    pages: usize,
+}
+
+pub(crate) fn completions(arguments: &Completions, output: &Output) -> Result<()> {
+    let (mut command, program) = match arguments.program {
+        Program::Edgent => (crate::Arguments::command(), TOOL_PROGRAM),
+        Program::EdgentHost => (daemon::command(), HOST_PROGRAM),
+    };
+    let mut script = Vec::new();
+    clap_complete::generate(arguments.shell, &mut command, program, &mut script);
+    let script = String::from_utf8(script).context("a script that is no text")?;
+    output.line(script.trim_end());
+    output.result(&Script { program, shell: arguments.shell.to_string(), script })
+}
+
+pub(crate) fn manual(arguments: &Manual, output: &Output) -> Result<()> {
+    let dir = &arguments.dir;
+    let written = || -> std::io::Result<usize> {
+        fs::create_dir_all(dir)?;
+        clap_mangen::generate_to(crate::Arguments::command(), dir)?;
+        Man::new(daemon::command()).section(DAEMON_SECTION).generate_to(dir)?;
+        Ok(pages(&crate::Arguments::command()) + 1)
+    };
+    let pages = written().with_context(|| format!("writing pages to {}", dir.display()))?;
+    output.line(format_args!("{pages} pages in {}", dir.display()));
+    output.result(&Pages { dir: dir.clone(), pages })
+}
+
+/// One for each command, and for each of its own.
+fn pages(command: &Command) -> usize {
+    1 + command.get_subcommands().map(pages).sum::<usize>()
+}
