@@ -7,6 +7,7 @@ use crate::caps::Caps;
 use crate::config::{self, Config};
 use crate::confined::Bounds;
 use crate::identity::{Connection, invitation, machine_name, right};
+use crate::manager;
 use crate::output::BadInput;
 use crate::profile::ProfileFile;
 use anyhow::{Context, Result};
@@ -252,16 +253,22 @@ async fn serve(settings: Settings, pair: Option<Vec<Right>>) -> Result<()> {
     if let Some(may) = pair {
         invite(&host, may)?;
     }
+    manager::ready();
+    let pulse = host.pulse();
     let reloading = async {
         while hang_up.recv().await.is_some() {
+            manager::reloading();
             host.reload().await;
+            manager::ready();
         }
     };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         () = reloading => {}
+        () = manager::watch(pulse) => {}
     }
+    manager::stopping();
     tracing::info!("draining");
     host.drain().await;
     Ok(())

@@ -21,6 +21,7 @@ pub mod hosts;
 mod identity;
 mod inspect;
 mod keys;
+mod manager;
 mod manual;
 mod map;
 mod model_file;

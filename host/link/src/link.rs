@@ -87,6 +87,11 @@ impl Link {
         self.run(async move || Ok(client::pair(link, address, code, name, limits).await)).await?
     }
 
+    /// Returns once its thread has had a turn: soon, unless that thread is stuck. For who watches it.
+    pub async fn turn(&self) -> Result<(), LinkError> {
+        self.run(async || Ok(())).await
+    }
+
     pub(crate) fn security(&self) -> &Security {
         &self.security
     }
@@ -112,5 +117,38 @@ impl Link {
         let gone = || LinkError::Lost("the link's thread has ended".to_owned());
         self.tasks.send(start).await.map_err(|_| gone())?;
         result.await.map_err(|_| gone())?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    /// What a watchdog relies on.
+    #[tokio::test]
+    async fn a_turn_comes_only_when_the_thread_is_free() {
+        let link = Link::start(Security::insecure()).unwrap();
+        link.turn().await.unwrap();
+        let (free, stuck) = mpsc::channel::<()>();
+        let (begun, has_begun) = oneshot::channel();
+        let other = link.clone();
+        let sticking = tokio::spawn(async move {
+            let stick = async move || {
+                let _ = begun.send(());
+                let _ = stuck.recv();
+                Ok(())
+            };
+            other.run(stick).await
+        });
+        has_begun.await.unwrap();
+        let turn = link.turn();
+        tokio::pin!(turn);
+        let waited = tokio::time::timeout(Duration::from_millis(50), &mut turn).await;
+        assert!(waited.is_err(), "a turn of a thread that is stuck");
+        free.send(()).unwrap();
+        turn.await.unwrap();
+        sticking.await.unwrap().unwrap();
     }
 }

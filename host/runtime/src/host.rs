@@ -71,6 +71,24 @@ pub struct Settings {
     pub limits: Limits,
 }
 
+/// Whether a host lives, for a watchdog.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    link: Link,
+    running: Running,
+}
+
+impl Pulse {
+    /// Returns once the link's thread and what the host knows of itself have had a turn; it does not, as long as one of
+    /// them is stuck. False if the link's thread is no more.
+    pub async fn beat(&self) -> bool {
+        let running = self.running.clone();
+        // On a thread of its own: locks are taken that somebody may hold for ever.
+        let state = tokio::task::spawn_blocking(move || drop(running.state()));
+        self.link.turn().await.is_ok() && state.await.is_ok()
+    }
+}
+
 /// How bundles are tried.
 #[derive(Clone, Debug)]
 pub struct Trialist {
@@ -85,6 +103,7 @@ pub struct Trialist {
 /// A host that serves.
 #[derive(Debug)]
 pub struct Host {
+    link: Link,
     server: Server,
     front: Option<Front>,
     running: Running,
@@ -167,7 +186,7 @@ impl Host {
             None => None,
         };
         let server = link.serve(&settings.listen, hello, settings.limits, service).await?;
-        Ok(Self { server, front, running, known: settings.known, policy: settings.policy, shelf: judging, given })
+        Ok(Self { link, server, front, running, known: settings.known, policy: settings.policy, shelf: judging, given })
     }
 
     /// Looks again at the bundles that it was told to serve, and at what is in force in its store, and puts in force
@@ -240,6 +259,11 @@ impl Host {
         };
         let (tries, lasts) = (PAIRING_TRIES, PAIRING_TIME);
         self.server.invite(Invitation { code, name, tries, lasts, keep: Arc::new(keep) })
+    }
+
+    /// For who watches whether it lives.
+    pub fn pulse(&self) -> Pulse {
+        Pulse { link: self.link.clone(), running: self.running.clone() }
     }
 
     /// Whether its link speaks TLS; otherwise plain bytes.

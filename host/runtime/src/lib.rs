@@ -37,7 +37,7 @@ pub use deployment::{Deployment, PrepareError, Ran, RunError, Terms, Tiers, is_o
 pub use device::{Device, DeviceSettings, LATE};
 pub use edge::Edge;
 pub use emulation::{Emulation, MeasuredHost};
-pub use host::{Host, HostError, Settings, Trialist, build_name};
+pub use host::{Host, HostError, Pulse, Settings, Trialist, build_name};
 pub use identity::{IdentityFolder, IdentityFolderError, Known};
 pub use policy::{Policy, PolicyError, Refusal};
 pub use push::{PushError, make_ready, push, tell_signatures};
