@@ -111,6 +111,11 @@ dashboard:
     cargo build --release --workspace
     python3 tests/peers/dashboard.py
 
+# `edgent top` in a real pseudo-terminal.
+top:
+    cargo build --release --workspace
+    python3 tests/peers/top.py
+
 # Published networks, compared with onnxruntime at every cut: the table of docs/models.md. Downloads 150 MB of packages.
 models: peers
     cargo build --release --workspace
@@ -126,4 +131,4 @@ bench:
     cargo run --release -- bench deadline --quick --seconds 5 --strategy edgent --strategy paper --report target/deadline.html
 
 # All of CI's steps.
-ci: test lint model fresh audit demo oci registry minisign swap faults limits onnx-suite http-clients metrics dashboard bench
+ci: test lint model fresh audit demo oci registry minisign swap faults limits onnx-suite http-clients metrics dashboard top bench

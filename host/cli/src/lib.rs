@@ -37,6 +37,7 @@ mod report;
 mod rig;
 mod samples;
 mod scan;
+mod top;
 pub mod trace;
 mod verify;
 mod versions;
@@ -105,6 +106,8 @@ enum Command {
     /// What a host is told.
     #[command(subcommand)]
     Config(config::ShowCommand),
+    /// Show what running hosts do, as it happens; once, where there is no terminal.
+    Top(top::Arguments),
     /// Plans made beforehand for each state of the link.
     #[command(subcommand)]
     Map(map::Command),
@@ -159,6 +162,7 @@ fn run(command: Command, output: &Output) -> ExitCode {
         Command::Watch(arguments) => versions::watch(&arguments, output),
         Command::Rollback(arguments) => versions::rollback(&arguments, output),
         Command::Status(arguments) => versions::status(&arguments, output),
+        Command::Top(arguments) => top::run(&arguments, output),
         Command::Config(command) => config::show(&command, output),
         Command::Map(command) => map::run(&command, output),
         Command::Completions(arguments) => manual::completions(&arguments, output),

@@ -25,6 +25,10 @@ impl Output {
         Self { progress: false, ..self }
     }
 
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// A line for people.
     pub(crate) fn line(&self, text: impl fmt::Display) {
         if !self.json {
