@@ -116,6 +116,11 @@ top:
     cargo build --release --workspace
     python3 tests/peers/top.py
 
+# The Debian package: made, checked, installed, upgraded and purged on this machine. Needs root.
+package:
+    cargo build --release --workspace
+    packaging/test.sh
+
 # Published networks, compared with onnxruntime at every cut: the table of docs/models.md. Downloads 150 MB of packages.
 models: peers
     cargo build --release --workspace
@@ -131,4 +136,4 @@ bench:
     cargo run --release -- bench deadline --quick --seconds 5 --strategy edgent --strategy paper --report target/deadline.html
 
 # All of CI's steps.
-ci: test lint model fresh audit demo oci registry minisign swap faults limits onnx-suite http-clients metrics dashboard top bench
+ci: test lint model fresh audit demo oci registry minisign swap faults limits onnx-suite http-clients metrics dashboard top package bench

@@ -16,7 +16,7 @@ use edgent_link::{Limits, PairingCode, Right, Role};
 use edgent_planner::Strategy;
 use edgent_runtime::confine::this_program;
 use edgent_runtime::{Emulation, Host, HostError, Settings, Trialist, codec};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -149,6 +149,8 @@ pub(crate) fn run() -> Result<()> {
     let config = Config::of_process(&command(), &command().get_matches())?;
     let arguments: Arguments = config.arguments()?;
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO);
+    // Colours are for people, and a journal is not read by them alone.
+    let log = log.with_ansi(std::io::stderr().is_terminal());
     match arguments.log_format {
         LogFormat::Human => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
