@@ -27,10 +27,11 @@ say "manual and completions"
 # As the unit would start it, by the user it would have.
 edgent build host/nn/tests/data/branching.onnx --out "$scratch/bundle" 2>/dev/null >/dev/null
 chmod -R a+rX "$scratch"
+model=$scratch/bundle
 install -d -o edgent -g edgent -m 0750 /var/lib/edgent/edge
 serve() {
     coproc HOST { cd /var/lib/edgent/edge && exec setpriv --reuid edgent --regid edgent --clear-groups --no-new-privs \
-        --bounding-set=-all "$@" env --ignore-environment PATH="$PATH" EDGENT_MODEL="$scratch/bundle" EDGENT_LISTEN=127.0.0.1:0 \
+        --bounding-set=-all "$@" env --ignore-environment PATH="$PATH" EDGENT_MODEL="$model" EDGENT_LISTEN=127.0.0.1:0 \
         edgent-host --config /etc/edgent/edge.toml 2>"$scratch/log"; }
     host=$HOST_PID
     read -r ready <&"${HOST[0]}" || { cat "$scratch/log" >&2; exit 1; }
@@ -54,13 +55,14 @@ sed -i 's/^# http = .*/http = "127.0.0.1:0"/' /etc/edgent/edge.toml
 dpkg --install "$(packaging/build.sh --deb-revision 2 | tail -1)" >/dev/null
 dpkg-query --show edgent | grep -q -- -2
 grep -q '^http' /etc/edgent/edge.toml
+model=
 serve
 [[ $ready == *'HTTP on'* ]]
 stop
-say "an upgrade keeps the settings and what came over the link"
+say "an upgrade keeps the settings and the versions in the store"
 
 dpkg --purge edgent >/dev/null
 left=$(find /etc /usr /var/lib /run -xdev \( -name 'edgent*' -o -name '_edgent*' \) -not -path '*/lib/dpkg/*' -not -path "$PWD/*" 2>/dev/null || true)
 [ -z "$left" ] || { echo "left: $left" >&2; exit 1; }
-! getent passwd edgent >/dev/null
+if getent passwd edgent; then echo "the user is left" >&2; exit 1; fi
 say "nothing is left"

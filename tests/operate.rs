@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
+use tempfile::TempDir;
 
 const EDGENT: &str = env!("CARGO_BIN_EXE_edgent");
 const EDGENT_HOST: &str = env!("CARGO_BIN_EXE_edgent-host");
@@ -108,11 +109,14 @@ fn a_host_ends_with_2_on_settings_that_cannot_be_and_says_where() {
 struct Managed {
     child: Child,
     told: UnixDatagram,
+    /// Of the socket: its name must be short, wherever this project lies.
+    _folder: TempDir,
 }
 
 impl Managed {
-    fn start(name: &str, variables: &[(&str, &str)], arguments: &[&str]) -> Self {
-        let socket = scratch(name).join("notify");
+    fn start(variables: &[(&str, &str)], arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("notify");
         let told = UnixDatagram::bind(&socket).unwrap();
         told.set_read_timeout(Some(PATIENCE)).unwrap();
         let child = Command::new(EDGENT_HOST)
@@ -122,7 +126,7 @@ impl Managed {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        Self { child, told }
+        Self { child, told, _folder: folder }
     }
 
     fn next(&self) -> String {
@@ -155,7 +159,7 @@ fn a_host_with_a_file_serves_and_tells_its_service_manager_how_it_fares() {
     let settings = format!("role = 'edge'\nlisten = '127.0.0.1:0'\nmodel = '{}'\n", bundle());
     std::fs::write(&file, settings).unwrap();
     let variables = [("WATCHDOG_USEC", "200000"), ("EDGENT_CONFIG", file.to_str().unwrap())];
-    let mut host = Managed::start("managed", &variables, &[]);
+    let mut host = Managed::start(&variables, &[]);
     assert_eq!(host.next(), "READY=1");
     let mut line = String::new();
     BufReader::new(host.child.stdout.take().unwrap()).read_line(&mut line).unwrap();

@@ -63,10 +63,13 @@ fn every_flag_has_a_key_and_a_variable_of_its_own() {
     }
 }
 
+/// A file, variables, flags; the setting that is looked at, its values and its origin.
+type Case<'a> = (Option<&'a str>, &'a [&'a str], &'a [&'a str], &'a str, &'a [&'a str], &'a str);
+
 #[test]
 fn a_flag_goes_before_a_variable_and_that_before_the_file_and_that_before_the_default() {
     let (file, variable, flag) = ("deadline_ms = 1\ntls = true\nedge = ['a:1', 'b:2']", "EDGENT_DEADLINE_MS=2", "3");
-    let cases: [(Option<&str>, &[&str], &[&str], &str, &[&str], &str); 13] = [
+    let cases: [Case<'_>; 13] = [
         (Some(file), &[variable], &["--deadline-ms", flag], "deadline_ms", &["3"], "--deadline-ms"),
         (Some(file), &[variable], &[], "deadline_ms", &["2"], "EDGENT_DEADLINE_MS"),
         (Some(file), &["EDGENT_DEADLINE_MS="], &[], "deadline_ms", &["1"], "file:1"),

@@ -2,7 +2,7 @@
 
 use super::look::{Look, Plan};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
-use std::io::{self, Read, Write, stdin, stdout};
+use std::io::{self, BufRead, Write, stdin, stdout};
 use std::thread;
 use tokio::sync::mpsc;
 
@@ -184,7 +184,7 @@ impl Drop for Screen {
     }
 }
 
-fn read_keys(typed: impl Read, to: &mpsc::Sender<Key>) {
+fn read_keys(typed: impl BufRead, to: &mpsc::Sender<Key>) {
     let mut typed = typed.bytes().map_while(Result::ok);
     while let Some(byte) = typed.next() {
         let key = match byte {
