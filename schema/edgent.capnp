@@ -99,6 +99,12 @@ interface Host {
   # comes into force; null: it chooses again. Answered with the plan in force when both hosts agree
   # on it, and its epoch. What is told of an epoch is ignored.
 
+  leaving @21 () -> (outcome :Outcome(Done));
+  # Answered when the host begins to end. It still answers what is on its way; who can go elsewhere goes now.
+
+  edges @22 () -> (outcome :Outcome(Edges));
+  # Those that a device was told of, in its order of preference.
+
   # The Data of offer, putBlob and offerPiece are the last pointers of their kind, as Activation.bytes is.
 }
 
@@ -347,4 +353,18 @@ struct Signatures {
 struct Signature {
   statement @0 :Data;     # the text that is signed: it names the manifest's digest, the model and its version
   minisig @1 :Data;       # the signature of that text, as the file that minisign reads
+}
+
+struct Edges {
+  edges @0 :List(EdgeState);
+}
+
+struct EdgeState {
+  address @0 :Text;
+  connected @1 :Bool;     # and has the version in force
+  inForce @2 :Bool;       # plans are agreed on with it
+  agreed @3 :Bool;        # it knows the plan in force, so a request may be sent there at once
+  strikes @4 :UInt32;     # what went wrong with it since the last thing that went well
+  rateBps @5 :UInt64;     # the device's estimate of the link to it; 0: unknown
+  rttUs @6 :UInt64;
 }

@@ -174,6 +174,70 @@ async fn an_edge_that_comes_back_is_used_again() {
     ask_until(&device, "with the second edge", |a| a["placement"] != "device-only");
 }
 
+fn edges_of(device: &HostProcess) -> Vec<Value> {
+    edgent(&["status", &device.address().to_string()])["edges"].as_array().unwrap().clone()
+}
+
+/// What becomes of a stream of images while something happens that is waited for.
+fn ask_while(device: &HostProcess, happens: impl FnOnce()) -> Vec<Value> {
+    let address = device.address().to_string();
+    let images: Vec<String> = examples().into_iter().map(|(path, _)| path).cycle().take(300).collect();
+    let answered = || edgent(&["status", &address])["answered"].as_u64().unwrap();
+    let before = answered();
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let stream = ["infer", "--device", &address].into_iter().chain(images.iter().map(String::as_str));
+            edgent(&stream.collect::<Vec<_>>())["answers"].as_array().unwrap().clone()
+        });
+        wait_until("there is load", || answered() >= before + 20);
+        happens();
+        asking.join().unwrap()
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_goes_to_its_second_edge_and_comes_back_to_the_first() {
+    let (mut first, second) = (edge().await, edge().await);
+    let addresses = [&first, &second].map(|edge| edge.address().to_string());
+    let [one, two] = &addresses;
+    let slow = ["--emulate-slowdown", "30", "--deadline-ms", "2000"];
+    let device = device(&[&["--edge", one, "--edge", two], &slow[..]].concat()).await;
+    let is_in_force = |place: usize| {
+        let (edges, other) = (edges_of(&device), 1 - place);
+        edges[place]["in_force"] == true && (edges[other]["agreed"] == true || edges[other]["connected"] == false)
+    };
+    wait_until("the first edge is in force, and the second one ready", || {
+        is_in_force(0) && edges_of(&device)[1]["agreed"] == true
+    });
+    let by_an_edge = |answer: &Value| answer["placement"] != "device-only" && answer["degraded"].is_null();
+    ask_until(&device, "with an edge", by_an_edge);
+
+    let mut killed = Some(&mut first);
+    let answers = ask_while(&device, || {
+        let first = killed.take().unwrap();
+        first.signal(Signal::KILL).unwrap();
+        wait_until("the second edge is in force", || is_in_force(1));
+    });
+    assert_eq!(answers.len(), 300, "nothing is lost");
+    assert!(answers.iter().all(|answer| answer["deadline_met"] == true), "{answers:?}");
+    let alone = answers.iter().filter(|answer| !by_an_edge(answer)).count();
+    assert_eq!(alone, 0, "the second edge knew the plan: {answers:?}");
+    first.kill().await.unwrap();
+
+    let model = bundle().to_str().unwrap();
+    let again = ["--role", "edge", "--listen", one, "--model", model];
+    let again = HostProcess::start(Path::new(EDGENT_HOST), &again, true).await.unwrap();
+    wait_until("it comes back to the first", || is_in_force(0) && edges_of(&device)[1]["agreed"] == true);
+    // One that is told to end says so before it goes.
+    let answers = ask_while(&device, || {
+        again.signal(Signal::TERM).unwrap();
+        wait_until("the second edge is in force", || is_in_force(1));
+    });
+    assert!(answers.iter().all(|answer| by_an_edge(answer) && answer["deadline_met"] == true), "{answers:?}");
+    assert!(again.ended().await.unwrap().success(), "an edge that is told to end ends in good order");
+    assert!(device.end().await.unwrap().success());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_pins_a_plan() {
     let edge_host = edge().await;

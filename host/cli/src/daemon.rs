@@ -12,7 +12,7 @@ use crate::output::BadInput;
 use crate::profile::ProfileFile;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use edgent_link::{Limits, PairingCode, Right, Role};
+use edgent_link::{EDGES_MAX, Limits, PairingCode, Right, Role};
 use edgent_planner::Strategy;
 use edgent_runtime::confine::this_program;
 use edgent_runtime::{Emulation, Host, HostError, Settings, Trialist, codec};
@@ -42,7 +42,7 @@ struct Arguments {
     /// choose.
     #[arg(long, value_name = "ADDR", value_parser = bounds::address)]
     http: Option<String>,
-    /// Address of an edge (device only; may be given several times, the first that answers is used).
+    /// Address of an edge (device only; may be given several times, in order of preference).
     #[arg(long, value_name = "ADDR", value_parser = bounds::address)]
     edge: Vec<String>,
     /// Bundle to serve: its folder, or FOLDER@NAME:VERSION (an edge may have several). Needed without --store.
@@ -140,6 +140,10 @@ impl Arguments {
         if self.memory_max_mib.is_some() && self.role == Some(HostRole::Edge) {
             let name = config.name("memory_max_mib");
             return Err(BadInput::error(format!("{name} is for a device: an edge must be able to run every segment")));
+        }
+        if self.edge.len() > EDGES_MAX {
+            let name = config.name("edge");
+            return Err(BadInput::error(format!("{name} may be given {EDGES_MAX} times at most")));
         }
         self.connection.check(|key| config.name(key))
     }

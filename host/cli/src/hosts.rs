@@ -87,8 +87,13 @@ impl HostProcess {
     }
 
     /// Sends SIGTERM and waits for the end.
-    pub async fn end(mut self) -> Result<ExitStatus> {
+    pub async fn end(self) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
+        self.ended().await
+    }
+
+    /// Waits for the end of a host that was told to end.
+    pub async fn ended(mut self) -> Result<ExitStatus> {
         Ok(tokio::time::timeout(END, self.child.wait()).await.context("the host did not end after SIGTERM")??)
     }
 

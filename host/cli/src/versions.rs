@@ -5,7 +5,7 @@ use crate::identity::Connection;
 use crate::output::{BadInput, Output};
 use anyhow::{Context, Result};
 use edgent_bundle::Bundle;
-use edgent_link::{Client, Fault, FaultKind, LinkError, ModelDescription, Trial, Version};
+use edgent_link::{Client, EdgeState, Fault, FaultKind, LinkError, ModelDescription, Trial, Version};
 use edgent_runtime::{PushError, make_ready, push};
 use serde::Serialize;
 use std::future::Future;
@@ -106,10 +106,23 @@ struct State {
     faults: u64,
     /// Versions that are not run any more for it.
     quarantined: u64,
+    /// Of a device, in its order of preference.
+    edges: Vec<Edge>,
     /// What is served now.
     serving: Vec<Served>,
     /// What the host keeps.
     versions: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Edge {
+    address: String,
+    connected: bool,
+    in_force: bool,
+    agreed: bool,
+    strikes: u32,
+    rate_bps: u64,
+    rtt_us: u64,
 }
 
 #[derive(Serialize)]
@@ -225,6 +238,7 @@ pub(crate) fn status(arguments: &Status, output: &Output) -> Result<()> {
             plan_changes: stats.plan_changes,
             faults: stats.faults,
             quarantined: stats.quarantined,
+            edges: edges(&client).await?,
             serving: serving
                 .map(|ModelDescription { name: model, digest: of, portable_segments, .. }| Served {
                     model,
@@ -247,6 +261,21 @@ pub(crate) fn status(arguments: &Status, output: &Output) -> Result<()> {
         if state.faults > 0 {
             let (faults, quarantined) = (state.faults, state.quarantined);
             output.line(format_args!("{faults} faults of segments, {quarantined} versions quarantined"));
+        }
+        for Edge { address, connected, in_force, agreed, strikes, rate_bps, rtt_us } in &state.edges {
+            let what = match (in_force, connected, agreed) {
+                (true, ..) => "in force",
+                (_, true, true) => "ready to take over",
+                (_, true, false) => "connected",
+                _ => "away",
+            };
+            let link = if *connected {
+                format!("  {:.1} Mbit/s, {:.1} ms", *rate_bps as f64 / 1e6, *rtt_us as f64 / 1e3)
+            } else {
+                String::new()
+            };
+            let strikes = if *strikes > 0 { format!("  {strikes} strikes") } else { String::new() };
+            output.line(format_args!("edge   {address:<24} {what}{link}{strikes}"));
         }
         for served in &state.serving {
             let tier = match served.portable_segments {
@@ -271,6 +300,24 @@ pub(crate) fn status(arguments: &Status, output: &Output) -> Result<()> {
         }
         output.result(&state)
     })
+}
+
+/// Those of a device; an edge has none, and an older device does not tell.
+async fn edges(client: &Client) -> Result<Vec<Edge>> {
+    let told = match client.edges().await {
+        Err(LinkError::Fault(Fault { kind: FaultKind::Unsupported, .. })) => Vec::new(),
+        told => told?,
+    };
+    let edge = |EdgeState { address, connected, in_force, agreed, strikes, rate_bps, rtt_us }| Edge {
+        address,
+        connected,
+        in_force,
+        agreed,
+        strikes,
+        rate_bps,
+        rtt_us,
+    };
+    Ok(told.into_iter().map(edge).collect())
 }
 
 pub(crate) fn with_host<T, F: Future<Output = Result<T>>>(

@@ -28,8 +28,8 @@ use crate::splice;
 use crate::tls::{self, Distrust, Speech, TlsError};
 use crate::trust::{Credentials, Fingerprint, Right};
 use crate::types::{
-    Activation, Answer, AskRequest, BlobName, Description, Digest, Hello, InferReply, InferRequest, ModelProfile, Plan,
-    Signature, Stats, Trial, Version,
+    Activation, Answer, AskRequest, BlobName, Description, Digest, EdgeState, Hello, InferReply, InferRequest,
+    ModelProfile, Plan, Signature, Stats, Trial, Version,
 };
 use crate::wire::{Cause, ENVELOPE_BYTES, Session, Side, Wire};
 
@@ -324,6 +324,25 @@ impl Client {
                 plan.write(request.get().init_plan());
             }
             let response = request.send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// The edges that a device was told of, in its order of preference.
+    pub async fn edges(&self) -> Result<Vec<EdgeState>, LinkError> {
+        self.call(async |host, _| {
+            let response = host.edges_request().send().promise.await?;
+            read_outcome(response.get()?.get_outcome()?)
+        })
+        .await
+    }
+
+    /// Waits until the host begins to end: it still answers what is on its way, and soon nothing more. Has one of the
+    /// places of the connection's calls meanwhile. An older host does not tell, which is an error at once.
+    pub async fn leaving(&self) -> Result<(), LinkError> {
+        self.call(async |host, _| {
+            let response = host.leaving_request().send().promise.await?;
             read_outcome(response.get()?.get_outcome()?)
         })
         .await

@@ -708,6 +708,57 @@ impl Message for Vec<Version> {
     }
 }
 
+impl Message for EdgeState {
+    type Wire = wire::edge_state::Owned;
+
+    fn write(&self, mut to: wire::edge_state::Builder<'_>) {
+        to.set_address(&self.address);
+        to.set_connected(self.connected);
+        to.set_in_force(self.in_force);
+        to.set_agreed(self.agreed);
+        to.set_strikes(self.strikes);
+        to.set_rate_bps(self.rate_bps);
+        to.set_rtt_us(self.rtt_us);
+    }
+
+    fn read(from: wire::edge_state::Reader<'_>) -> Result<Self, Malformed> {
+        Ok(EdgeState {
+            address: from.get_address()?.to_str()?.to_owned(),
+            connected: from.get_connected(),
+            in_force: from.get_in_force(),
+            agreed: from.get_agreed(),
+            strikes: from.get_strikes(),
+            rate_bps: from.get_rate_bps(),
+            rtt_us: from.get_rtt_us(),
+        })
+    }
+
+    fn weight_bytes(&self) -> usize {
+        STRUCT_BYTES + self.address.len() + TEXT_BYTES
+    }
+}
+
+impl Message for Vec<EdgeState> {
+    type Wire = wire::edges::Owned;
+
+    fn write(&self, to: wire::edges::Builder<'_>) {
+        let mut edges = to.init_edges(self.len() as u32);
+        for (index, edge) in (0..).zip(self) {
+            edge.write(edges.reborrow().get(index));
+        }
+    }
+
+    fn read(from: wire::edges::Reader<'_>) -> Result<Self, Malformed> {
+        let edges = from.get_edges()?;
+        bounded("edges", edges.len(), EDGES_MAX as u32)?;
+        edges.iter().map(EdgeState::read).collect()
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.iter().map(Message::weight_bytes).sum()
+    }
+}
+
 impl Message for ModelProfile {
     type Wire = wire::model_profile::Owned;
 

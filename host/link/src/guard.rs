@@ -27,7 +27,7 @@ const fn method(name: &'static str, needs: &'static [Right]) -> Method {
 }
 
 /// By their numbers in the schema.
-const METHODS: [Method; 21] = [
+const METHODS: [Method; 23] = [
     method("describe", &[Right::Ask, Right::Read]),
     method("installPlan", &[Right::Ask]),
     method("infer", &[Right::Ask]),
@@ -49,6 +49,8 @@ const METHODS: [Method; 21] = [
     method("prepare", &[Right::Push]),
     method("offerPiece", &[Right::Push]),
     method("pin", &[Right::Push]),
+    method("leaving", &[]),
+    method("edges", &[Right::Read]),
 ];
 
 /// Whether a peer may call the method of this number.
@@ -198,9 +200,9 @@ mod tests {
                 .map(|number| METHODS[usize::from(number)].name)
                 .collect()
         };
-        assert_eq!(open(&[]), ["probe", "cancel"]);
-        assert_eq!(open(&[Right::Serve]), ["probe", "cancel"]);
-        let asks = ["describe", "installPlan", "infer", "probe", "profile", "ask", "cancel"];
+        assert_eq!(open(&[]), ["probe", "cancel", "leaving"]);
+        assert_eq!(open(&[Right::Serve]), ["probe", "cancel", "leaving"]);
+        let asks = ["describe", "installPlan", "infer", "probe", "profile", "ask", "cancel", "leaving"];
         assert_eq!(open(&[Right::Ask]), asks);
         let pushes = [
             "probe",
@@ -214,9 +216,11 @@ mod tests {
             "prepare",
             "offerPiece",
             "pin",
+            "leaving",
         ];
         assert_eq!(open(&[Right::Push]), pushes);
-        let reads = ["describe", "probe", "stats", "cancel", "versions", "manifest", "blob", "signatures"];
+        let reads =
+            ["describe", "probe", "stats", "cancel", "versions", "manifest", "blob", "signatures", "leaving", "edges"];
         assert_eq!(open(&[Right::Read]), reads);
         assert_eq!(open(&Right::ALL).len(), METHODS.len());
     }
@@ -248,7 +252,7 @@ mod tests {
     async fn every_method_is_refused_to_who_may_nothing() {
         use crate::convert::read_fault;
         use crate::edgent_capnp::outcome;
-        for (may, opens) in [(&[][..], 2), (&Right::ALL, METHODS.len())] {
+        for (may, opens) in [(&[][..], 3), (&Right::ALL, METHODS.len())] {
             let Guarded(client) = capnp_rpc::new_client(Idle(who_may(may)));
             let mut let_through = 0;
             for number in 0..METHODS.len() as u16 {

@@ -57,7 +57,7 @@ pub use trust::{
 };
 pub use types::{
     Activation, Answer, AskRequest, BESIDE_MAX, BLOBS_MAX, BlobName, Codec, CodecTime, Description, Digest, Direction,
-    ElementType, ExitDescription, Hello, InferReply, InferRequest, ModelDescription, ModelProfile, PIECE_BYTES,
-    PROTOCOL_VERSION, Placement, Plan, RANK_MAX, Role, SIGNATURE_BYTES_MAX, SIGNATURES_MAX, SegmentTime, Signature,
-    Stats, TensorDescription, Trial, VERSIONS_MAX, Version,
+    EDGES_MAX, EdgeState, ElementType, ExitDescription, Hello, InferReply, InferRequest, ModelDescription,
+    ModelProfile, PIECE_BYTES, PROTOCOL_VERSION, Placement, Plan, RANK_MAX, Role, SIGNATURE_BYTES_MAX, SIGNATURES_MAX,
+    SegmentTime, Signature, Stats, TensorDescription, Trial, VERSIONS_MAX, Version,
 };

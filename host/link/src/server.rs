@@ -35,6 +35,8 @@ use crate::wire::{Cause, ENVELOPE_BYTES, Session, Side, Wire, silence};
 
 /// After the system failed to accept a connection: most of the time it is out of files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A peer that asked to be told when this host ends may be on its way with a call then: for so long, it is answered.
+const LINGER: Duration = Duration::from_millis(250);
 /// How often the service is told of who was turned away.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
@@ -241,6 +243,8 @@ async fn converse(
         reply_bytes_max: Cell::new(limits.message_bytes),
         calls_in_flight: Arc::default(),
         cancels: RefCell::default(),
+        is_told: Cell::new(false),
+        has_lingered: Cell::new(false),
     });
     let gate: gate::Client = capnp_rpc::new_client(Gate(peer.clone()));
     let (reader, writer) = tokio::io::split(stream);
@@ -249,6 +253,10 @@ async fn converse(
     let mut draining = shared.draining.subscribe();
     let drained = async {
         let _ = draining.wait_for(|draining| *draining).await;
+        if peer.is_told.get() {
+            sleep(LINGER).await;
+        }
+        peer.has_lingered.set(true);
         wire.quiet().await;
     };
     let why = tokio::select! {
@@ -277,6 +285,10 @@ struct Peer {
     calls_in_flight: Arc<AtomicUsize>,
     /// By the caller's number of the call.
     cancels: RefCell<HashMap<u64, oneshot::Sender<()>>>,
+    /// It asked to be told when this host ends…
+    is_told: Cell<bool>,
+    /// …and has had the time since then to go elsewhere.
+    has_lingered: Cell<bool>,
 }
 
 impl Peer {
@@ -332,7 +344,7 @@ impl Peer {
         number: Option<u64>,
         start: impl FnOnce(&dyn Service, Reply<T>),
     ) -> Result<T, Fault> {
-        if *self.shared.draining.borrow() {
+        if *self.shared.draining.borrow() && (self.has_lingered.get() || !self.is_told.get()) {
             return Err(Fault::new(FaultKind::ShuttingDown, "this host is shutting down"));
         }
         let places = self.shared.limits.calls_in_flight;
@@ -731,6 +743,25 @@ impl host::Server for Host {
             Err(malformed) => Err(bad_request(malformed)),
         };
         write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
+    async fn edges(self: Rc<Self>, _: host::EdgesParams, mut results: host::EdgesResults) -> Result<(), capnp::Error> {
+        let outcome = self.0.call("edges", None, |service, reply| service.edges(reply)).await;
+        write_outcome(results.get().init_outcome(), &outcome);
+        Ok(())
+    }
+
+    // Has no place among the calls in flight, on which nobody waits for ever.
+    async fn leaving(
+        self: Rc<Self>,
+        _: host::LeavingParams,
+        mut results: host::LeavingResults,
+    ) -> Result<(), capnp::Error> {
+        self.0.is_told.set(true);
+        let mut draining = self.0.shared.draining.subscribe();
+        let _ = draining.wait_for(|draining| *draining).await;
+        write_outcome(results.get().init_outcome(), &Ok(()));
         Ok(())
     }
 

@@ -9,8 +9,8 @@ use tokio::sync::oneshot;
 
 use crate::error::{Fault, FaultKind};
 use crate::types::{
-    Answer, AskRequest, BlobName, Description, Digest, InferReply, InferRequest, ModelProfile, Plan, Role, Signature,
-    Stats, Trial, Version,
+    Answer, AskRequest, BlobName, Description, Digest, EdgeState, InferReply, InferRequest, ModelProfile, Plan, Role,
+    Signature, Stats, Trial, Version,
 };
 
 /// What a host does for its peers. It may leave out what its role does not do.
@@ -116,6 +116,11 @@ pub trait Service: Send + Sync + 'static {
 
     /// Runs this plan and no other; none: chooses again. Answers with the plan in force, once that is agreed on.
     fn pin(&self, plan: Option<Plan>, reply: Reply<Plan>) {
+        reply.refuse();
+    }
+
+    /// The edges that the device was told of, in its order of preference; at most [`EDGES_MAX`](crate::EDGES_MAX).
+    fn edges(&self, reply: Reply<Vec<EdgeState>>) {
         reply.refuse();
     }
 

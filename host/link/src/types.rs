@@ -23,6 +23,8 @@ pub const SIGNATURES_MAX: usize = 8;
 pub const SIGNATURE_BYTES_MAX: usize = 1 << 10;
 /// The most versions that a host may tell of.
 pub const VERSIONS_MAX: usize = 1024;
+/// The most edges that a device may be told of.
+pub const EDGES_MAX: usize = 16;
 
 /// Who is speaking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -548,4 +550,23 @@ pub struct Stats {
     pub faults: u64,
     /// Versions that are not run any more for it.
     pub quarantined: u64,
+}
+
+/// An edge as a device sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EdgeState {
+    /// As the device was told.
+    pub address: String,
+    /// It is there and has the version in force.
+    pub connected: bool,
+    /// Plans are agreed on with it.
+    pub in_force: bool,
+    /// It knows the plan in force, so a request may be sent there at once.
+    pub agreed: bool,
+    /// What went wrong with it since the last thing that went well.
+    pub strikes: u32,
+    /// The estimate of the link to it; 0: unknown.
+    pub rate_bps: u64,
+    /// The estimate of its round trip.
+    pub rtt_us: u64,
 }

@@ -626,6 +626,26 @@ async fn a_shutdown_answers_what_is_in_flight_and_nothing_else() {
     assert!(matches!(soon(client.closed()).await, LinkError::Lost(_)));
 }
 
+/// Who asked to be told is told at once, and what it sends in the same moment is still answered.
+#[tokio::test]
+async fn who_asked_to_be_told_of_an_end_has_the_time_to_go() {
+    let (link, server, address) = serve(Limits::default(), Echo).await;
+    let (told, other) = (connect(&link, &address).await, connect(&link, &address).await);
+    let leaving = tokio::spawn({
+        let told = told.clone();
+        async move { told.leaving().await }
+    });
+    // In their order: the question is there when this is answered.
+    told.stats().await.unwrap();
+    let shutdown = tokio::spawn(server.shutdown(TOO_LONG));
+    soon(leaving).await.unwrap().unwrap();
+    assert_eq!(told.infer(request(1, 10)).await.unwrap(), echo(request(1, 10)));
+    // Another one is turned away, and its going holds nothing up.
+    assert!(other.stats().await.is_err());
+    drop((told, other));
+    soon(shutdown).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_shutdown_ends_with_its_grace() {
     let (hold, held) = Hold::new();

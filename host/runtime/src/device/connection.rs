@@ -1,89 +1,178 @@
-//! The device's side of the connection to an edge: made, lost, and made again.
+//! The device's side of the connections to its edges: made, watched, lost, and made again.
+//!
+//! All edges are kept connected, with the version in force prepared there. Which one is in force, `ranking.rs` says;
+//! the others are asked for a sign of life now and then, and agree to each plan after the one in force has, so that a
+//! request can be sent there at once.
 
+use super::edges::{Changed, Joined};
 use super::serving::{Serving, Waiting};
-use super::{
-    CALL_TIME_MAX, Device, DeviceSettings, Joined, Looked, RECONNECT_AFTER, RECONNECT_AFTER_MAX, SMALL_PROBES, TICK,
-    position,
-};
+use super::{CALL_TIME_MAX, Device, DeviceSettings, Looked, SMALL_PROBES, TICK, position};
 use crate::codec::{self, to_wire};
 use edgent_link::{Client, CodecTime, Digest, Direction, Fault, FaultKind, Link, LinkError, Plan};
 use edgent_planner::{self as planner, Action, Event, Exchange, Installed};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
-/// How often the edge is asked which version is in force there.
+/// How often the edge in force is asked which version is in force there.
 const LOOK_AT_VERSIONS: Duration = Duration::from_secs(1);
 
+/// How often an edge that is not in force is asked for a sign of life…
+const STANDBY_LOOK: Duration = Duration::from_millis(500);
+
+/// …how long it may take for that…
+const STANDBY_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// …how often it is asked how fast it is and the link to it is measured…
+const STANDBY_MEET: Duration = Duration::from_secs(5);
+
+/// …with so many bytes.
+const STANDBY_PROBE_BYTES: u64 = 16 << 10;
+
 impl Device {
-    /// Connects, follows the controller's wishes while connected, and connects again.
-    pub(super) async fn keep_connected(
-        self: Arc<Self>,
-        link: Link,
-        settings: DeviceSettings,
-        mut actions: mpsc::Receiver<(Arc<Serving>, Action)>,
+    /// Keeps its edges connected, and follows the controllers' wishes.
+    pub(super) fn look_for_edges(
+        self: &Arc<Self>,
+        link: &Link,
+        settings: &DeviceSettings,
+        actions: mpsc::Receiver<(Arc<Serving>, Action)>,
     ) {
-        let mut wait = RECONNECT_AFTER;
-        while !settings.edges.is_empty() {
-            for address in &settings.edges {
-                match self.join(&link, address, &settings).await {
-                    Ok(client) => {
-                        tracing::info!(%address, "the edge is connected");
-                        wait = RECONNECT_AFTER;
-                        let why = self.follow(address, &client, &mut actions).await;
-                        tracing::warn!(%address, %why, "the edge is lost; answering alone");
-                        self.shared.set_edge(None);
-                        self.tell_all(&Event::EdgeLost);
-                    }
-                    Err(error) => tracing::warn!(%address, %error, "no edge; trying again in {} ms", wait.as_millis()),
-                }
-            }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(RECONNECT_AFTER_MAX);
+        for place in 0..settings.edges.len() {
+            tokio::spawn(Arc::clone(self).keep_connected(place, link.clone(), settings.clone()));
+        }
+        if !settings.edges.is_empty() {
+            tokio::spawn(Arc::clone(self).follow(actions));
         }
     }
 
-    async fn join(&self, link: &Link, address: &str, settings: &DeviceSettings) -> Result<Client, LinkError> {
+    async fn keep_connected(self: Arc<Self>, place: usize, link: Link, settings: DeviceSettings) {
+        let address = &settings.edges[place];
+        loop {
+            let why = match self.join(&link, place, &settings).await {
+                Ok(joined) => {
+                    tracing::info!(%address, "the edge is connected");
+                    tokio::select! {
+                        why = joined.client.closed() => why.to_string(),
+                        Ok(()) = joined.client.leaving() => "it is shutting down".to_owned(),
+                        never = self.stand_by(joined.clone()) => match never {},
+                    }
+                }
+                Err(error) => error.to_string(),
+            };
+            // What it was asked before may still be answered: those who wait hold the connection.
+            let wait = self.shared.edges.lost(place, self.shared.started.elapsed());
+            tracing::warn!(%address, %why, "no edge there; trying again in {} ms", wait.as_millis());
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn join(&self, link: &Link, place: usize, settings: &DeviceSettings) -> Result<Joined, LinkError> {
+        let address = &settings.edges[place];
         let client = link.connect(address, settings.hello.clone(), settings.limits).await?;
         loop {
             let serving = self.serving();
-            let (connected, codecs) = serving.meet_or_push(&client).await?;
-            let joined = Joined { address: address.to_owned(), client: client.clone(), codecs };
+            let met = serving.meet_or_push(&client).await?;
+            let joined = Joined::new(place, address, &client, serving.model(), met);
             for _ in 0..SMALL_PROBES {
-                serving.probe(&client, 0).await?;
+                self.shared.probe(&joined, 0).await?;
             }
             // Another version may be in force by now; then it is that one which meets the edge.
-            if self.versions.when_current(&serving, || self.shared.set_edge(Some(joined))) {
-                serving.tell(connected);
-                if let Some(on_trial) = self.versions.on_trial() {
-                    on_trial.introduce(&client);
-                }
-                return Ok(client);
+            if self.versions.when_current(&serving, || self.shared.edges.join(joined.clone())) {
+                return Ok(joined);
             }
         }
     }
 
-    /// Does what the controller asks for until the edge is gone; says why it is.
-    async fn follow(
-        self: &Arc<Self>,
-        address: &str,
-        client: &Client,
-        actions: &mut mpsc::Receiver<(Arc<Serving>, Action)>,
-    ) -> String {
-        let mut look = tokio::time::interval(LOOK_AT_VERSIONS);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    /// Watches an edge for as long as it is there, and has it ready to take the place of the one in force.
+    async fn stand_by(&self, mut edge: Joined) -> Infallible {
+        let mut look = interval(STANDBY_LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut met_at, mut measured_at) = (Instant::now(), None::<Instant>);
+        loop {
+            look.tick().await;
+            // The requests tell of the one in force.
+            if self.shared.edges.is_in_force(&edge) {
+                continue;
+            }
+            let serving = self.serving();
+            if edge.model != serving.model() || met_at.elapsed() >= STANDBY_MEET {
+                match serving.meet_or_push(&edge.client).await {
+                    Ok(met) => edge = edge.met_again(serving.model(), met),
+                    Err(error) => {
+                        tracing::warn!(address = %edge.address, %error, "this edge does not serve the version in force");
+                        self.shared.edges.struck(&edge, self.shared.started.elapsed());
+                        continue;
+                    }
+                }
+                self.shared.edges.renew(edge.clone());
+                met_at = Instant::now();
+            }
+            let is_measured = measured_at.is_some_and(|at| at.elapsed() < STANDBY_MEET);
+            let bytes = if is_measured { 0 } else { STANDBY_PROBE_BYTES };
+            measured_at = if is_measured { measured_at } else { Some(Instant::now()) };
+            match timeout(STANDBY_TIME_MAX, self.shared.probe(&edge, bytes)).await {
+                Ok(Ok(())) => self.shared.edges.answered(&edge),
+                Ok(Err(_)) | Err(_) => self.shared.edges.struck(&edge, self.shared.started.elapsed()),
+            }
+            serving.agree_with(&edge).await;
+        }
+    }
+
+    /// Does what the controllers ask for, with the edge in force.
+    async fn follow(self: Arc<Self>, mut actions: mpsc::Receiver<(Arc<Serving>, Action)>) {
+        let mut look = interval(LOOK_AT_VERSIONS);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                why = client.closed() => return why.to_string(),
-                _ = tick.tick() => self.tell_all(&Event::Tick),
-                _ = look.tick() => self.look(address, client).await,
-                Some((serving, action)) = actions.recv() => {
-                    // Beside this loop: a probe over a slow link must not hold up a change of plan.
-                    let client = client.clone();
-                    tokio::spawn(async move { serving.act(&client, action).await });
+                () = self.shared.edges.changed.notified() => self.settle(),
+                _ = tick.tick() => {
+                    self.settle();
+                    self.tell_all(&Event::Tick);
                 }
+                _ = look.tick() => {
+                    if let Some(edge) = self.shared.edge() {
+                        let device = Arc::clone(&self);
+                        // Beside this loop: an edge that stands still must not hold up the change to another one.
+                        tokio::spawn(async move { device.look(&edge.address, &edge.client).await });
+                    }
+                }
+                Some((serving, action)) = actions.recv() => {
+                    if let Some(edge) = self.shared.edge() {
+                        // Beside this loop: a probe over a slow link must not hold up a change of plan.
+                        tokio::spawn(async move { serving.act(&edge, action).await });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Has the controllers plan with the edge that is to be in force now.
+    fn settle(&self) {
+        let Some(Changed { from, to }) = self.shared.edges.choose(self.shared.started.elapsed()) else { return };
+        let current = self.serving();
+        if let Some(from) = &from {
+            from.keep_link(current.lock().link().clone());
+        }
+        let Some(to) = to else {
+            tracing::warn!("no edge is left; answering alone");
+            return self.tell_all(&Event::EdgeLost);
+        };
+        tracing::info!(address = %to.address, "this edge is in force");
+        for serving in [Some(Arc::clone(&current)), self.versions.on_trial()].into_iter().flatten() {
+            let is_met = serving.model() == to.model;
+            // The plan in force may go on if the new edge knows it.
+            if from.is_some() && !(is_met && to.agreed() == serving.lock().installed().epoch) {
+                serving.tell(Event::EdgeLost);
+            }
+            serving.lock().inherit(to.link());
+            if is_met {
+                serving.tell(to.connected());
+            } else {
+                serving.introduce(&to.client);
             }
         }
     }
@@ -115,8 +204,20 @@ impl Device {
     /// The version of this device's model that is in force at the edge, if it says so.
     pub(super) async fn in_force_at(&self, client: &Client) -> Option<Digest> {
         let name = self.serving().deployment.manifest().name.clone();
-        let versions = tokio::time::timeout(CALL_TIME_MAX, client.versions()).await.ok()?.ok()?;
+        let versions = timeout(CALL_TIME_MAX, client.versions()).await.ok()?.ok()?;
         versions.into_iter().find(|version| version.current && version.model == name).map(|version| version.digest)
+    }
+}
+
+impl super::Shared {
+    /// Measures the link to an edge that is not in force, or not yet.
+    async fn probe(&self, edge: &Joined, bytes: u64) -> Result<(), LinkError> {
+        let since = Instant::now();
+        edge.client.probe(usize::try_from(bytes).unwrap_or(usize::MAX), 0).await?;
+        let elapsed_us = since.elapsed().as_secs_f64() * 1e6;
+        let exchange = Exchange { bytes: bytes + codec::MESSAGE_BYTES, elapsed_us, busy_us: 0.0 };
+        edge.exchanged(exchange, self.started.elapsed());
+        Ok(())
     }
 }
 
@@ -138,12 +239,22 @@ impl Serving {
         Ok((connected, codecs))
     }
 
-    pub(super) async fn act(self: &Arc<Self>, client: &Client, action: Action) {
+    pub(super) async fn act(self: &Arc<Self>, edge: &Joined, action: Action) {
+        let client = &edge.client;
         match action {
             Action::Install(installed) => {
-                let agreed = tokio::time::timeout(CALL_TIME_MAX, client.install_plan(self.to_wire(installed))).await;
+                let agreed = timeout(CALL_TIME_MAX, client.install_plan(self.to_wire(installed))).await;
                 match agreed {
-                    Ok(Ok(())) => self.tell(Event::Accepted(installed)),
+                    // What an edge agreed to that is not in force any more, the one in force need not know.
+                    Ok(Ok(())) if !self.shared.edges.is_in_force(edge) => self.tell(Event::Refused),
+                    Ok(Ok(())) => {
+                        edge.agree(installed.epoch);
+                        self.tell(Event::Accepted(installed));
+                        for other in self.shared.edges.standing_by() {
+                            let serving = Arc::clone(self);
+                            tokio::spawn(async move { serving.agree_with(&other).await });
+                        }
+                    }
                     Ok(Err(error)) => {
                         tracing::warn!(%error, "the edge refused a plan; keeping the old one");
                         self.tell(Event::Refused);
@@ -159,11 +270,24 @@ impl Serving {
             }
             Action::Probe { bytes } => {
                 // What is still on the link will tell as much, and sooner.
-                if !self.shared.link_is_clogged() {
-                    let _ = tokio::time::timeout(CALL_TIME_MAX, self.probe(client, bytes)).await;
+                if !edge.is_clogged() {
+                    let _ = timeout(CALL_TIME_MAX, self.probe(client, bytes)).await;
                 }
                 self.tell(Event::Probed);
             }
+        }
+    }
+
+    /// Has an edge that is not in force know the plan that is.
+    async fn agree_with(self: &Arc<Self>, edge: &Joined) {
+        let installed = self.lock().installed();
+        let crosses = installed.plan.placement(self.deployment.network()) != planner::Placement::DeviceOnly;
+        if !crosses || edge.agreed() == installed.epoch || edge.model != self.model() {
+            return;
+        }
+        // If it cannot, it is no place to go to; the next look asks again.
+        if let Ok(Ok(())) = timeout(STANDBY_TIME_MAX, edge.client.install_plan(self.to_wire(installed))).await {
+            edge.agree(installed.epoch);
         }
     }
 

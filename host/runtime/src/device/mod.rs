@@ -7,7 +7,10 @@
 //! In force is one version of a model, [`Serving`]; each request stays with the version that it began with.
 
 mod connection;
+mod edges;
 mod pin;
+mod race;
+mod ranking;
 mod serving;
 mod slot;
 mod swap;
@@ -22,11 +25,12 @@ use crate::state::{DeviceState, State};
 use crate::{Deployment, Workers, codec};
 use bytes::Bytes;
 use edgent_link::{
-    Answer, AskRequest, BlobName, Client, CodecTime, Description, Digest, Direction, Fault, FaultKind, Hello, Limits,
-    Link, ModelProfile, Placement, Plan, Reply, Role, Service, Signature, Stats, Trial, Version, Which,
+    Answer, AskRequest, BlobName, Description, Digest, Direction, EdgeState, Fault, FaultKind, Hello, Limits, Link,
+    ModelProfile, Placement, Plan, Reply, Role, Service, Signature, Stats, Trial, Version, Which,
 };
 use edgent_nn::{Fact, Tensor};
 use edgent_planner::{self as planner, Action, Choice, Controller, Event, Explained, Planned};
+use edges::{Edges, Joined};
 use serving::{Asked, Outcome, Serving};
 use slot::Slot;
 use std::collections::HashMap;
@@ -42,8 +46,6 @@ use trial::Tally;
 
 /// How often the controller is told that time passed.
 const TICK: Duration = Duration::from_millis(100);
-const RECONNECT_AFTER: Duration = Duration::from_millis(100);
-const RECONNECT_AFTER_MAX: Duration = Duration::from_secs(3);
 /// A call to the edge that takes longer than this is given up.
 const CALL_TIME_MAX: Duration = Duration::from_secs(5);
 /// Strategies without a fallback wait this long for the edge before the device answers all the same.
@@ -59,7 +61,7 @@ pub const LATE: &str = "the edge's answer was not there in time";
 /// What a device is told at its start.
 #[derive(Clone, Debug)]
 pub struct DeviceSettings {
-    /// Addresses of edges; the first that answers is used.
+    /// Addresses of edges, in order of preference.
     pub edges: Vec<String>,
     /// Deadline, codec and privacy bounds.
     pub plan: planner::Settings,
@@ -88,12 +90,10 @@ pub struct Device {
 #[derive(Debug)]
 struct Shared {
     actions: mpsc::Sender<(Arc<Serving>, Action)>,
-    edge: Mutex<Option<Joined>>,
+    edges: Edges,
     edges_configured: bool,
     /// What was in force when each edge was last looked at, by its address.
     looked: Mutex<HashMap<String, Looked>>,
-    /// Activations that were sent and not answered yet, and when the device stops waiting for each.
-    in_flight: Mutex<HashMap<u64, Instant>>,
     next_id: AtomicU64,
     workers: Workers,
     plan: planner::Settings,
@@ -108,15 +108,6 @@ struct Counts {
     errors: AtomicU64,
     deadline_met: AtomicU64,
     degraded: AtomicU64,
-}
-
-/// An edge that told its profile.
-#[derive(Clone, Debug)]
-struct Joined {
-    address: String,
-    client: Client,
-    /// What is sent there is written in one of these.
-    codecs: Vec<CodecTime>,
 }
 
 /// What is in force at an edge, and here.
@@ -139,10 +130,10 @@ impl Device {
         let (actions, waiting) = mpsc::channel(ACTIONS_WAITING_MAX);
         let shared = Arc::new(Shared {
             actions,
-            edge: Mutex::default(),
+            // Other devices draw other numbers.
+            edges: Edges::new(settings.edges.clone(), RandomState::new().build_hasher().finish()),
             edges_configured: !settings.edges.is_empty(),
             looked: Mutex::default(),
-            in_flight: Mutex::default(),
             next_id: AtomicU64::new(0),
             workers,
             plan: settings.plan,
@@ -159,7 +150,7 @@ impl Device {
             counts: Counts::default(),
             metrics,
         });
-        tokio::spawn(Arc::clone(&device).keep_connected(link, settings, waiting));
+        device.look_for_edges(&link, &settings, waiting);
         device
     }
 
@@ -312,12 +303,9 @@ impl Device {
 }
 
 impl Shared {
+    /// The edge in force.
     fn edge(&self) -> Option<Joined> {
-        self.edge.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set_edge(&self, edge: Option<Joined>) {
-        *self.edge.lock().unwrap_or_else(PoisonError::into_inner) = edge;
+        self.edges.in_force()
     }
 
     /// Remembers what is in force at an edge and here, and tells what was so before.
@@ -326,20 +314,13 @@ impl Shared {
     }
 
     fn edge_is_lost(&self) -> bool {
-        self.edge.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.edge().is_none()
     }
 
     /// How long segments of a request that is due then will wait for a worker: a device that is asked for more than it
     /// can do must take faster exits, or what waits grows without end.
     fn queued_us(&self, due: Instant) -> f64 {
         self.workers.wait(due).as_secs_f64() * 1e6
-    }
-
-    /// Whether something that the device no longer waits for is still on its way: what is sent now
-    /// would have to wait behind it.
-    fn link_is_clogged(&self) -> bool {
-        let in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
-        in_flight.values().any(|last_moment| *last_moment <= Instant::now())
     }
 }
 
@@ -477,6 +458,11 @@ impl Service for DeviceService {
 
     fn stats(&self, reply: Reply<Stats>) {
         reply.send(Ok(self.0.state().stats));
+    }
+
+    fn edges(&self, reply: Reply<Vec<EdgeState>>) {
+        let link = self.0.serving().lock().link().clone();
+        reply.send(Ok(self.0.shared.edges.states(&link)));
     }
 }
 

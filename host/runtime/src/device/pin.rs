@@ -33,10 +33,10 @@ impl Device {
         let Some(edge) = self.shared.edge() else { return };
         for action in actions {
             match action {
-                Action::Install(_) => serving.act(&edge.client, action).await,
+                Action::Install(_) => serving.act(&edge, action).await,
                 Action::Probe { .. } => {
-                    let (serving, client) = (Arc::clone(serving), edge.client.clone());
-                    tokio::spawn(async move { serving.act(&client, action).await });
+                    let (serving, edge) = (Arc::clone(serving), edge.clone());
+                    tokio::spawn(async move { serving.act(&edge, action).await });
                 }
             }
         }

@@ -3,24 +3,28 @@
 //! A request stays with the version that it began with, whatever is in force when it ends: it holds the version,
 //! and what it learns goes to the version's own controller.
 
+use super::edges::Joined;
+use super::race::{Race, Runner, Step, Terms};
 use super::trial::Tally;
-use super::{CALL_TIME_MAX, Joined, LATE, LOCAL_MARGIN_US, Shared, WAIT_MAX, position};
+use super::{CALL_TIME_MAX, LATE, LOCAL_MARGIN_US, Shared, WAIT_MAX, position};
 use crate::answer::logits;
 use crate::codec::{to_wire, wire_bytes};
 use crate::edge::fault;
 use crate::workers::CancelOnDrop;
 use crate::{Deployment, Due, codec, confidence};
 use edgent_bundle::Bundle;
-use edgent_link::{
-    Activation, Client, Codec, CodecTime, Digest, Fault, FaultKind, InferReply, InferRequest, LinkError,
-};
+use edgent_link::{Activation, Codec, CodecTime, Digest, Fault, FaultKind, InferReply, InferRequest, LinkError};
 use edgent_nn::{Fact, Stop, Tensor};
 use edgent_planner::{self as planner, Controller, Event, Exchange, Installed, Planned};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use tokio::sync::{OnceCell, oneshot};
+use tokio::time::error::Elapsed;
 
 /// Requests are put in order by when they are due, which is a moment of the clock: no later than this.
 const DEADLINE_MAX: Duration = Duration::from_secs(24 * 3_600);
@@ -39,6 +43,7 @@ pub(super) struct Serving {
 }
 
 /// An exit's output, and how it came about.
+#[derive(Clone)]
 pub(super) struct Outcome {
     pub(super) output: Vec<Tensor>,
     pub(super) plan: planner::Plan,
@@ -55,6 +60,18 @@ enum Part {
     /// The activation behind them, and how long other exits were looked in at on the way.
     Activation(Vec<Tensor>, f64),
 }
+
+/// What a plan that needs an edge leads to before one is asked.
+#[derive(Clone)]
+enum Packed {
+    /// An exit on the way is sure.
+    Sure(Outcome),
+    /// What is to be sent, but for its number and the time that is left; and how long other exits were looked in at.
+    Request(InferRequest, f64),
+}
+
+/// Made once for each request, however many edges it is sent to.
+type Packing = OnceCell<Result<Packed, Fault>>;
 
 /// One request on its way through the device.
 #[derive(Clone, Copy)]
@@ -117,48 +134,108 @@ impl Serving {
                 }
             });
         }
-        let edge = self.shared.edge();
-        let Some(edge) = edge else {
+        let Some(edge) = self.shared.edges.for_request(epoch) else {
             return self.alone(input, asked, "no edge is connected").await;
         };
-        let falls_back = self.lock().strategy().falls_back();
-        if falls_back && self.shared.link_is_clogged() {
-            return self.alone(input, asked, "an earlier activation is still on the link").await;
+        self.race(edge, Trip { asked, planned, last_moment: self.last_moment(asked) }, input).await
+    }
+
+    /// Has those who may answer do so, as [`Race`] says; the first good answer wins.
+    async fn race(self: &Arc<Self>, edge: Joined, trip: Trip, input: Vec<Tensor>) -> Result<Outcome, Fault> {
+        let (asked, falls_back) = (trip.asked, self.lock().strategy().falls_back());
+        let next = self.shared.edges.next_after(&edge, trip.planned.installed.epoch).filter(|_| falls_back);
+        let mut race = Race::new(Terms {
+            overdue: trip.planned.predicted_us.filter(|_| falls_back).and_then(|us| after_us(us * trip.planned.margin)),
+            next_until: next.as_ref().and_then(|next| self.next_until(next, trip)),
+            last_moment: trip.last_moment.saturating_duration_since(asked.arrived),
+        });
+        let (packing, mut why) = (Packing::new(), fault(FaultKind::TimeUp, LATE));
+        let mut running: FuturesUnordered<BoxFuture<'_, (Runner, Result<Outcome, Fault>)>> = FuturesUnordered::new();
+        let mut first_runs = true;
+        if falls_back && edge.is_clogged() {
+            why = fault(FaultKind::Busy, "an earlier activation is still on the link");
+            race.failed(Runner::First);
+            first_runs = false;
         }
-        let last_moment = if falls_back { self.last_moment(asked) } else { asked.arrived + WAIT_MAX };
-        // First good answer wins: the plan's, or from the last moment on, the device's own.
-        let trip = Trip { asked, planned, last_moment };
-        let together = self.together(&edge, trip, input.clone());
-        tokio::pin!(together);
-        tokio::select! {
-            outcome = &mut together => match outcome {
-                Ok(outcome) => {
-                    if let Some(looked_in_us) = outcome.looked_in_us {
-                        self.answered(trip, looked_in_us);
-                    }
-                    return Ok(outcome);
+        loop {
+            let until = match race.step(asked.arrived.elapsed()) {
+                Step::Start(runner @ Runner::First) => {
+                    let together = self.together(&edge, trip, &packing, input.clone());
+                    running.push(together.map(move |outcome| (runner, outcome)).boxed());
+                    continue;
                 }
-                Err(fault) => return self.alone(input, asked, &fault.message).await,
-            },
-            () = tokio::time::sleep_until(last_moment.into()) => {}
-        };
-        let local = self.alone(input, asked, LATE);
-        tokio::pin!(local);
-        tokio::select! {
-            outcome = &mut together => match outcome {
-                Ok(outcome) => Ok(outcome),
-                Err(_) => local.await,
-            },
-            outcome = &mut local => match outcome {
-                Ok(outcome) => Ok(outcome),
-                Err(_) => together.await,
-            },
+                Step::Start(runner @ Runner::Next) => {
+                    let Some(next) = &next else {
+                        race.failed(runner);
+                        continue;
+                    };
+                    if first_runs {
+                        self.shared.edges.struck(&edge, self.shared.started.elapsed());
+                        first_runs = false;
+                    }
+                    let together = self.together(next, trip, &packing, input.clone());
+                    running.push(together.map(move |outcome| (runner, outcome)).boxed());
+                    continue;
+                }
+                Step::Start(runner @ Runner::Alone) => {
+                    if first_runs {
+                        self.shared.edges.struck(&edge, self.shared.started.elapsed());
+                        first_runs = false;
+                    }
+                    let (input, why) = (input.clone(), why.message.clone());
+                    let alone = async move { (runner, self.alone(input, asked, &why).await) };
+                    running.push(alone.boxed());
+                    continue;
+                }
+                Step::Wait(until) => until,
+                Step::GiveUp => return Err(why),
+            };
+            let waiting = async {
+                match until {
+                    Some(until) => tokio::time::sleep_until((asked.arrived + until).into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some((runner, outcome)) = running.next() => match outcome {
+                    Ok(outcome) => {
+                        if let (Runner::First, Some(looked_in_us)) = (runner, outcome.looked_in_us) {
+                            self.answered(trip, looked_in_us);
+                        }
+                        return Ok(outcome);
+                    }
+                    Err(fault) => {
+                        race.failed(runner);
+                        first_runs &= runner != Runner::First;
+                        why = fault;
+                    }
+                },
+                () = waiting => {}
+            }
         }
     }
 
+    /// The last moment at which the request may be sent to another edge and still be answered in time there, since it
+    /// arrived; none if that is not known.
+    fn next_until(&self, next: &Joined, trip: Trip) -> Option<Duration> {
+        let plan = trip.planned.installed.plan;
+        let network = self.deployment.network();
+        let exit = &network.exits()[plan.exit];
+        let (there, here, crosses, codec) = match plan.direction {
+            planner::Direction::DeviceFirst => (&exit.path[plan.cut..], &[][..], plan.cut, plan.codec),
+            planner::Direction::EdgeFirst => (&exit.path[..plan.cut], &exit.path[plan.cut..], 0, planner::Codec::Raw),
+        };
+        let bytes = network.boundaries()[exit.boundaries[crosses]].bytes(codec)?;
+        let takes_us = next.takes_us(there, bytes + codec::MESSAGE_BYTES)? + self.lock().device_us(here);
+        after_us(trip.asked.deadline_us - takes_us * trip.planned.margin)
+    }
+
     /// When a local exit must start to be in time, behind what waits for a worker now. Where none fits, the edge is the
-    /// only chance until the deadline has passed.
+    /// only chance until the deadline has passed. Strategies without a fallback wait.
     fn last_moment(&self, asked: Asked) -> Instant {
+        if !self.lock().strategy().falls_back() {
+            return asked.arrived + WAIT_MAX;
+        }
         let queued_us = self.shared.queued_us(asked.due());
         let local = self.lock().local(asked.deadline_us - queued_us, asked.accuracy_min);
         let local_us = if local.fits { queued_us + local.candidate.cost.total_us() + LOCAL_MARGIN_US } else { 0.0 };
@@ -193,43 +270,66 @@ impl Serving {
         }
     }
 
-    /// As the plan says: one part here, one on the edge.
-    async fn together(self: &Arc<Self>, edge: &Joined, trip: Trip, input: Vec<Tensor>) -> Result<Outcome, Fault> {
+    /// As the plan says: one part here, one on this edge.
+    async fn together(
+        self: &Arc<Self>,
+        edge: &Joined,
+        trip: Trip,
+        packing: &Packing,
+        input: Vec<Tensor>,
+    ) -> Result<Outcome, Fault> {
         let Installed { plan, epoch } = trip.planned.installed;
         let end = self.deployment.network().exits()[plan.exit].path.len();
-        let (there, here_last, up, down) = match plan.direction {
-            planner::Direction::DeviceFirst => (plan.cut..end, end..end, to_wire(plan.codec), Codec::Raw),
-            planner::Direction::EdgeFirst => (0..plan.cut, plan.cut..end, Codec::Raw, to_wire(plan.codec)),
+        let (there, here_last) = match plan.direction {
+            planner::Direction::DeviceFirst => (plan.cut..end, end..end),
+            planner::Direction::EdgeFirst => (0..plan.cut, plan.cut..end),
         };
         // The plan may be of the edge before this one.
         if !edge.codecs.iter().any(|time| time.codec == to_wire(plan.codec)) {
             let message = format!("the edge takes no {}", plan.codec.name());
             return Err(fault(FaultKind::Unsupported, message));
         }
-        let (activation, looked_in_us) = match self.first_segments(trip, input).await? {
-            Part::Sure(outcome) => return Ok(outcome),
-            Part::Activation(activation, looked_in_us) => (activation, looked_in_us),
-        };
+        let (request, looked_in_us) =
+            match packing.get_or_init(|| self.pack(trip, there.clone(), input)).await.clone()? {
+                Packed::Sure(outcome) => return Ok(outcome),
+                Packed::Request(request, looked_in_us) => (request, looked_in_us),
+            };
         // Who waits however long it takes must not have the edge give up.
         let falls_back = self.lock().strategy().falls_back();
         let budget_us = if falls_back { trip.asked.remaining_us().max(0.0) } else { WAIT_MAX.as_secs_f64() * 1e6 };
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let request = InferRequest { id, remaining_budget_us: budget_us as u64, ..request };
+        let reply = self.exchange(edge, trip, there, request).await?;
+        let output =
+            self.decode(trip.asked, reply, plan.exit, if here_last.is_empty() { end } else { plan.cut }).await?;
+        let output = self.segments(trip.asked, plan.exit, here_last, output).await?;
+        Ok(Outcome { output, plan, epoch, degraded: None, looked_in_us: Some(looked_in_us) })
+    }
+
+    /// What runs here before anything is sent, and what is to be sent then.
+    async fn pack(self: &Arc<Self>, trip: Trip, there: Range<usize>, input: Vec<Tensor>) -> Result<Packed, Fault> {
+        let Installed { plan, epoch } = trip.planned.installed;
+        let (up, down) = match plan.direction {
+            planner::Direction::DeviceFirst => (to_wire(plan.codec), Codec::Raw),
+            planner::Direction::EdgeFirst => (Codec::Raw, to_wire(plan.codec)),
+        };
+        let (activation, looked_in_us) = match self.first_segments(trip, input).await? {
+            Part::Sure(outcome) => return Ok(Packed::Sure(outcome)),
+            Part::Activation(activation, looked_in_us) => (activation, looked_in_us),
+        };
         let (activation, beside) = self.encode(trip.asked, activation, up).await?;
         let request = InferRequest {
-            id: self.shared.next_id.fetch_add(1, Ordering::Relaxed),
+            id: 0,
             model: self.model(),
             epoch,
             from_segment: position(there.start),
             to_segment: position(there.end),
             reply_codec: down,
-            remaining_budget_us: budget_us as u64,
+            remaining_budget_us: 0,
             activation,
             beside,
         };
-        let reply = self.exchange(&edge.client, trip, there, request).await?;
-        let output =
-            self.decode(trip.asked, reply, plan.exit, if here_last.is_empty() { end } else { plan.cut }).await?;
-        let output = self.segments(trip.asked, plan.exit, here_last, output).await?;
-        Ok(Outcome { output, plan, epoch, degraded: None, looked_in_us: Some(looked_in_us) })
+        Ok(Packed::Request(request, looked_in_us))
     }
 
     /// Those of the plan's segments that run here before anything is sent. Exits that branch off on the way
@@ -277,7 +377,7 @@ impl Serving {
     /// nothing tells more of the link than how long it took after all.
     async fn exchange(
         self: &Arc<Self>,
-        edge: &Client,
+        edge: &Joined,
         trip: Trip,
         there: Range<usize>,
         request: InferRequest,
@@ -286,12 +386,13 @@ impl Serving {
             serving: self,
             bytes: wire_bytes(&request.activation, &request.beside) + codec::CALL_BYTES,
             since: Instant::now(),
-            finished: false,
+            // The controller is told of the link to the edge in force alone.
+            finished: !self.shared.edges.is_in_force(edge),
         };
-        let in_flight = InFlight::new(Arc::clone(self), request.id, trip.last_moment);
-        let edge = edge.clone();
+        let in_flight = InFlight::new(edge.clone(), request.id, trip.last_moment);
+        let serving = Arc::clone(self);
         let exchanged =
-            tokio::spawn(async move { in_flight.serving.exchange_and_learn(&edge, trip, there, request).await });
+            tokio::spawn(async move { serving.exchange_and_learn(&in_flight.edge, trip, there, request).await });
         let reply = exchanged.await;
         waiting.finish();
         reply.map_err(|_| fault(FaultKind::Internal, "the exchange with the edge died"))?
@@ -299,7 +400,7 @@ impl Serving {
 
     async fn exchange_and_learn(
         self: &Arc<Self>,
-        edge: &Client,
+        edge: &Joined,
         trip: Trip,
         there: Range<usize>,
         request: InferRequest,
@@ -307,36 +408,52 @@ impl Serving {
         let up_bytes = wire_bytes(&request.activation, &request.beside) + codec::CALL_BYTES;
         let budget_us = request.remaining_budget_us as f64;
         let since = Instant::now();
-        let reply = tokio::time::timeout(CALL_TIME_MAX, edge.infer(request)).await;
+        let reply = tokio::time::timeout(CALL_TIME_MAX, edge.client.infer(request)).await;
         let elapsed_us = since.elapsed().as_secs_f64() * 1e6;
+        self.judge(edge, trip, &reply);
+        let is_in_force = self.shared.edges.is_in_force(edge);
+        let tell = |event| {
+            if is_in_force {
+                self.tell(event);
+            }
+        };
+        let missed = || {
+            if is_in_force {
+                self.missed(trip);
+            }
+        };
         let learn = |bytes: u64, busy_us: f64| {
+            let exchange = Exchange { bytes, elapsed_us, busy_us };
+            if !is_in_force {
+                return edge.exchanged(exchange, self.shared.started.elapsed());
+            }
             if trip.is_late() {
                 // The link was no faster than this; no second exchange need confirm it.
                 self.tell(Event::Waiting { bytes, waited_us: elapsed_us, busy_us: Some(busy_us) });
             }
-            self.tell(Event::Exchanged(Exchange { bytes, elapsed_us, busy_us }));
+            self.tell(Event::Exchanged(exchange));
         };
         match reply {
             Err(_) => {
-                self.tell(Event::Waiting { bytes: up_bytes, waited_us: elapsed_us, busy_us: None });
-                self.missed(trip);
+                tell(Event::Waiting { bytes: up_bytes, waited_us: elapsed_us, busy_us: None });
+                missed();
                 Err(fault(FaultKind::TimeUp, "the edge did not answer"))
             }
             Ok(Err(LinkError::Fault(fault))) => {
                 match fault.kind {
                     FaultKind::TimeUp => {
                         // The edge had the activation for all of the time that was left when it was sent.
-                        self.tell(Event::EdgeQueued { us: budget_us });
+                        tell(Event::EdgeQueued { us: budget_us });
                         learn(up_bytes, budget_us);
-                        self.missed(trip);
+                        missed();
                     }
                     kind => {
                         learn(up_bytes, 0.0);
                         match kind {
                             // It did not wait, since it would have for longer than there was time.
-                            FaultKind::Busy => self.tell(Event::EdgeQueued { us: budget_us }),
-                            FaultKind::UnknownEpoch => self.tell(Event::Forgotten),
-                            FaultKind::UnknownModel => self.introduce(edge),
+                            FaultKind::Busy => tell(Event::EdgeQueued { us: budget_us }),
+                            FaultKind::UnknownEpoch => tell(Event::Forgotten),
+                            FaultKind::UnknownModel if is_in_force => self.introduce(&edge.client),
                             _ => {}
                         }
                     }
@@ -347,17 +464,30 @@ impl Serving {
             Ok(Ok(reply)) => {
                 let path = &self.deployment.network().exits()[trip.planned.installed.plan.exit].path[there];
                 for (segment, us) in path.iter().zip(&reply.segment_us) {
-                    self.tell(Event::EdgeRan { segment: *segment, us: f64::from(*us) });
+                    tell(Event::EdgeRan { segment: *segment, us: f64::from(*us) });
                 }
-                self.tell(Event::EdgeQueued { us: reply.queue_us as f64 });
+                tell(Event::EdgeQueued { us: reply.queue_us as f64 });
                 let worked_us: f64 = reply.segment_us.iter().map(|us| f64::from(*us)).sum();
                 let busy_us = worked_us + reply.queue_us as f64 + reply.codec_us as f64;
                 learn(up_bytes + wire_bytes(&reply.activation, &reply.beside) + codec::RETURN_BYTES, busy_us);
                 if trip.is_late() {
-                    self.missed(trip);
+                    missed();
                 }
                 Ok(reply)
             }
+        }
+    }
+
+    /// Whether what came back speaks for an edge or against it. That a request was late has been held against it when
+    /// it was; and an edge that asks for something else first does nothing wrong.
+    fn judge(&self, edge: &Joined, trip: Trip, reply: &Result<Result<InferReply, LinkError>, Elapsed>) {
+        use FaultKind::{UnknownEpoch, UnknownModel, Unsupported};
+        let asks_first = |kind| matches!(kind, UnknownEpoch | UnknownModel | Unsupported);
+        match reply {
+            _ if trip.is_late() => {}
+            Ok(Ok(_)) => self.shared.edges.answered(edge),
+            Ok(Err(LinkError::Fault(fault))) if asks_first(fault.kind) => {}
+            Ok(Err(_)) | Err(_) => self.shared.edges.struck(edge, self.shared.started.elapsed()),
         }
     }
 
@@ -461,20 +591,20 @@ impl Serving {
 
 /// An activation on its way, or its answer; known to the device until this is dropped.
 struct InFlight {
-    serving: Arc<Serving>,
+    edge: Joined,
     id: u64,
 }
 
 impl InFlight {
-    fn new(serving: Arc<Serving>, id: u64, last_moment: Instant) -> Self {
-        serving.shared.in_flight.lock().unwrap_or_else(PoisonError::into_inner).insert(id, last_moment);
-        Self { serving, id }
+    fn new(edge: Joined, id: u64, last_moment: Instant) -> Self {
+        edge.in_flight().insert(id, last_moment);
+        Self { edge, id }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.serving.shared.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        self.edge.in_flight().remove(&self.id);
     }
 }
 
@@ -508,4 +638,9 @@ fn coding_us(facts: &[&Fact], codec: Codec, us_per_mib: impl Fn(&CodecTime) -> f
     let time = codec::times().iter().find(|time| time.codec == codec);
     let bytes = facts.iter().map(|fact| fact.bytes()).sum::<usize>();
     time.map_or(0.0, us_per_mib) * bytes as f64 / f64::from(1 << 20)
+}
+
+/// Microseconds that are predicted; none if that is no time at all.
+fn after_us(us: f64) -> Option<Duration> {
+    Duration::try_from_secs_f64(us / 1e6).ok()
 }

@@ -6,8 +6,9 @@
 //! edge, and the edge runs nothing else for it; so no request sees both. The old version goes when its last request
 //! has been answered.
 
+use super::edges::Joined;
 use super::serving::Serving;
-use super::{CALL_TIME_MAX, Device, Joined, Looked};
+use super::{CALL_TIME_MAX, Device, Looked};
 use crate::edge::{fault, us};
 use crate::push::{Pieces, make_ready, push};
 use crate::shelf::{Shelf, give_way};
@@ -152,7 +153,7 @@ impl Device {
         self.can_replace(&next, &old)?;
         next.lock().inherit(old.lock().link().clone());
         let met = match self.shared.edge() {
-            Some(Joined { client, .. }) => self.meet_early(&next, &client).await?,
+            Some(edge) => self.meet_early(&next, &edge).await?,
             None => false,
         };
         let accepted = async {
@@ -216,12 +217,12 @@ impl Device {
 
     /// Has the edge take a version that is not in force yet, and agree on a plan for it. False if the edge is lost
     /// meanwhile: then the device goes on alone.
-    async fn meet_early(&self, next: &Arc<Serving>, client: &Client) -> Result<bool, Fault> {
-        match next.meet_or_push(client).await {
+    async fn meet_early(&self, next: &Arc<Serving>, edge: &Joined) -> Result<bool, Fault> {
+        match next.meet_or_push(&edge.client).await {
             Ok((connected, _)) => {
                 let actions = next.lock().handle(connected, self.shared.started.elapsed());
                 for action in actions {
-                    next.act(client, action).await;
+                    next.act(edge, action).await;
                 }
                 Ok(true)
             }
@@ -248,8 +249,8 @@ impl Device {
                 tokio::time::sleep(RETIRE_EVERY).await;
             }
             let digest = old.model();
-            if let Some(Joined { client, .. }) = old.shared.edge() {
-                let _ = client.retire(digest).await;
+            for edge in old.shared.edge().into_iter().chain(old.shared.edges.standing_by()) {
+                let _ = edge.client.retire(digest).await;
             }
             tracing::info!(digest = %old.deployment.digest().short(), "retired");
         });
