@@ -1,6 +1,7 @@
 //! The edge: runs parts of networks for devices; and whole ones for who asks it over HTTP.
 
 mod ask;
+pub(crate) mod plans;
 
 use crate::codec;
 use crate::metrics::Metrics;
@@ -15,7 +16,8 @@ use edgent_link::{
 };
 use edgent_nn::Stop;
 use edgent_planner::Timings;
-use std::collections::{HashMap, VecDeque};
+use plans::Plans;
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -23,9 +25,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-
-/// Plans that are remembered; a request of an older epoch is told to agree on a new one.
-const PLANS_KEPT: usize = 256;
 
 /// Versions that are served at once.
 const SERVED_MAX: usize = 16;
@@ -74,7 +73,7 @@ struct Model {
     asked: Mutex<Instant>,
     /// Whether a device has said that it asks no more, and none has shown interest since.
     is_going: AtomicBool,
-    plans: Mutex<VecDeque<Plan>>,
+    plans: Mutex<Plans>,
     timings: Mutex<Timings>,
     /// Time that requests waited for a worker, smoothed.
     queue_us: AtomicU64,
@@ -114,12 +113,7 @@ impl Edge {
         if !fits {
             return Err(fault(FaultKind::BadRequest, "the plan names an exit or a cut that the model does not have"));
         }
-        let mut plans = model.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        plans.retain(|known| known.epoch != plan.epoch);
-        if plans.len() == PLANS_KEPT {
-            plans.pop_front();
-        }
-        plans.push_back(plan);
+        model.plans.lock().unwrap_or_else(PoisonError::into_inner).agree(plan);
         Ok(())
     }
 
@@ -138,7 +132,7 @@ impl Edge {
         let slot = Arc::new(Mutex::new(Some(reply)));
         let theirs = Arc::clone(&slot);
         let (served, runtime) = (self.served.clone(), self.runtime.clone());
-        let submitted = workers.submit(Due { at: due_at, takes, in_any_case: false }, move |turn| {
+        let submitted = workers.submit(Due { at: due_at, takes, late_until: None }, move |turn| {
             let Some(reply) = theirs.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
             if turn == Turn::TooLate {
                 let waited_ms = arrived.elapsed().as_secs_f64() * 1e3;
@@ -362,13 +356,10 @@ impl Model {
 
     /// The exit and the range of its path that a request means, if its epoch's plan says the same.
     fn check(&self, request: &InferRequest) -> Result<(usize, Range<usize>), Fault> {
-        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = plans.iter().position(|plan| plan.epoch == request.epoch).and_then(|index| plans.remove(index));
+        let known = self.plans.lock().unwrap_or_else(PoisonError::into_inner).of(request.epoch);
         let plan = known.ok_or_else(|| {
             fault(FaultKind::UnknownEpoch, format!("epoch {} is not agreed on; install its plan again", request.epoch))
         })?;
-        // To the back of the queue: a plan that is used is not forgotten for newer ones that are not.
-        plans.push_back(plan);
         let exit = usize::from(plan.exit);
         let (cut, end) = (usize::from(plan.cut), self.deployment.network().exits()[exit].path.len());
         let range = match plan.direction {

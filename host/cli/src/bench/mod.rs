@@ -6,6 +6,7 @@ mod deadline;
 mod faults;
 mod limits;
 mod link;
+mod overload;
 mod plan;
 mod portable;
 mod sandbox;
@@ -33,6 +34,8 @@ pub(crate) enum Command {
     Deadline(deadline::Arguments),
     /// The edge killed and frozen, the link lost, connections that fare ill: no request lost, none answered wrongly.
     Faults(faults::Arguments),
+    /// A host asked for up to ten times of what it can do: answers in time must not become fewer.
+    Overload(overload::Arguments),
     /// Good and bad versions pushed to two real hosts while they answer.
     Swap(swap::Arguments),
     /// Small networks with known answers, through the import and the sandbox.
@@ -49,6 +52,7 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<()> {
         Command::Plan => plan::run(output),
         Command::Deadline(arguments) => deadline::run(&arguments, output),
         Command::Faults(arguments) => faults::run(&arguments, output),
+        Command::Overload(arguments) => overload::run(&arguments, output),
         Command::Swap(arguments) => swap::run(&arguments, output),
         Command::Conformance(arguments) => conformance::run(&arguments, output),
     }

@@ -10,7 +10,7 @@ use super::{CALL_TIME_MAX, LATE, LOCAL_MARGIN_US, Shared, WAIT_MAX, position};
 use crate::answer::logits;
 use crate::codec::{to_wire, wire_bytes};
 use crate::edge::fault;
-use crate::workers::CancelOnDrop;
+use crate::workers::{CancelOnDrop, Turn, hopeless};
 use crate::{Deployment, Due, codec, confidence};
 use edgent_bundle::Bundle;
 use edgent_link::{Activation, Codec, CodecTime, Digest, Fault, FaultKind, InferReply, InferRequest, LinkError};
@@ -564,10 +564,11 @@ impl Serving {
         let _unwanted = CancelOnDrop(stop.clone());
         let takes = Duration::try_from_secs_f64(takes_us / 1e6).unwrap_or_default();
         // A late answer is one, too; and on a device, nobody else would give it.
-        let due = Due { at: asked.due(), takes, in_any_case: true };
-        let job = move |_| drop(done.send(work(&deployment, &stop)));
+        let due = Due::or_late(asked.arrived, asked.due(), takes);
+        let job = move |turn| drop(done.send((turn == Turn::Run).then(|| work(&deployment, &stop))));
         self.shared.workers.submit(due, job).map_err(|busy| fault(FaultKind::Busy, busy.to_string()))?;
-        result.await.map_err(|_| fault(FaultKind::Internal, "the device's worker died"))
+        let done = result.await.map_err(|_| fault(FaultKind::Internal, "the device's worker died"))?;
+        done.ok_or_else(|| hopeless(asked.arrived))
     }
 
     /// Has the controller know, and what it wants be done.

@@ -3,7 +3,7 @@
 use super::{Edge, Model, fault, us};
 use crate::answer::{Answered, Said, accuracy_min};
 use crate::shelf::Shelf;
-use crate::workers::CancelOnDrop;
+use crate::workers::{CancelOnDrop, Turn, hopeless};
 use crate::{Deployment, Due, codec};
 use edgent_link::{Answer, AskRequest, Codec, Digest, Direction, Fault, FaultKind, Placement};
 use edgent_nn::{Fact, Stop};
@@ -61,19 +61,20 @@ impl Edge {
         let (done, result) = oneshot::channel();
         let stop = Stop::never();
         let _unwanted = CancelOnDrop(stop.clone());
-        // In its turn by its deadline, and run in any case: late is better than never, and is said.
+        // In its turn by its deadline: a little late is better than never, and is said.
         let takes = model.takes(exit, range.clone());
-        let due = Due { at: arrived + Duration::from_micros(deadline_us as u64), takes, in_any_case: true };
+        let due = Due::or_late(arrived, arrived + Duration::from_micros(deadline_us as u64), takes);
         let work = {
             let model = Arc::clone(&model);
-            move |_| {
+            move |turn| {
                 model.started(arrived);
-                let ran = model.deployment.run(exit, range, input, &stop);
+                let ran = (turn == Turn::Run).then(|| model.deployment.run(exit, range, input, &stop));
                 drop(done.send(ran));
             }
         };
         model.workers.submit(due, work).map_err(|busy| fault(FaultKind::Busy, busy.to_string()))?;
         let ran = result.await.map_err(|_| fault(FaultKind::Internal, "the edge's worker died"))?;
+        let ran = ran.ok_or_else(|| hopeless(arrived))?;
         if let Some(why) = model.deployment.new_quarantine() {
             self.served.quarantine(&self.runtime, &model, why);
         }
