@@ -92,11 +92,15 @@ impl Device {
         let (mut met_at, mut measured_at) = (Instant::now(), None::<Instant>);
         loop {
             look.tick().await;
-            // The requests tell of the one in force.
+            let serving = self.serving();
             if self.shared.edges.is_in_force(&edge) {
+                // Its requests tell of it, if there are any. If not, something small must: a round trip that was
+                // measured in a bad moment would keep the device alone for ever.
+                if !serving.crosses() && !edge.is_clogged() {
+                    let _ = timeout(STANDBY_TIME_MAX, serving.probe(&edge.client, 0)).await;
+                }
                 continue;
             }
-            let serving = self.serving();
             if edge.model != serving.model() || met_at.elapsed() >= STANDBY_MEET {
                 match serving.meet_or_push(&edge.client).await {
                     Ok(met) => edge = edge.met_again(serving.model(), met),
@@ -269,8 +273,11 @@ impl Serving {
                 }
             }
             Action::Probe { bytes } => {
-                // What is still on the link will tell as much, and sooner.
-                if !edge.is_clogged() {
+                if edge.is_clogged() {
+                    // What is still on the link will tell as much, and sooner. Not at once: the controller would ask
+                    // for a probe again, and again.
+                    tokio::time::sleep(TICK).await;
+                } else {
                     let _ = timeout(CALL_TIME_MAX, self.probe(client, bytes)).await;
                 }
                 self.tell(Event::Probed);
@@ -281,14 +288,19 @@ impl Serving {
     /// Has an edge that is not in force know the plan that is.
     async fn agree_with(self: &Arc<Self>, edge: &Joined) {
         let installed = self.lock().installed();
-        let crosses = installed.plan.placement(self.deployment.network()) != planner::Placement::DeviceOnly;
-        if !crosses || edge.agreed() == installed.epoch || edge.model != self.model() {
+        if !self.crosses() || edge.agreed() == installed.epoch || edge.model != self.model() {
             return;
         }
         // If it cannot, it is no place to go to; the next look asks again.
         if let Ok(Ok(())) = timeout(STANDBY_TIME_MAX, edge.client.install_plan(self.to_wire(installed))).await {
             edge.agree(installed.epoch);
         }
+    }
+
+    /// Whether the plan in force needs an edge.
+    fn crosses(&self) -> bool {
+        let plan = self.lock().installed().plan;
+        plan.placement(self.deployment.network()) != planner::Placement::DeviceOnly
     }
 
     async fn probe(self: &Arc<Self>, client: &Client, bytes: u64) -> Result<(), LinkError> {

@@ -12,6 +12,8 @@ mod pin;
 mod race;
 mod ranking;
 mod serving;
+#[cfg(test)]
+mod simulation;
 mod slot;
 mod swap;
 mod trial;
