@@ -41,6 +41,18 @@ impl Rig {
         edge: &[&str],
         logs: bool,
     ) -> Result<Self> {
+        Self::start_over(Security::plain_on_loopback(None), bundle, shape, device, edge, logs).await
+    }
+
+    /// The same where the link is spoken otherwise; what the hosts are told says so, too.
+    pub(crate) async fn start_over(
+        security: Security,
+        bundle: &Bundle,
+        shape: Shape,
+        device: &[&str],
+        edge: &[&str],
+        logs: bool,
+    ) -> Result<Self> {
         let program = std::env::current_exe()?;
         let model = bundle.path().to_str().context("the bundle's path is not UTF-8")?;
         let common = ["--listen", "127.0.0.1:0", "--workers", "1", "--model", model];
@@ -52,7 +64,7 @@ impl Rig {
         let behind = relay.local_addr().to_string();
         let arguments = [&["--role", "device", "--edge", &behind], &common[..], device].concat();
         let device = HostProcess::start(&program, &arguments, logs).await?;
-        let link = Link::start(Security::plain_on_loopback(None))?;
+        let link = Link::start(security)?;
         let client = connect(&link, &device.address().to_string()).await?;
         Ok(Self { client, relay, since, device, edge, edge_arguments, logs, link })
     }

@@ -5,6 +5,7 @@
 //! must be answered in time; no answer may be another one than the network gives.
 
 mod load;
+mod soak;
 
 use crate::build::build;
 use crate::output::{BadInput, Output, quantile};
@@ -14,10 +15,13 @@ use crate::rig::{DELAY, Rig};
 use crate::trace::{Step, Trace};
 use anyhow::{Context, Result, ensure};
 use edgent_bundle::Bundle;
+use edgent_link::Security;
+use edgent_runtime::IdentityFolder;
 use load::{Load, Record};
 use rustix::process::Signal;
 use serde::Serialize;
-use std::path::PathBuf;
+use soak::Soak;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
@@ -30,6 +34,9 @@ pub(crate) struct Arguments {
     /// Only faults whose names contain this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Instead: lose the link and freeze the edge for so long, and look at memory and open files.
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    soak_s: Option<f64>,
     /// What the moments of faults follow from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -59,6 +66,16 @@ const DROPS: f64 = 100.0;
 const MISHAPS: f64 = 20.0;
 const FLAPPING_S: f64 = 600.0;
 const CONNECTIONS: f64 = 10_000.0;
+
+const SOAK_S_MAX: f64 = 7.0 * 86_400.0;
+
+const MISHAPS_OF_ANY: [(&str, MishapKind); 3] = [
+    ("connection half closed", MishapKind::HalfClosed),
+    ("connection reset", MishapKind::Reset),
+    ("connection frozen", MishapKind::Frozen),
+];
+/// Only TLS promises that nothing is believed that was not sent.
+const BIT_FLIPPED: (&str, MishapKind) = ("a bit flipped, over TLS", MishapKind::Flipped);
 
 /// A stopped edge goes on after one of these.
 const STOPPED_MS: [u64; 5] = [100, 300, 1_000, 3_000, 10_000];
@@ -104,10 +121,18 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     if !(arguments.share > 0.0 && arguments.share <= 1.0) {
         return Err(BadInput::error("--share must be over 0 and at most 1"));
     }
+    if arguments.soak_s.is_some_and(|seconds| !(seconds > 0.0 && seconds <= SOAK_S_MAX)) {
+        return Err(BadInput::error(format_args!("--soak-s must be over 0 and at most {SOAK_S_MAX}")));
+    }
     let scratch = tempfile::tempdir()?;
-    let bundle = build(&arguments.model, scratch.path(), SAMPLES, output)?;
+    let bundle = build(&arguments.model, &scratch.path().join("bundle"), SAMPLES, output)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let report = runtime.block_on(measure(&bundle, arguments, output))?;
+    if let Some(seconds) = arguments.soak_s {
+        let soak = runtime.block_on(soak(&bundle, Duration::from_secs_f64(seconds), arguments, output))?;
+        output.result(&soak)?;
+        return soak.check();
+    }
+    let report = runtime.block_on(measure(&bundle, &scratch.path().join("identity"), arguments, output))?;
     output.result(&report)?;
     for Row { name, lost, wrong, .. } in &report.faults {
         ensure!(lost + wrong == 0, "{name}: {lost} requests lost, {wrong} answered wrongly");
@@ -126,16 +151,49 @@ struct Bench<'a> {
     rows: Vec<Row>,
 }
 
-async fn measure(bundle: &Bundle, arguments: &Arguments, output: &Output) -> Result<Report> {
-    let shape = Shape { trace: Trace::constant(LINK_BPS), delay: DELAY };
-    // Answers are compared: no codec that is known to cost any.
-    let device = ["--emulate-slowdown", SLOWDOWN, "--deadline-ms", DEADLINE_MS, "--codec-loss-max", "0"];
-    let rig = Rig::start(bundle, shape, &device, &[], false).await?;
-    let [device_pid, _] = rig.processes();
-    let load = Load::start(rig.client.clone(), bundle)?;
-    let mut bench = Bench { rig, load, random: Random::new(arguments.seed), arguments, output, rows: Vec::new() };
-    let since = Instant::now();
-    bench.load.answered_with_the_edge(since, RECOVERY_MAX).await.context("at first")?;
+impl<'a> Bench<'a> {
+    /// With a key, both hosts and their client speak TLS and know each other by it.
+    async fn start(
+        bundle: &Bundle,
+        key: Option<&IdentityFolder>,
+        arguments: &'a Arguments,
+        output: &'a Output,
+    ) -> Result<Self> {
+        let shape = Shape { trace: Trace::constant(LINK_BPS), delay: DELAY };
+        let path = key.map(|folder| folder.path().to_str().context("the key's path is not UTF-8")).transpose()?;
+        let edge: Vec<&str> = path.into_iter().flat_map(|path| ["--tls", "--identity", path]).collect();
+        // Answers are compared: no codec that is known to cost any.
+        let device = ["--emulate-slowdown", SLOWDOWN, "--deadline-ms", DEADLINE_MS, "--codec-loss-max", "0"];
+        let device = [&device[..], &edge].concat();
+        let security = match key {
+            Some(folder) => Security::tls(folder.credentials()?),
+            None => Security::plain_on_loopback(None),
+        };
+        let rig = Rig::start_over(security, bundle, shape, &device, &edge, false).await?;
+        let load = Load::start(rig.client.clone(), bundle)?;
+        let mut bench = Bench { rig, load, random: Random::new(arguments.seed), arguments, output, rows: Vec::new() };
+        bench.load.answered_with_the_edge(Instant::now(), RECOVERY_MAX).await.context("at first")?;
+        Ok(bench)
+    }
+
+    /// What was found, once both hosts have ended in good order.
+    async fn end(self) -> Result<Vec<Row>> {
+        self.load.end().await;
+        self.rig.end().await?;
+        Ok(self.rows)
+    }
+}
+
+async fn soak(bundle: &Bundle, lasts: Duration, arguments: &Arguments, output: &Output) -> Result<Soak> {
+    let mut bench = Bench::start(bundle, None, arguments, output).await?;
+    let soak = bench.soak(lasts).await?;
+    bench.end().await?;
+    Ok(soak)
+}
+
+async fn measure(bundle: &Bundle, identity: &Path, arguments: &Arguments, output: &Output) -> Result<Report> {
+    let mut bench = Bench::start(bundle, None, arguments, output).await?;
+    let [device_pid, _] = bench.rig.processes();
     let settled = Instant::now();
     sleep(SETTLED).await;
     let in_time_without = in_time(&bench.load.asked_within(settled, Instant::now()).await);
@@ -146,13 +204,16 @@ async fn measure(bundle: &Bundle, arguments: &Arguments, output: &Output) -> Res
     bench.kills().await?;
     bench.stops().await?;
     bench.drops().await?;
-    bench.mishaps().await?;
+    bench.mishaps(&MISHAPS_OF_ANY).await?;
     bench.connections().await?;
     bench.flapping().await?;
-    let Bench { rig, load, rows, .. } = bench;
-    load.end().await;
-    let device_alive = rig.processes()[0] == device_pid;
-    rig.end().await?;
+    let device_alive = bench.rig.processes()[0] == device_pid;
+    let mut rows = bench.end().await?;
+    if BIT_FLIPPED.0.contains(&arguments.only) {
+        let mut over_tls = Bench::start(bundle, Some(&IdentityFolder::at(identity)), arguments, output).await?;
+        over_tls.mishaps(&[BIT_FLIPPED]).await?;
+        rows.extend(over_tls.end().await?);
+    }
     Ok(Report { faults: rows, seed: arguments.seed, device_alive, in_time_without })
 }
 
@@ -206,12 +267,8 @@ impl Bench<'_> {
     }
 
     /// A connection fares ill after any number of bytes, from its first to those of activations.
-    async fn mishaps(&mut self) -> Result<()> {
-        for (name, kind) in [
-            ("connection half closed", MishapKind::HalfClosed),
-            ("connection reset", MishapKind::Reset),
-            ("connection frozen", MishapKind::Frozen),
-        ] {
+    async fn mishaps(&mut self, kinds: &[(&'static str, MishapKind)]) -> Result<()> {
+        for (name, kind) in kinds.iter().copied() {
             let Some(mut fault) = self.begin(name).await? else { continue };
             for way in [Way::Up, Way::Down] {
                 for _ in 0..self.count(MISHAPS) {

@@ -255,9 +255,9 @@ impl Growth {
 }
 
 /// Resident memory in KiB, and open files.
-type Usage = (u64, usize);
+pub(super) type Usage = (u64, usize);
 
-fn usage(pid: u32) -> Usage {
+pub(super) fn usage(pid: u32) -> Usage {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = resident.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0);
