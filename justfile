@@ -74,6 +74,18 @@ swap:
 faults:
     cargo run --release -- bench faults --share 0.05
 
+# Hosts asked for up to ten times of what they can do: answers in time must not become fewer.
+overload:
+    cargo run --release -- bench overload --seconds 5
+
+# 10,000 runs of a device and its edges in virtual time, each from its seed.
+simulate:
+    EDGENT_SEEDS=0..10000 cargo test --release --workspace --lib -- simulation --nocapture
+
+# Half an hour of lost links and frozen edges: memory and open files must not grow.
+soak:
+    cargo run --release -- bench faults --soak-s 1800
+
 # The full counts: 200 kills, 100 stops of up to 10 s, 20 mishaps of each kind and direction, 10 minutes of a flapping link.
 faults-long:
     cargo run --release -- bench faults --share 1

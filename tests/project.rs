@@ -105,6 +105,25 @@ fn dependencies_with_known_holes_are_above_their_floor() {
     }
 }
 
+/// A clock that is set must change no deadline: everything that decides counts on the monotonic one.
+#[test]
+fn nobody_reads_the_wall_clock() {
+    let mut folders = vec![project().join("host")];
+    let mut looked_at = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_dir() && entry.file_name().is_none_or(|name| name != "tests") {
+                folders.push(entry);
+            } else if entry.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&entry).unwrap();
+                assert!(!text.contains("SystemTime") && !text.contains("UNIX_EPOCH"), "{}", entry.display());
+                looked_at += 1;
+            }
+        }
+    }
+    assert!(looked_at > 100, "only {looked_at} files");
+}
+
 #[test]
 fn the_readme_shows_commands_that_exist() {
     let readme = std::fs::read_to_string(project().join("README.md")).unwrap();
