@@ -22,6 +22,7 @@ model:
 # Committed schema code and guests are what their sources give.
 fresh:
     schema/generate.sh --check
+    schema/generate-grpc.sh --check
     guest-layers/build.sh --check
 
 # Licences, sources and banned crates; advisories would need a database that CI does not reach.

@@ -1,69 +1,15 @@
 //! The HTTP front of real hosts, asked as its users ask it: the Open Inference Protocol, and what is no such thing.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "support/front.rs"]
+mod front;
 #[path = "support/http.rs"]
 mod http;
 
-use edgent_cli::hosts::HostProcess;
+use front::{PIXELS, built, bundle, edgent, example, host, several};
 use http::{get, post, raw, request};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
-
-const EDGENT: &str = env!("CARGO_BIN_EXE_edgent");
-const EDGENT_HOST: &str = env!("CARGO_BIN_EXE_edgent-host");
-
-/// What the branchy-alexnet takes: a picture.
-const PIXELS: usize = 3 * 64 * 64;
-
-fn project() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
-}
-
-fn edgent(arguments: &[&str]) -> Value {
-    let output = Command::new(EDGENT).args(arguments).arg("--json").current_dir(project()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{arguments:?}: {e}; {said}"))
-}
-
-/// A bundle that all tests share, built once by the command that users run.
-fn built(model: &str, name: &str, more: &[&str]) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    edgent(&[&["build", model, "--out", dir.to_str().unwrap(), "--samples", "50"], more].concat());
-    dir
-}
-
-fn bundle() -> &'static Path {
-    static BUNDLE: OnceLock<PathBuf> = OnceLock::new();
-    BUNDLE.get_or_init(|| built("models/branchy-alexnet/branchy-alexnet.onnx", "http-branchy-alexnet", &[]))
-}
-
-fn several() -> &'static Path {
-    static BUNDLE: OnceLock<PathBuf> = OnceLock::new();
-    BUNDLE.get_or_init(|| built("host/nn/tests/data/several/several.onnx", "http-several", &["--dim", "rows=3"]))
-}
-
-async fn host(role: &str, model: &Path, more: &[&str]) -> (HostProcess, SocketAddr) {
-    let model = model.to_str().unwrap();
-    let own = ["--role", role, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--model", model];
-    let host = HostProcess::start(Path::new(EDGENT_HOST), &[&own, more].concat(), true).await.unwrap();
-    let http = host.http().expect("the host says where it listens for HTTP");
-    (host, http)
-}
-
-/// An example image and its class; its pixels as the network takes them.
-fn example() -> (String, Vec<u8>) {
-    let path = project().join("models/branchy-alexnet/samples/examples/bag.png");
-    let mut reader =
-        png::Decoder::new(std::io::BufReader::new(std::fs::File::open(&path).unwrap())).read_info().unwrap();
-    let mut rows = vec![0; reader.output_buffer_size().unwrap()];
-    let info = reader.next_frame(&mut rows).unwrap();
-    let channels = info.color_type.samples();
-    let planes = (0..channels).flat_map(|channel| rows.iter().skip(channel).step_by(channels).copied());
-    (path.to_str().unwrap().to_owned(), planes.collect())
-}
 
 /// What a model's metadata say of its first input.
 fn first_input(metadata: &Value) -> (String, String, Value) {
@@ -97,9 +43,10 @@ async fn a_device_tells_what_it_serves() {
     let server = get(at, "/v2").json();
     assert_eq!(server["name"], "edgent");
     assert!(server["extensions"].as_array().unwrap().contains(&"binary_tensor_data".into()), "{server}");
-    assert_eq!(get(at, "/v2/health/live").status, 200);
+    assert_eq!(get(at, "/v2/health/live").json(), json!({ "live": true }));
     // No edge is there, nor asked for.
-    assert_eq!(get(at, "/v2/health/ready").status, 200);
+    let ready = get(at, "/v2/health/ready");
+    assert_eq!((ready.status, ready.json()), (200, json!({ "ready": true })));
     let metadata = get(at, "/v2/models/branchy-alexnet").json();
     assert_eq!(metadata["inputs"], json!([{ "name": "image", "datatype": "UINT8", "shape": [1, 3, 64, 64] }]));
     assert_eq!(metadata["outputs"][0], json!({ "name": "scores", "datatype": "FP32", "shape": [1, 10] }));

@@ -65,6 +65,7 @@ fn each_foreign_world_has_one_crate() {
         ("tokio-rustls", "edgent-link"),
         ("ring", "edgent-link"),
         ("spake2", "edgent-link"),
+        ("tonic", "edgent-runtime"),
     ];
     for (name, dependencies) in dependencies(&metadata()) {
         for (world, home) in worlds {

@@ -1,4 +1,4 @@
-//! What is not answered, as the protocol says it: a status and `{"error": …}`.
+//! What is not answered, as the protocol says it: a status and `{"error": …}`, or gRPC's code and message.
 
 use super::tensors::Malformed;
 use axum::http::StatusCode;
@@ -6,6 +6,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use edgent_link::{Fault, FaultKind};
 use serde_json::json;
+use tonic::{Code, Status};
 
 /// Why a request is not answered.
 #[derive(Debug)]
@@ -42,6 +43,23 @@ impl From<Fault> for Refusal {
             }
         };
         Self::new(status, message)
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(Refusal { status, why }: Refusal) -> Self {
+        let code = match status {
+            StatusCode::BAD_REQUEST => Code::InvalidArgument,
+            StatusCode::NOT_FOUND => Code::NotFound,
+            StatusCode::FORBIDDEN => Code::PermissionDenied,
+            StatusCode::PAYLOAD_TOO_LARGE => Code::ResourceExhausted,
+            StatusCode::CONFLICT => Code::FailedPrecondition,
+            StatusCode::SERVICE_UNAVAILABLE => Code::Unavailable,
+            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => Code::DeadlineExceeded,
+            StatusCode::NOT_IMPLEMENTED | StatusCode::UNSUPPORTED_MEDIA_TYPE => Code::Unimplemented,
+            _ => Code::Internal,
+        };
+        Self::new(code, why)
     }
 }
 

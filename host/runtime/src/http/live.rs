@@ -1,9 +1,10 @@
 //! What happens here, for people and for Prometheus: the dashboard, what it draws, and `/metrics`.
 
 use super::Shared;
+use super::asking::inputs;
 use super::error::Refusal;
 use super::limits::{RATE_MAX_BPS, WATCHERS_MAX};
-use super::oip::{answer, inputs};
+use super::oip::answer;
 use super::tensors::datatype;
 use crate::Deployment;
 use crate::metrics::{Seen, resident_bytes};

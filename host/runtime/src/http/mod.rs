@@ -1,11 +1,19 @@
 //! The HTTP front: the Open Inference Protocol, version 2, for who asks with curl, Python or a dashboard.
 //!
-//! `oip` is the protocol's paths, `tensors` its bodies, `live` the dashboard and the metrics, `serve` the connections;
-//! `limits` says how much of each there may be. A request goes the way that one over the link goes.
+//! `oip` is the protocol over REST and `json` its bodies, `grpc` the same over gRPC and `messages` its; both come to
+//! `tensors`, which fits them to a model, and to `asking`, which asks the host as the link does. `live` is the dashboard
+//! and the metrics, `serve` the connections; `limits` says how much of each there may be.
 
+mod asking;
 mod error;
+mod grpc;
+#[rustfmt::skip]
+#[allow(clippy::all, clippy::unwrap_used, dead_code, missing_docs, unused_qualifications)]
+mod inference;
+mod json;
 mod limits;
 mod live;
+mod messages;
 mod oip;
 mod serve;
 mod tensors;
@@ -16,7 +24,7 @@ use crate::running::Running;
 use axum::Router;
 use axum::http::StatusCode;
 use error::Refusal;
-use limits::REQUESTS_MAX;
+use limits::{BODIES_MAX, REQUESTS_MAX};
 use serve::Accepting;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,7 +45,9 @@ pub(crate) struct Front {
 struct Shared {
     running: Running,
     metrics: Arc<Metrics>,
-    versions: oip::VersionNames,
+    versions: asking::VersionNames,
+    /// Places of bodies that come.
+    bodies: Semaphore,
     /// Places of requests for inference.
     places: Semaphore,
     /// Dashboards that are open.
@@ -56,7 +66,8 @@ impl Front {
         let shared = Arc::new(Shared {
             running,
             metrics,
-            versions: oip::VersionNames::default(),
+            versions: asking::VersionNames::default(),
+            bodies: Semaphore::new(BODIES_MAX),
             places: Semaphore::new(REQUESTS_MAX),
             watchers: AtomicUsize::new(0),
             is_ending: AtomicBool::new(false),
@@ -102,5 +113,6 @@ impl Shared {
 fn router(shared: Arc<Shared>) -> Router {
     let unknown = async || Refusal::new(StatusCode::NOT_FOUND, "there is nothing at this path");
     let wrong = async || Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method");
-    oip::routes().merge(live::routes()).fallback(unknown).method_not_allowed_fallback(wrong).with_state(shared)
+    let routes = oip::routes().merge(grpc::routes()).merge(live::routes());
+    routes.fallback(unknown).method_not_allowed_fallback(wrong).with_state(shared)
 }

@@ -1,31 +1,12 @@
-//! Inference requests and responses of the Open Inference Protocol: JSON, with tensors in it or as bytes behind it.
+//! What an inference request says, in whatever form it came: fitted to its model, or refused with words.
 //!
-//! Pure: bytes and a model's signature in, tensors out. What a request may take of memory follows from the model: a
-//! tensor's elements are read one by one into as many bytes as the model's tensor has, and not one more.
+//! Pure. `json` and `messages` read a request from its body and write what it is answered; what they have in common is here.
 
-use super::limits::{DEADLINE_MAX_MS, HEADER_JSON_BYTES_MAX, ID_BYTES_MAX, NESTING_MAX, TENSORS_MAX};
-use bytes::{BufMut, Bytes, BytesMut};
+use super::limits::{DEADLINE_MAX_MS, ID_BYTES_MAX, TENSORS_MAX};
+use bytes::Bytes;
 use edgent_nn::{ElementType, Fact};
-use half::f16;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use std::fmt;
-
-/// What goes into a model or comes out of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Port {
-    pub(super) name: String,
-    pub(super) fact: Fact,
-}
-
-/// What a model takes and gives, in its order.
-#[derive(Clone, Debug)]
-pub(super) struct Signature {
-    pub(super) inputs: Vec<Port>,
-    pub(super) outputs: Vec<Port>,
-}
 
 /// A request that fits its model.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,21 +21,18 @@ pub(super) struct Request {
     pub(super) wishes: Wishes,
 }
 
-/// What a request's parameters ask for.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Wishes {
-    /// None: the host's own.
-    pub(super) deadline_ms: Option<f64>,
-    /// The lowest measured accuracy of an exit that may answer.
-    pub(super) accuracy_floor: Option<f64>,
+/// What a model takes and gives, in its order.
+#[derive(Clone, Debug)]
+pub(super) struct Signature {
+    pub(super) inputs: Vec<Port>,
+    pub(super) outputs: Vec<Port>,
 }
 
-/// An output that is asked for.
+/// What goes into a model or comes out of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct Port {
     pub(super) name: String,
-    /// None: as the request says for all.
-    pub(super) binary: Option<bool>,
+    pub(super) fact: Fact,
 }
 
 /// An output, as it is given.
@@ -69,123 +47,97 @@ pub(super) struct Output {
 #[error("{0}")]
 pub(super) struct Malformed(pub(super) String);
 
-#[derive(Deserialize)]
-struct Body<'a> {
-    id: Option<String>,
-    parameters: Option<Map<String, Value>>,
-    #[serde(borrow)]
-    inputs: Vec<Tensor<'a>>,
-    outputs: Option<Vec<OutputTensor>>,
+/// A request's inputs, as they are found in it.
+pub(super) struct Inputs<'a> {
+    ports: &'a [Port],
+    found: Vec<Option<Bytes>>,
 }
 
-#[derive(Deserialize)]
-struct Tensor<'a> {
-    name: String,
-    shape: Vec<u64>,
-    datatype: String,
-    parameters: Option<Map<String, Value>>,
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
-}
+impl<'a> Inputs<'a> {
+    pub(super) fn new(ports: &'a [Port]) -> Self {
+        Self { ports, found: vec![None; ports.len()] }
+    }
 
-#[derive(Deserialize)]
-struct OutputTensor {
-    name: String,
-    parameters: Option<Map<String, Value>>,
-}
-
-/// Reads a request for a model. `json_bytes` of the body are JSON, the rest tensors; none: all is JSON.
-pub(super) fn read(body: &Bytes, json_bytes: Option<usize>, model: &Signature) -> Result<Request, Malformed> {
-    let split = json_bytes.unwrap_or(body.len());
-    if split > body.len() {
-        let why = format!("the JSON is said to have {split} bytes, and the body has {}", body.len());
-        return Err(Malformed(why));
-    }
-    if json_bytes.is_some() && split > HEADER_JSON_BYTES_MAX {
-        return bad(format!(
-            "JSON of {split} bytes before binary tensors is over the limit of {HEADER_JSON_BYTES_MAX}"
-        ));
-    }
-    let json: Body = serde_json::from_slice(&body[..split])
-        .map_err(|e| Malformed(format!("the body is no inference request: {e}")))?;
-    if json.inputs.len() > TENSORS_MAX || json.outputs.as_ref().is_some_and(|outputs| outputs.len() > TENSORS_MAX) {
-        return bad(format!("more than {TENSORS_MAX} tensors are named"));
-    }
-    if json.id.as_ref().is_some_and(|id| id.len() > ID_BYTES_MAX) {
-        return bad(format!("the id is longer than {ID_BYTES_MAX} bytes"));
-    }
-    let inputs = read_inputs(&json.inputs, body.slice(split..), json_bytes.is_some(), &model.inputs)?;
-    let parameters = json.parameters.unwrap_or_default();
-    let wanted = |output: OutputTensor| {
-        let OutputTensor { name, parameters } = output;
-        if !model.outputs.iter().any(|port| port.name == name) {
-            return bad(format!("the model has no output '{name}'; it gives {}", names(&model.outputs)));
+    /// Which of the model's inputs a tensor is, if it is as that one must be.
+    pub(super) fn find<D>(&self, name: &str, type_name: &str, shape: &[D]) -> Result<(usize, &'a Fact), Malformed>
+    where
+        D: Copy + fmt::Debug + TryInto<usize>,
+    {
+        let ports = self.ports;
+        let at = ports.iter().position(|port| port.name == *name);
+        let at = at.ok_or_else(|| Malformed(format!("the model has no input '{name}'; it takes {}", names(ports))))?;
+        let fact = &ports[at].fact;
+        let is_same_shape = shape.iter().map(|dim| (*dim).try_into().ok()).eq(fact.dims.iter().map(|dim| Some(*dim)));
+        if type_name != datatype(fact.element_type) || !is_same_shape {
+            let wanted = format!("{}{:?}", datatype(fact.element_type), fact.dims);
+            return bad(format!("input '{name}' must be {wanted}, not {type_name}{shape:?}"));
         }
-        let parameters = parameters.unwrap_or_default();
+        Ok((at, fact))
+    }
+
+    /// Takes the elements of one.
+    pub(super) fn put(&mut self, at: usize, elements: Bytes) -> Result<(), Malformed> {
+        match self.found[at].replace(elements) {
+            None => Ok(()),
+            Some(_) => bad(format!("input '{}': it is given twice", self.ports[at].name)),
+        }
+    }
+
+    /// All of them, in the model's order.
+    pub(super) fn whole(self) -> Result<Vec<Bytes>, Malformed> {
+        let named = self.found.into_iter().zip(self.ports);
+        named.map(|(found, port)| found.ok_or_else(|| Malformed(format!("input '{}' is missing", port.name)))).collect()
+    }
+}
+
+/// An output that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) name: String,
+    /// None: as the request says for all.
+    pub(super) binary: Option<bool>,
+}
+
+impl Wanted {
+    pub(super) fn new(name: String, parameters: &Map<String, Value>, given: &[Port]) -> Result<Self, Malformed> {
+        if !given.iter().any(|port| port.name == name) {
+            return bad(format!("the model has no output '{name}'; it gives {}", names(given)));
+        }
         if let Some(other) = ["classification", "shared_memory_region"].iter().find(|p| parameters.contains_key(**p)) {
             return bad(format!("output '{name}': '{other}' is not done here; take the whole tensor"));
         }
-        let binary = flag(&parameters, "binary_data").map_err(|e| Malformed(format!("output '{name}': {e}")))?;
-        Ok(Wanted { name, binary })
-    };
-    let outputs = json.outputs.map(|outputs| outputs.into_iter().map(wanted).collect::<Result<_, _>>()).transpose()?;
-    Ok(Request {
-        id: json.id,
-        inputs,
-        outputs,
-        binary_output: flag(&parameters, "binary_data_output")?.unwrap_or(false),
-        wishes: Wishes {
-            deadline_ms: number(&parameters, "deadline_ms", 0.0, DEADLINE_MAX_MS)?,
-            accuracy_floor: number(&parameters, "accuracy_floor", 0.0, 1.0)?,
-        },
-    })
+        let binary = flag(parameters, "binary_data").map_err(|e| Malformed(format!("output '{name}': {e}")))?;
+        Ok(Self { name, binary })
+    }
 }
 
-fn read_inputs(
-    given: &[Tensor<'_>],
-    mut behind: Bytes,
-    may_be_behind: bool,
-    ports: &[Port],
-) -> Result<Vec<Bytes>, Malformed> {
-    let mut inputs: Vec<Option<Bytes>> = vec![None; ports.len()];
-    for tensor in given {
-        let name = &tensor.name;
-        let at = ports
-            .iter()
-            .position(|port| port.name == *name)
-            .ok_or_else(|| Malformed(format!("the model has no input '{name}'; it takes {}", names(ports))))?;
-        let fact = &ports[at].fact;
-        if tensor.datatype != datatype(fact.element_type) || !same_dims(&tensor.shape, &fact.dims) {
-            let wanted = format!("{}{:?}", datatype(fact.element_type), fact.dims);
-            return bad(format!("input '{name}' must be {wanted}, not {}{:?}", tensor.datatype, tensor.shape));
-        }
-        let of_input = |why: String| Malformed(format!("input '{name}': {why}"));
-        let parameters = tensor.parameters.as_ref();
-        let bytes = match (tensor.data, parameters.and_then(|given| given.get("binary_data_size"))) {
-            (Some(data), None) => Elements::read(data, fact).map_err(|e| of_input(e.to_string()))?,
-            (None, Some(size)) if may_be_behind => {
-                let size = size.as_u64().and_then(|size| usize::try_from(size).ok());
-                let size = size.ok_or_else(|| of_input("'binary_data_size' is no number of bytes".to_owned()))?;
-                if size != fact.bytes() || size > behind.len() {
-                    let (wanted, left) = (fact.bytes(), behind.len());
-                    let why = format!("{size} bytes of binary data, of {left} that are left; the tensor has {wanted}");
-                    return Err(of_input(why));
-                }
-                behind.split_to(size)
-            }
-            (None, Some(_)) => return Err(of_input("binary data needs 'Inference-Header-Content-Length'".to_owned())),
-            (Some(_), Some(_)) => return Err(of_input("both 'data' and 'binary_data_size' are given".to_owned())),
-            (None, None) => return Err(of_input("neither 'data' nor 'binary_data_size' is given".to_owned())),
-        };
-        if inputs[at].replace(bytes).is_some() {
-            return Err(of_input("it is given twice".to_owned()));
-        }
+/// What a request's parameters ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Wishes {
+    /// None: the host's own.
+    pub(super) deadline_ms: Option<f64>,
+    /// The lowest measured accuracy of an exit that may answer.
+    pub(super) accuracy_floor: Option<f64>,
+}
+
+impl Wishes {
+    pub(super) fn new(parameters: &Map<String, Value>) -> Result<Self, Malformed> {
+        Ok(Self {
+            deadline_ms: number(parameters, "deadline_ms", 0.0, DEADLINE_MAX_MS)?,
+            accuracy_floor: number(parameters, "accuracy_floor", 0.0, 1.0)?,
+        })
     }
-    if !behind.is_empty() {
-        return bad(format!("{} bytes are left behind the last binary tensor", behind.len()));
+}
+
+/// Whether a request names no more than it may.
+pub(super) fn check_counts(inputs: usize, outputs: usize, id: &str) -> Result<(), Malformed> {
+    if inputs > TENSORS_MAX || outputs > TENSORS_MAX {
+        return bad(format!("more than {TENSORS_MAX} tensors are named"));
     }
-    let named = inputs.into_iter().zip(ports);
-    named.map(|(bytes, port)| bytes.ok_or_else(|| Malformed(format!("input '{}' is missing", port.name)))).collect()
+    if id.len() > ID_BYTES_MAX {
+        return bad(format!("the id is longer than {ID_BYTES_MAX} bytes"));
+    }
+    Ok(())
 }
 
 /// Chooses the outputs that are wanted, and how each is written.
@@ -200,61 +152,6 @@ pub(super) fn select(request: &Request, outputs: Vec<Output>) -> Vec<(Output, bo
     wanted.iter().filter_map(find).collect()
 }
 
-/// A response's body, and how many of its bytes are JSON if tensors follow.
-pub(super) fn write(head: Head<'_>, outputs: &[(Output, bool)]) -> Result<(Bytes, Option<usize>), serde_json::Error> {
-    let written = outputs.iter().map(|(output, binary)| {
-        let size = output.elements.len();
-        Ok(Written {
-            name: &output.port.name,
-            shape: &output.port.fact.dims,
-            datatype: datatype(output.port.fact.element_type),
-            parameters: binary.then_some(BinarySize { binary_data_size: size }),
-            data: if *binary { None } else { Some(json_elements(output)?) },
-        })
-    });
-    let outputs_json = written.collect::<Result<Vec<_>, serde_json::Error>>()?;
-    let json = serde_json::to_vec(&Response { head, outputs: outputs_json })?;
-    let behind = outputs.iter().filter(|(_, binary)| *binary).map(|(output, _)| &output.elements);
-    let json_bytes = json.len();
-    let is_binary = outputs.iter().any(|(_, binary)| *binary);
-    let mut body = BytesMut::from(Bytes::from(json));
-    behind.for_each(|elements| body.put_slice(elements));
-    Ok((body.freeze(), is_binary.then_some(json_bytes)))
-}
-
-/// The part of a response that is not its tensors.
-#[derive(Serialize)]
-pub(super) struct Head<'a> {
-    pub(super) model_name: &'a str,
-    pub(super) model_version: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) id: Option<&'a str>,
-    pub(super) parameters: Value,
-}
-
-#[derive(Serialize)]
-struct Response<'a> {
-    #[serde(flatten)]
-    head: Head<'a>,
-    outputs: Vec<Written<'a>>,
-}
-
-#[derive(Serialize)]
-struct Written<'a> {
-    name: &'a str,
-    shape: &'a [usize],
-    datatype: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    parameters: Option<BinarySize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    data: Option<Value>,
-}
-
-#[derive(Serialize)]
-struct BinarySize {
-    binary_data_size: usize,
-}
-
 /// What the protocol calls a type of elements.
 pub(super) const fn datatype(element_type: ElementType) -> &'static str {
     match element_type {
@@ -267,15 +164,7 @@ pub(super) const fn datatype(element_type: ElementType) -> &'static str {
     }
 }
 
-fn names(ports: &[Port]) -> String {
-    ports.iter().map(|port| port.name.as_str()).collect::<Vec<_>>().join(", ")
-}
-
-fn same_dims(given: &[u64], dims: &[usize]) -> bool {
-    given.iter().copied().eq(dims.iter().map(|dim| *dim as u64))
-}
-
-fn flag(parameters: &Map<String, Value>, name: &str) -> Result<Option<bool>, Malformed> {
+pub(super) fn flag(parameters: &Map<String, Value>, name: &str) -> Result<Option<bool>, Malformed> {
     let Some(value) = parameters.get(name) else { return Ok(None) };
     value.as_bool().map(Some).ok_or_else(|| Malformed(format!("parameter '{name}' must be true or false, not {value}")))
 }
@@ -287,160 +176,10 @@ fn number(parameters: &Map<String, Value>, name: &str, least: f64, most: f64) ->
     number.map(Some).ok_or_else(wrong)
 }
 
-fn bad<T>(why: String) -> Result<T, Malformed> {
+fn names(ports: &[Port]) -> String {
+    ports.iter().map(|port| port.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+pub(super) fn bad<T>(why: String) -> Result<T, Malformed> {
     Err(Malformed(why))
 }
-
-/// Reads a tensor's `data`, flat or nested, into the bytes of its elements.
-struct Elements<'a> {
-    bytes: BytesMut,
-    fact: &'a Fact,
-}
-
-impl<'a> Elements<'a> {
-    fn read(data: &RawValue, fact: &'a Fact) -> Result<Bytes, serde_json::Error> {
-        let mut elements = Self { bytes: BytesMut::with_capacity(fact.bytes()), fact };
-        let mut json = serde_json::Deserializer::from_str(data.get());
-        Level { elements: &mut elements, depth: 0 }.deserialize(&mut json)?;
-        json.end()?;
-        let Self { bytes, fact } = elements;
-        if bytes.len() != fact.bytes() {
-            let (given, wanted) = (bytes.len() / fact.element_type.bytes(), fact.elements());
-            return Err(serde_json::Error::custom(format!("{given} elements are given, the shape has {wanted}")));
-        }
-        Ok(bytes.freeze())
-    }
-
-    fn push<E: serde::de::Error>(&mut self, number: Number) -> Result<(), E> {
-        if self.bytes.len() + self.fact.element_type.bytes() > self.fact.bytes() {
-            return Err(E::custom(format!("more elements are given than the {} of the shape", self.fact.elements())));
-        }
-        let name = datatype(self.fact.element_type);
-        let whole = || number.whole().ok_or_else(|| E::custom(format!("{number} is no {name}")));
-        let outside = |_| E::custom(format!("{number} is no {name}"));
-        let too_large = || E::custom(format!("{number} is no {name}"));
-        match self.fact.element_type {
-            ElementType::F16 => {
-                let float = f16::from_f64(number.float());
-                self.bytes.put_slice(&float.is_finite().then_some(float).ok_or_else(too_large)?.to_le_bytes());
-            }
-            ElementType::F32 => {
-                let float = number.float() as f32;
-                self.bytes.put_f32_le(float.is_finite().then_some(float).ok_or_else(too_large)?);
-            }
-            ElementType::F64 => self.bytes.put_f64_le(number.float()),
-            ElementType::U8 => self.bytes.put_u8(u8::try_from(whole()?).map_err(outside)?),
-            ElementType::I32 => self.bytes.put_i32_le(i32::try_from(whole()?).map_err(outside)?),
-            ElementType::I64 => self.bytes.put_i64_le(i64::try_from(whole()?).map_err(outside)?),
-        }
-        Ok(())
-    }
-}
-
-/// An element as JSON gives it.
-#[derive(Clone, Copy)]
-enum Number {
-    Whole(i128),
-    Float(f64),
-}
-
-impl Number {
-    fn float(self) -> f64 {
-        match self {
-            Self::Whole(number) => number as f64,
-            Self::Float(number) => number,
-        }
-    }
-
-    fn whole(self) -> Option<i128> {
-        match self {
-            Self::Whole(number) => Some(number),
-            Self::Float(_) => None,
-        }
-    }
-}
-
-impl fmt::Display for Number {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Whole(number) => number.fmt(f),
-            Self::Float(number) => number.fmt(f),
-        }
-    }
-}
-
-/// An array of elements, or of arrays of them; or an element.
-struct Level<'e, 'a> {
-    elements: &'e mut Elements<'a>,
-    depth: usize,
-}
-
-impl<'de> DeserializeSeed<'de> for Level<'_, '_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Level<'_, '_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.depth == 0 { "an array of numbers" } else { "a number, or an array of them" })
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<(), A::Error> {
-        if self.depth == NESTING_MAX {
-            return Err(A::Error::custom(format!("arrays are nested more than {NESTING_MAX} deep")));
-        }
-        while array.next_element_seed(Level { elements: &mut *self.elements, depth: self.depth + 1 })?.is_some() {}
-        Ok(())
-    }
-
-    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<(), E> {
-        self.element(Number::Whole(number.into()))
-    }
-
-    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<(), E> {
-        self.element(Number::Whole(number.into()))
-    }
-
-    fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<(), E> {
-        self.element(Number::Float(number))
-    }
-}
-
-impl Level<'_, '_> {
-    fn element<E: serde::de::Error>(self, number: Number) -> Result<(), E> {
-        if self.depth == 0 {
-            return Err(E::custom("a number is no array of numbers"));
-        }
-        self.elements.push(number)
-    }
-}
-
-/// A tensor's elements as JSON. A number that JSON lacks (NaN, infinity) is an error there: ask for binary data.
-fn json_elements(output: &Output) -> Result<Value, serde_json::Error> {
-    let element_type = output.port.fact.element_type;
-    let chunks = output.elements.chunks_exact(element_type.bytes());
-    let element = |bytes: &[u8]| -> Option<Value> {
-        let float = |number: f64| serde_json::Number::from_f64(number).map(Value::Number);
-        Some(match element_type {
-            ElementType::F16 => float(f16::from_le_bytes(bytes.try_into().ok()?).to_f64())?,
-            ElementType::F32 => float(f32::from_le_bytes(bytes.try_into().ok()?).into())?,
-            ElementType::F64 => float(f64::from_le_bytes(bytes.try_into().ok()?))?,
-            ElementType::U8 => Value::from(*bytes.first()?),
-            ElementType::I32 => Value::from(i32::from_le_bytes(bytes.try_into().ok()?)),
-            ElementType::I64 => Value::from(i64::from_le_bytes(bytes.try_into().ok()?)),
-        })
-    };
-    let name = &output.port.name;
-    let no_json =
-        || serde_json::Error::custom(format!("output '{name}' has numbers that JSON lacks; ask for binary data"));
-    chunks.map(|bytes| element(bytes).ok_or_else(no_json)).collect::<Result<Vec<_>, _>>().map(Value::Array)
-}
-
-#[cfg(test)]
-#[path = "tensors_tests.rs"]
-mod tests;

@@ -1,3 +1,4 @@
+use super::super::tensors::select;
 use super::*;
 
 fn port(name: &str, element_type: ElementType, dims: &[usize]) -> Port {
