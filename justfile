@@ -109,10 +109,14 @@ onnx-suite: peers
     cargo build --release --workspace
     target/peers/bin/python tests/peers/onnx_suite.py
 
-# NVIDIA's client of the Open Inference Protocol asks both roles; its answers are the tool's.
+# NVIDIA's and KServe's clients of the Open Inference Protocol, REST and gRPC, ask both roles; their answers are the tool's.
 http-clients: peers
     cargo build --release --workspace
     target/peers/bin/python tests/peers/http_clients.py
+    target/peers/bin/python tests/peers/grpc_clients.py
+    test -x target/kserve/bin/python || python3 -m venv target/kserve
+    target/kserve/bin/pip install --quiet --requirement tests/peers/kserve.txt
+    target/kserve/bin/python tests/peers/kserve_clients.py
 
 # A real Prometheus scrapes both roles; what the alerts and the Grafana dashboard ask for is there.
 metrics:
