@@ -3,15 +3,16 @@
 # bytes with the committed ones, which only the compiler that made those can do.
 set -euo pipefail
 cd "$(dirname "$0")"
-guests=(segment hostile template portable)
+guests=(segment hostile template normalise portable)
 scratch=$(mktemp -d); trap 'rm -rf "$scratch"' EXIT
-compiler=$(./toolchain.sh rustc)
-echo "guests' compiler: $compiler" >&2
-
-if [ "${1:-}" = --check ] && ! grep -qF "$compiler" prebuilt/README.md; then
-  echo "the committed guests were built with another compiler (prebuilt/README.md): cannot compare bytes" >&2
-  exit 2
-fi
+compilers=("$(./toolchain.sh rustc)" "$(arg-max/build.sh compiler)")
+for compiler in "${compilers[@]}"; do
+  echo "guests' compiler: $compiler" >&2
+  if [ "${1:-}" = --check ] && ! grep -qF "$compiler" prebuilt/README.md; then
+    echo "the committed guests were built with another compiler (prebuilt/README.md): cannot compare bytes" >&2
+    exit 2
+  fi
+done
 
 # No path of this machine may get into a guest: its bytes must not depend on where it was built.
 prefix=${EDGENT_WASM_TOOLCHAIN:-$HOME/.cache/edgent-wasm-toolchain}
@@ -31,6 +32,8 @@ for guest in "${guests[@]}"; do
   ln -sf "$target/wasm32-unknown-unknown/release/edgent_guest_$guest.wasm" "$scratch/$guest.wasm"
 done
 env -u RUSTC CARGO_TARGET_DIR="$PWD/target" cargo build --locked --release -p componentize
+CARGO_TARGET_DIR="$PWD/target" arg-max/build.sh "$scratch/arg-max.wasm"
+guests+=(arg-max)
 mkdir "$scratch/prebuilt"
 for guest in "${guests[@]}"; do
   target/release/componentize "$scratch/$guest.wasm" "$scratch/prebuilt/$guest.wasm"
@@ -41,9 +44,9 @@ cat > "$scratch/prebuilt/README.md" <<END
 
 Written by \`guest-layers/build.sh\` from the sources beside this folder; committed so that the host builds
 without a WebAssembly compiler. \`build.sh --check\` builds them again and compares bytes. The same bytes come
-out on any machine and in any folder, but only with this compiler (Debian's \`rustc-web\`):
+out on any machine and in any folder, but only with these compilers (Debian's \`rustc-web\`, and \`clang\` for arg-max):
 
-    $compiler
+$(printf '    %s\n' "${compilers[@]}")
 
 $(cd "$scratch/prebuilt" && sha256sum -- *.wasm | sed 's/^/    /')
 END

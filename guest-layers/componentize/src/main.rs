@@ -1,13 +1,17 @@
-//! Makes a component of a guest's core module: `componentize MODULE.wasm COMPONENT.wasm`.
+//! Makes a component of a guest's core module: `componentize MODULE.wasm COMPONENT.wasm`. And, for guests in C,
+//! what declares the world to them: `componentize --c-bindings WIT_FOLDER FOLDER`.
 //!
 //! The result imports what the world of segments has and nothing else: a guest that drags in WASI by accident is found
 //! here, not by the host that refuses it. And it holds nothing but what runs: names and the list of
 //! tools would make its bytes differ between machines that build the same thing.
 
 use std::error::Error;
+use std::path::Path;
 use std::{env, fs, mem};
 use wasm_encoder::{Component, ComponentSectionId, Encode, Module, RawSection, Section};
 use wasmparser::{Encoding, Parser, Payload};
+use wit_bindgen_core::Files;
+use wit_bindgen_core::wit_parser::Resolve;
 use wit_component::ComponentEncoder;
 
 /// What hosts give; the second in the portable tier alone.
@@ -15,8 +19,10 @@ const GIVEN: [&str; 2] = ["wasi:nn/", "edgent:segment/own-graph@"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    let [module, component] = arguments.as_slice() else {
-        return Err("usage: componentize MODULE.wasm COMPONENT.wasm".into());
+    let [module, component] = match &arguments[..] {
+        [flag, wit, out] if flag == "--c-bindings" => return c_bindings(Path::new(wit), Path::new(out)),
+        [module, component] => [module, component],
+        _ => return Err("usage: componentize MODULE.wasm COMPONENT.wasm, or --c-bindings WIT_FOLDER FOLDER".into()),
     };
     let encoded = ComponentEncoder::default().validate(true).module(&fs::read(module)?)?.encode()?;
     let stripped = without_custom_sections(&encoded)?;
@@ -25,6 +31,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err(format!("{module} imports {import}, which no host gives").into());
     }
     Ok(fs::write(component, stripped)?)
+}
+
+/// segment.h and segment.c, to be compiled with a guest in C, and an object that says which world it is for.
+fn c_bindings(wit: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
+    let mut resolve = Resolve::default();
+    let (package, _) = resolve.push_dir(wit)?;
+    let world = resolve.select_world(&[package], Some("segment"))?;
+    let mut files = Files::default();
+    wit_bindgen_c::Opts::default().build().generate(&mut resolve, world, &mut files)?;
+    fs::create_dir_all(out)?;
+    for (name, bytes) in files.iter() {
+        fs::write(out.join(name), bytes)?;
+    }
+    Ok(())
 }
 
 /// What the component asks of its host; the components nested in it ask only it.

@@ -41,7 +41,7 @@ pub use digest::{Digest, DigestError};
 pub use error::{BundleError, ReferenceError};
 pub use manifest::{
     Blob, Boundary, CodedAccuracy, CodedBytes, Evidence, Exit, FORMAT, Layer, LayerKind, Manifest, ManifestError,
-    Segment, Tensor, Tier,
+    NO_GRAPH, Segment, Tensor, Tier,
 };
 pub use reference::Reference;
 pub use sealed::SealedManifest;

@@ -6,7 +6,11 @@ use std::collections::BTreeSet;
 
 /// The newest version of the manifest that is read. What can be said in an older one is written in that, so that
 /// older programs go on reading it: [`Manifest::least_format`].
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
+
+/// The `graph_format` of a segment that has no graph: what is in its component instead are bytes that its guest reads.
+/// It is its maker's own, before the network or behind it, and always portable: there is nothing for a host to run.
+pub const NO_GRAPH: &str = "none";
 
 const NAME_BYTES_MAX: usize = 200;
 const CODEC_NAME_BYTES_MAX: usize = 32;
@@ -20,8 +24,8 @@ const TENSORS_CROSSING_MAX: usize = 64;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// 1 for a classifier with one input whose graphs are all NNEF; 2 for other networks; 3, [`FORMAT`], where a
-    /// segment is portable.
+    /// 1 for a classifier with one input whose graphs are all NNEF; 2 for other networks; 3 where a segment is
+    /// portable; 4, [`FORMAT`], where one has no graph.
     pub format: u32,
     /// The model's name.
     pub name: String,
@@ -101,7 +105,7 @@ pub struct Segment {
     pub layers: Vec<Layer>,
     /// Multiply-accumulates of one run.
     pub macs: u64,
-    /// How the graph in the component is written: `nnef`, or `onnx` where NNEF has no words for it.
+    /// How the graph in the component is written: `nnef`, `onnx` where NNEF has no words for it, or [`NO_GRAPH`].
     pub graph_format: String,
     /// Where the arithmetic runs.
     pub tier: Tier,
@@ -172,6 +176,13 @@ pub enum Tier {
     /// In the sandbox: the host reads nothing of the graph. If the component's guest is the standard one, the host's
     /// own portable guest runs in its place; any other must do the arithmetic itself.
     Portable,
+}
+
+impl Segment {
+    /// Whether it is a part of the network, not a guest of its maker's own before or behind that.
+    pub fn has_graph(&self) -> bool {
+        self.graph_format != NO_GRAPH
+    }
 }
 
 impl Tier {
@@ -306,7 +317,9 @@ impl Manifest {
     pub fn least_format(&self) -> u32 {
         let is_nnef = |segment: &Segment| segment.graph_format == "nnef";
         let one_input = self.boundaries.first().is_some_and(|inputs| inputs.tensors.len() == 1);
-        if self.segments.iter().any(|segment| segment.tier == Tier::Portable) {
+        if !self.segments.iter().all(Segment::has_graph) {
+            4
+        } else if self.segments.iter().any(|segment| segment.tier == Tier::Portable) {
             3
         } else if !self.classes.is_empty() && one_input && self.segments.iter().all(is_nnef) {
             1
@@ -331,6 +344,9 @@ impl Manifest {
         let (Some(from), Some(to)) = (self.boundaries.get(segment.from), self.boundaries.get(segment.to)) else {
             return wrong("joins boundaries that do not exist");
         };
+        if !segment.has_graph() && segment.tier != Tier::Portable {
+            return wrong("has no graph, so no host can run it as native");
+        }
         let (from, to) = (&from.tensors, &to.tensors);
         let distinct = |tensors: &[usize]| tensors.iter().collect::<BTreeSet<_>>().len() == tensors.len();
         let takes_fit = !segment.takes.is_empty() && segment.takes.iter().all(|tensor| from.contains(tensor));

@@ -116,10 +116,14 @@ fn a_damaged_blob_is_found_out() {
 #[test]
 fn a_manifest_that_does_not_hang_together_is_refused() {
     type Break = fn(&mut Manifest);
-    let cases: [(&str, Break); 28] = [
-        ("format 4", |m| m.format = 4),
+    let cases: [(&str, Break); 30] = [
+        ("format 5", |m| m.format = 5),
         ("format 1 has no words", |m| (m.classes, m.exits[0].sure_at) = (vec![], None)),
         ("format 1 has no words", |m| m.segments[1].graph_format = "onnx".into()),
+        ("no host can run it as native", |m| m.segments[0].graph_format = "none".into()),
+        ("format 1 has no words", |m| {
+            (m.segments[0].graph_format, m.segments[0].tier) = ("none".into(), Tier::Portable);
+        }),
         ("no classes to be sure of", |m| m.classes.clear()),
         ("0 exits", |m| m.exits.clear()),
         ("0 segments", |m| m.segments.clear()),

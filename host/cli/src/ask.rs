@@ -9,7 +9,7 @@ use edgent_link::{
     Activation, Answer, AskRequest, Client, Codec, Direction, ExitDescription, Hello, Limits, Link, PROTOCOL_VERSION,
     Role, TensorDescription,
 };
-use edgent_nn::Tensor;
+use edgent_nn::{ElementType, Tensor};
 use edgent_runtime::{build_name, codec};
 use safetensors::SafeTensors;
 use serde::Serialize;
@@ -62,6 +62,9 @@ struct Given {
     name: String,
     dims: Vec<u32>,
     values: Vec<f64>,
+    /// Bytes that are a text, perhaps with zeros behind it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
@@ -118,7 +121,11 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
                 if row.deadline_met { "" } else { "  LATE" },
                 row.degraded.as_ref().map_or_else(String::new, |why| format!("  degraded: {why}")),
             ));
-            for Given { name, dims, values } in &row.outputs {
+            for Given { name, dims, values, text } in &row.outputs {
+                if let Some(text) = text {
+                    output.line(format_args!("    {name} {dims:?} '{text}'"));
+                    continue;
+                }
                 let least = values.iter().copied().fold(f64::INFINITY, f64::min);
                 let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 output.line(format_args!("    {name} {dims:?} from {least} to {most}"));
@@ -170,7 +177,16 @@ fn inputs(path: &Path, wanted: &[TensorDescription]) -> Result<Vec<Activation>> 
 fn given(exit: Option<&ExitDescription>, at: usize, output: &Activation) -> Given {
     let name = exit.and_then(|exit| exit.outputs.get(at)).map_or_else(|| at.to_string(), |output| output.name.clone());
     let tensor = codec::fact(output).and_then(|fact| codec::decode(output, &fact).ok());
-    Given { name, dims: output.dims.clone(), values: tensor.map_or_else(Vec::new, |tensor| tensor.to_f64()) }
+    let text = tensor.as_ref().filter(|tensor| tensor.element_type() == ElementType::U8).and_then(text);
+    Given { name, dims: output.dims.clone(), values: tensor.map_or_else(Vec::new, |tensor| tensor.to_f64()), text }
+}
+
+/// What bytes say, if that is fit to be shown.
+fn text(tensor: &Tensor) -> Option<String> {
+    let bytes = tensor.bytes();
+    let end = bytes.iter().rposition(|byte| *byte != 0)? + 1;
+    let text = std::str::from_utf8(&bytes[..end]).ok()?;
+    (!text.chars().any(char::is_control)).then(|| text.to_owned())
 }
 
 pub(crate) fn direction(direction: Direction) -> &'static str {

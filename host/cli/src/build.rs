@@ -1,5 +1,6 @@
 //! `edgent build`: ONNX → bundle.
 
+use crate::around::Around;
 use crate::confined::{self, Bounds};
 use crate::model_file::ModelFile;
 use crate::output::{BadInput, Output};
@@ -169,16 +170,18 @@ fn guest(given: &str) -> Result<(usize, PathBuf), String> {
 
 /// Reads guests, and makes sure that hosts will take them.
 fn guests(given: &[(usize, PathBuf)], tier: Tier) -> Result<BTreeMap<usize, Vec<u8>>> {
-    let read = |(segment, path): &(usize, PathBuf)| {
-        let said = |e: &dyn std::fmt::Display| BadInput::error(format!("{}: {e}", path.display()));
-        let component = fs::read(path).map_err(|e| said(&e))?;
-        let imports = imports(&component).map_err(|e| said(&e))?;
-        match imports.iter().find(|name| !is_offered(name, tier)) {
-            Some(import) => Err(said(&format!("it asks its host for {import}; segments get wasi:nn and nothing else"))),
-            None => Ok((*segment, component)),
-        }
-    };
-    given.iter().map(read).collect()
+    given.iter().map(|(segment, path)| Ok((*segment, read_guest(path, tier)?))).collect()
+}
+
+/// The same of one.
+pub(crate) fn read_guest(path: &Path, tier: Tier) -> Result<Vec<u8>> {
+    let said = |e: &dyn std::fmt::Display| BadInput::error(format!("{}: {e}", path.display()));
+    let component = fs::read(path).map_err(|e| said(&e))?;
+    let imports = imports(&component).map_err(|e| said(&e))?;
+    match imports.iter().find(|name| !is_offered(name, tier)) {
+        Some(import) => Err(said(&format!("it asks its host for {import}; segments get wasi:nn and nothing else"))),
+        None => Ok(component),
+    }
 }
 
 /// A network that is described in a model.toml, as it is.
@@ -198,9 +201,17 @@ pub(crate) fn build_as(order: Order<'_>, output: &Output) -> Result<Bundle> {
     let outputs = outputs_of_exits(&imported, &described).map_err(|e| in_model(&e))?;
     let cut = imported.cut(&outputs).map_err(|e| in_model(&e))?;
     cut.notes.iter().for_each(|note| output.progress(note));
-    if let Some(segment) = guests.keys().find(|segment| **segment >= cut.segments.len()) {
-        return Err(in_model(&format!("there is no segment {segment} for --guest; it has {}", cut.segments.len())));
+    let around = Around::read(&described).map_err(|e| in_model(&e))?;
+    // By their numbers in the bundle, those of the network alone.
+    let own = around.first()..around.first() + cut.segments.len();
+    if let Some(segment) = guests.keys().find(|segment| !own.contains(segment)) {
+        return Err(in_model(&format!(
+            "there is no segment {segment} for --guest; it has {} to {}",
+            own.start,
+            own.end - 1
+        )));
     }
+    let guests = guests.into_iter().map(|(segment, guest)| (segment - own.start, guest)).collect();
     confine::granted_time();
     let mut draft = Draft::default();
     let mut manifest = Manifest {
@@ -232,7 +243,9 @@ pub(crate) fn build_as(order: Order<'_>, output: &Output) -> Result<Bundle> {
             ))
         };
         let (png, labels) = sheet(&paths.validation)?;
-        let mut validation = samples::sheet(&png, &labels, paths.tile_px).context("the validation samples")?;
+        let validation = samples::sheet(&png, &labels, paths.tile_px).context("the validation samples")?;
+        let inputs: Vec<_> = cut.boundaries[0].iter().map(|tensor| cut.tensors[*tensor].clone()).collect();
+        let mut validation = around.prepare(validation, &inputs)?;
         measure_confidence(&cut, &validation, &mut manifest)?;
         validation.truncate(codec_samples);
         output.progress(format_args!("measuring coded activations on {} validation samples", validation.len()));
@@ -243,6 +256,7 @@ pub(crate) fn build_as(order: Order<'_>, output: &Output) -> Result<Bundle> {
         manifest.evidence.labels = keep(labels);
         manifest.evidence.golden = keep(file(described.at(&paths.golden))?);
     }
+    around.put(&mut manifest, described.finite, &mut draft)?;
     Ok(draft.write(out, &manifest)?)
 }
 

@@ -33,6 +33,10 @@ pub(crate) struct ModelFile {
     #[serde(default)]
     pub(crate) exits: Vec<Exit>,
     pub(crate) samples: Option<Samples>,
+    /// A guest that makes the network's inputs of others…
+    pub(crate) before: Option<Before>,
+    /// …and one that makes the answer of what each exit gives.
+    pub(crate) after: Option<After>,
     #[serde(skip)]
     pub(crate) path: PathBuf,
 }
@@ -58,6 +62,37 @@ pub(crate) struct Exit {
     /// What is quoted; nothing is chosen by it.
     #[serde(default, rename = "accuracy_test")]
     _accuracy_test: f64,
+}
+
+/// Paths are relative to the file, and in its folder.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Before {
+    /// The component.
+    pub(crate) guest: PathBuf,
+    /// Bytes for it to read.
+    pub(crate) data: Option<PathBuf>,
+    /// What it takes; it gives what the network takes.
+    pub(crate) takes: Vec<OwnTensor>,
+}
+
+/// As [`Before`].
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct After {
+    pub(crate) guest: PathBuf,
+    pub(crate) data: Option<PathBuf>,
+    /// What it gives; it takes what an exit gives.
+    pub(crate) gives: Vec<OwnTensor>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OwnTensor {
+    pub(crate) name: String,
+    #[serde(rename = "type")]
+    pub(crate) element_type: String,
+    pub(crate) shape: Vec<usize>,
 }
 
 /// Paths are relative to the file.
@@ -87,6 +122,8 @@ impl ModelFile {
                 inputs: Vec::new(),
                 exits: Vec::new(),
                 samples: None,
+                before: None,
+                after: None,
                 path: PathBuf::new(),
             }),
         }

@@ -6,7 +6,7 @@ use crate::keys::{self, Signer};
 use crate::output::{BadInput, Output, quantile};
 use crate::samples::{self, Sample};
 use anyhow::{Context, Result, bail};
-use edgent_bundle::{Blob, Bundle, Tier};
+use edgent_bundle::{Blob, Bundle, Manifest, Tier};
 use edgent_link::Codec;
 use edgent_nn::{Graph, GraphFormat, Imported, Pins, Stop, Tensor, example};
 use edgent_runtime::confine;
@@ -15,6 +15,7 @@ use edgent_runtime::{Deployment, Terms, Tiers, codec, components_bytes};
 use edgent_sandbox::Engine;
 use serde::Serialize;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -116,6 +117,13 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let evidence = &manifest.evidence;
     let blob = |blob: &Option<Blob>| blob.as_ref().map(|blob| bundle.blob(blob)).transpose();
     let exits: Vec<String> = manifest.exits.iter().map(|exit| exit.name.clone()).collect();
+    // Guests of its maker's own run on both sides of the comparison.
+    let own = manifest.segments.iter().filter(|segment| !segment.has_graph()).count();
+    if (0..manifest.exits.len()).any(|exit| network(manifest, exit).is_empty()) {
+        return Err(BadInput::error(
+            "an exit is made of its maker's own guests alone: there is no network to compare with",
+        ));
+    }
     let whole = undivided(&bundle)?;
     confine::granted_time();
     let golden = match &arguments.golden {
@@ -137,7 +145,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         cuts_checked: 0,
         cuts_bit_exact: 0,
         cuts_close: 0,
-        portable_segments: deployment.portable(),
+        portable_segments: deployment.portable() - own,
         cuts_max_diff: 0.0,
         golden_inputs: if has_golden { golden.count } else { 0 },
         max_abs_diff: 0.0,
@@ -155,14 +163,19 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let mut compared = BTreeSet::new();
     for index in 0..golden.count {
         let input: Vec<Tensor> = golden.at(&manifest.boundaries[0].tensors, index).flatten().cloned().collect();
-        let given = whole.run_once(input.clone())?;
+        let inner = deployment.run(0, 0..network(manifest, 0).start, input.clone(), &Stop::never())?.output;
+        let given = whole.run_once(inner)?;
         for (exit, path) in manifest.exits.iter().map(|exit| &exit.path).enumerate() {
             let place = |tensor: &usize| {
                 let name = &manifest.tensors[*tensor].name;
                 whole.outputs().iter().position(|port| port.name == *name).context("an output that the network has not")
             };
-            let places = manifest.outputs(exit).iter().map(place).collect::<Result<Vec<_>>>()?;
-            let expected: Vec<&Tensor> = places.into_iter().map(|place| &given[place]).collect();
+            let end = network(manifest, exit).end;
+            let given_there = &manifest.boundaries[manifest.segments[path[end - 1]].to].tensors;
+            let places = given_there.iter().map(place).collect::<Result<Vec<_>>>()?;
+            let expected: Vec<Tensor> = places.into_iter().map(|place| given[place].clone()).collect();
+            // What its maker's guest makes of that; the same, where there is none.
+            let expected = deployment.run(exit, end..path.len(), expected, &Stop::never())?.output;
             // Every cut of the path: as if the activation there crossed the wire between two hosts.
             for cut in 0..=path.len() {
                 let before = deployment.run(exit, 0..cut, input.clone(), &Stop::never())?.output;
@@ -181,7 +194,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
                 let pairs = || split.iter().zip(&expected);
                 let as_many = split.len() == expected.len();
                 let exact = as_many && pairs().all(|(ours, theirs)| ours.bytes() == theirs.bytes());
-                let apart = |(ours, theirs): (&Tensor, &&Tensor)| difference(ours, theirs).unwrap_or(f64::INFINITY);
+                let apart = |(ours, theirs): (&Tensor, &Tensor)| difference(ours, theirs).unwrap_or(f64::INFINITY);
                 let apart = pairs().map(apart).fold(0.0, |a: f64, b| if b.is_nan() { f64::INFINITY } else { a.max(b) });
                 report.cuts_bit_exact += usize::from(exact);
                 report.cuts_close += usize::from(as_many && apart <= tolerance);
@@ -214,7 +227,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     output.progress(format_args!("answering {} labelled samples at every exit", samples.len()));
     let answered = if samples.is_empty() { 0 } else { exits.len() };
     for exit in 0..answered {
-        let end = bundle.manifest().exits[exit].path.len();
+        let end = network(manifest, exit).end;
         let mut right = 0;
         for sample in &samples {
             let logits = deployment.run(exit, 0..end, vec![sample.image.clone()], &Stop::never())?.output;
@@ -281,7 +294,8 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         );
     }
     // A part of an ONNX file is put in order by itself, and rounds otherwise than the whole; so does the sandbox.
-    let all_nnef = manifest.segments.iter().all(|segment| segment.graph_format == GraphFormat::Nnef.name());
+    let mut graphs = manifest.segments.iter().filter(|segment| segment.has_graph());
+    let all_nnef = graphs.all(|segment| segment.graph_format == GraphFormat::Nnef.name());
     let unchanged = if all_nnef && report.portable_segments == 0 { report.cuts_bit_exact } else { report.cuts_close };
     if unchanged != report.cuts_checked {
         bail!("{} cuts change the answer", report.cuts_checked - unchanged);
@@ -290,6 +304,16 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         bail!("'{}' differs by {} from the golden one", report.tensors_max_at, report.tensors_max_diff);
     }
     Ok(())
+}
+
+/// Which segments of an exit's path are the network's; those before and behind are guests of its maker's own.
+fn network(manifest: &Manifest, exit: usize) -> Range<usize> {
+    let mut path = manifest.exits[exit].path.iter();
+    let is_own = |segment: &&usize| !manifest.segments[**segment].has_graph();
+    let before = path.clone().take_while(is_own).count();
+    let behind = path.by_ref().rev().take_while(is_own).count();
+    let end = manifest.exits[exit].path.len() - behind;
+    before.min(end)..end
 }
 
 /// The network that a bundle was cut from.
@@ -321,7 +345,7 @@ fn input_codecs(deployment: &Deployment, samples: &[Sample]) -> Result<Vec<Input
             let coded = codec::encode(&sample.image, codec);
             bytes.push(codec::wire_bytes(&coded, &[]) as f64);
             let input = codec::decode(&coded, &sample.image.fact())?;
-            let logits = deployment.run(best, 0..exit.path.len(), vec![input], &Stop::never())?.output;
+            let logits = deployment.run(best, 0..network(manifest, best).end, vec![input], &Stop::never())?.output;
             right += usize::from(logits.first().is_some_and(|logits| answer(logits) == sample.label));
         }
         Ok((right as f64 / samples.len().max(1) as f64, bytes))

@@ -132,7 +132,7 @@ fn native(
 }
 
 /// A segment whose guest does the arithmetic: this program's own, if the component's would leave it to the host. What
-/// it takes and gives is what the manifest says, and its graph is bytes.
+/// it takes and gives is what the manifest says, and its graph is bytes; so is whatever a segment has that has none.
 fn portable(
     engine: &Engine,
     manifest: &Manifest,
@@ -141,7 +141,10 @@ fn portable(
     graph: &[u8],
     tensors: &[Fact],
 ) -> Result<Segment, PrepareError> {
-    let code = if code != standard_guest() {
+    let code = if !segment.has_graph() {
+        // It computes, but not much.
+        engine.compile(code)?
+    } else if code != standard_guest() {
         engine.compile_for(Purpose::Computes, code)?
     } else if segment.graph_format == GraphFormat::Nnef.name() {
         engine.compile_for(Purpose::Ships, portable_guest())?
@@ -504,7 +507,14 @@ fn pretend(time: Duration, stop: &Stop) {
 }
 
 fn network(manifest: &Manifest, facts: &[Fact]) -> Result<Network, NetworkError> {
-    let boundary = |told: &edgent_bundle::Boundary| {
+    // Behind its maker's own guest stands the input itself in other numbers, as behind a network's normalisation, and
+    // there is no cut there either: one that no link is fast enough for.
+    let is_input =
+        |boundary: usize| manifest.segments.iter().any(|s| !s.has_graph() && s.from == 0 && s.to == boundary);
+    let boundary = |(index, told): (usize, &edgent_bundle::Boundary)| {
+        if is_input(index) {
+            return Boundary::new(u64::MAX);
+        }
         let crossing: Vec<&Fact> = told.tensors.iter().map(|tensor| &facts[*tensor]).collect();
         // As many bytes as nearly every activation takes: a plan is to be kept.
         let measured = |name| told.coded.iter().find(|coded| coded.codec == name).map(|coded| coded.p90_bytes);
@@ -514,7 +524,7 @@ fn network(manifest: &Manifest, facts: &[Fact]) -> Result<Network, NetworkError>
         let raw_bytes = crossing.iter().map(|fact| fact.bytes() as u64).sum();
         known.fold(Boundary::new(raw_bytes), |boundary, (codec, bytes)| boundary.with(codec, bytes))
     };
-    let boundaries = manifest.boundaries.iter().map(boundary).collect();
+    let boundaries = manifest.boundaries.iter().enumerate().map(boundary).collect();
     let exits = manifest
         .exits
         .iter()

@@ -35,6 +35,10 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let bundle = open(&arguments.model, scratch.path(), output)?;
     let deployment = Deployment::prepare(&bundle, &Engine::new()?, 1.0)?;
+    anyhow::ensure!(
+        bundle.manifest().segments.iter().all(edgent_bundle::Segment::has_graph),
+        "its maker's own guests stand around this network: there is no undivided one to compare with"
+    );
     let whole = undivided(&bundle)?;
     let mut context = whole.context()?;
     let names: Vec<String> = whole.inputs().iter().map(|port| port.name.clone()).collect();

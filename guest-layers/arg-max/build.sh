@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Builds the guest in C: build.sh MODULE.wasm, with clang, wasm-ld and wasi-libc (Debian: clang lld wasi-libc).
+# `build.sh compiler` prints the compiler's version. wasi-libc is for malloc, memcpy and expf, which ask nothing of a
+# host; componentize says so if anything else came along.
+set -euo pipefail
+cd "$(dirname "$0")"
+if [ "$1" = compiler ]; then
+  clang --version | head -n 1
+  exit
+fi
+scratch=$(mktemp -d); trap 'rm -rf "$scratch"' EXIT
+env -u RUSTC cargo run --quiet --locked --release --manifest-path ../componentize/Cargo.toml -- --c-bindings ../../wit "$scratch"
+# No entry point, and no path of this machine in it.
+clang --target=wasm32-wasi -Oz -Wall -Wextra -Werror -Wno-unused-parameter "-ffile-prefix-map=$scratch=." -I "$scratch" \
+  -nostartfiles -nodefaultlibs -Wl,--no-entry -Wl,--strip-all -Wl,--gc-sections -Wl,-z,stack-size=65536 \
+  arg_max.c "$scratch/segment.c" "$scratch/segment_component_type.o" -lc -o "$1"
