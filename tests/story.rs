@@ -1113,6 +1113,36 @@ fn a_scan_says_what_a_model_asks_for_and_whether_it_is_taken() {
     let said = dear["refused"].as_str().unwrap();
     assert!(said.contains(&format!("{macs} multiply-accumulates, over the 1000")), "{said}");
 
+    // As a host sees it whose operator has limits for its publisher.
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
+    let (signed, keys, policy) = (path("signed"), path("acme"), path("policy.toml"));
+    copy(bundle(), Path::new(&signed));
+    edgent(&["keygen", "--out", &keys, "--no-password"]);
+    edgent(&["sign", &signed, "--secret-key", &format!("{keys}.key"), "--version", "3"]);
+    let judged = |bundle: &str, limits: &str| {
+        let publisher = "[[publisher]]\nname = \"acme\"\nkeys = [\"acme.pub\"]\n";
+        let text = format!("format = 1\nunsigned = \"refuse\"\n{publisher}limits = {{ {limits} }}\n");
+        std::fs::write(&policy, text).unwrap();
+        edgent(&["scan", bundle, "--policy", &policy])
+    };
+    let taken = judged(&signed, "macs = 1e12, workers-share = 0.5");
+    assert_eq!((&taken["admitted"], &taken["segments"][0]["tier"]), (&json!(true), &json!("portable")), "{taken}");
+    let said = &taken["policy"];
+    assert_eq!(
+        (&said["publisher"], &said["version"], &said["workers_share"]),
+        (&json!("acme"), &json!(3), &json!(0.5))
+    );
+    for (bundle, limits, expected) in [
+        (&signed[..], "macs = 1000.0", "multiply-accumulates an answer, and"),
+        (&signed[..], "memory-mib = 1.0", "of memory to take, and"),
+        (model, "macs = 1e12", "nobody signed it"),
+    ] {
+        let refused = judged(bundle, limits);
+        let said = refused["refused"].as_str().unwrap();
+        assert!(refused["admitted"] == false && said.contains(expected), "{limits}: {said}");
+    }
+
     let onnx = edgent(&["scan", "models/branchy-alexnet/branchy-alexnet.onnx"]);
     assert_eq!((&onnx["admitted"], &onnx["onnx"]["inputs"][0]), (&Value::from(true), &Value::from("image")));
     let (code, _, said) = run(&["scan", "Cargo.toml"]);
@@ -1123,12 +1153,10 @@ fn a_scan_says_what_a_model_asks_for_and_whether_it_is_taken() {
     assert!(!host.status.success() && said.contains("over the 1000 that are allowed here"), "{said}");
 }
 
-/// A version whose segment does wrong again and again is left for the version before; it is shown, and not taken again.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_version_that_does_wrong_again_and_again_is_quarantined() {
-    let scratch = tempfile::tempdir().unwrap();
-    let path = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
-    let (model, first, second, store) = (path("branching.onnx"), path("first"), path("second"), path("store"));
+/// A version of a network, and one after it that promises what the network does not keep: large inputs overflow.
+fn sound_and_unsound(scratch: &Path) -> [String; 2] {
+    let path = |name: &str| scratch.join(name).to_str().unwrap().to_owned();
+    let (model, first, second) = (path("branching.onnx"), path("first"), path("second"));
     // What it multiplies its input with is so large that large inputs overflow.
     let mut network = std::fs::read(project().join("host/nn/tests/data/branching.onnx")).unwrap();
     let scale = b"B\x05scaleJ\x04";
@@ -1141,6 +1169,78 @@ async fn a_version_that_does_wrong_again_and_again_is_quarantined() {
         std::fs::write(path("model.toml"), finite.to_owned() + &described).unwrap();
         edgent(&["build", &model, "--out", out]);
     }
+    [first, second]
+}
+
+/// The same on an edge, which devices ask: it goes back by itself, and whoever starts it again has it forget.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_quarantines_a_version_until_its_next_start() {
+    let scratch = tempfile::tempdir().unwrap();
+    let store = scratch.path().join("store").to_str().unwrap().to_owned();
+    let [first, second] = sound_and_unsound(scratch.path());
+    let arguments = ["--role", "edge", "--listen", "127.0.0.1:0", "--model", &first, "--store", &store];
+    let edge = HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap();
+    let address = edge.address().to_string();
+    edgent(&["push", &second, "--to", &address]);
+
+    let link = Link::start(Security::plain_on_loopback(None)).unwrap();
+    let client = link.connect(&address, Hello::new(Role::Device, "test"), Limits::default()).await.unwrap();
+    let bundle = Bundle::open(Path::new(&second)).unwrap();
+    let (model, dims, exit) = (Digest(bundle.digest().0), bundle.manifest().tensors[0].dims.clone(), 1);
+    let (direction, codec) = (Direction::DeviceFirst, Codec::Raw);
+    client.install_plan(Plan { epoch: 1, model, exit, cut: 0, direction, codec }).await.unwrap();
+    let ask = async |value: f32| {
+        let input = Tensor::from_f32(&dims, &vec![value; dims.iter().product()]).unwrap();
+        let request = InferRequest {
+            id: 1,
+            model,
+            epoch: 1,
+            from_segment: 0,
+            to_segment: bundle.manifest().exits[usize::from(exit)].path.len() as u16,
+            reply_codec: Codec::Raw,
+            remaining_budget_us: PATIENCE.as_micros() as u64,
+            activation: edgent_runtime::codec::encode(&input, Codec::Raw),
+            beside: Vec::new(),
+        };
+        client.infer(request).await
+    };
+    ask(0.5).await.unwrap();
+    let mut large = 1.0;
+    while ask(large).await.is_ok() {
+        large *= 2.0;
+        assert!(large.is_finite(), "nothing overflows");
+    }
+    for _ in 1..3 {
+        let said = ask(large).await.unwrap_err().to_string();
+        assert!(said.contains("returned NaN or infinity"), "{said}");
+    }
+    let said = ask(0.5).await.unwrap_err().to_string();
+    assert!(said.contains("quarantined"), "{said}");
+    let is_in_force = |status: &Value, bundle: &str| {
+        let current = status["versions"].as_array().unwrap().iter().find(|row| row["current"] == true).unwrap();
+        current["digest"] == digest_of(bundle)
+    };
+    let state = || edgent(&["status", &address]);
+    wait_until("went back to the version before", || is_in_force(&state(), &first));
+    assert_eq!(state()["quarantined"], 1);
+    let (code, _, said) = run(&["push", &second, "--to", &address]);
+    assert!(code == 1 && said.contains("quarantined here"), "{said}");
+
+    drop(client);
+    assert!(edge.end().await.unwrap().success());
+    let edge = HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await.unwrap();
+    let address = edge.address().to_string();
+    let status = edgent(&["status", &address]);
+    assert!(is_in_force(&status, &first) && status["quarantined"] == 0, "{status}");
+    edgent(&["push", &second, "--to", &address]);
+}
+
+/// A version whose segment does wrong again and again is left for the version before; it is shown, and not taken again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_does_wrong_again_and_again_is_quarantined() {
+    let scratch = tempfile::tempdir().unwrap();
+    let store = scratch.path().join("store").to_str().unwrap().to_owned();
+    let [first, second] = sound_and_unsound(scratch.path());
     let digest =
         |of: &str| edgent(&["inspect", of])["digest"].as_str().unwrap().parse::<edgent_bundle::Digest>().unwrap();
     let arguments = ["--role", "device", "--listen", "127.0.0.1:0", "--model", &first, "--store", &store];

@@ -18,6 +18,7 @@ use edgent_runtime::confidence::{self, Said};
 use edgent_runtime::{confine, is_offered};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -118,7 +119,7 @@ struct Report {
 /// The command in a process of its own, which can open the model's folder, the bundle's, and the guests, and no other.
 pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
     let Arguments { model, out, bounds, guest, .. } = arguments;
-    let beside = model.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let beside = folder(model);
     let bytes = fs::metadata(model).map_or(0, |found| found.len());
     let is_new = !out.exists();
     fs::create_dir_all(out).map_err(|e| BadInput::error(format!("{}: {e}", out.display())))?;
@@ -129,6 +130,25 @@ pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
         let _ = fs::remove_dir(out);
     }
     built
+}
+
+/// A network that is described in a model.toml, built in such a process by a command that goes on with the bundle.
+pub(crate) fn build_confined(model: &Path, out: &Path, codec_samples: usize, output: &Output) -> Result<Bundle> {
+    output.progress(format_args!("building a bundle of {}", model.display()));
+    let said = |e: std::io::Error| BadInput::error(format!("{}: {e}", model.display()));
+    let bytes = fs::metadata(model).map_err(said)?.len();
+    fs::create_dir_all(out)?;
+    let confinement = confined::confinement(Bounds::default(), bytes, &[folder(model)], &[out])?;
+    let samples = codec_samples.to_string();
+    let arguments: [&OsStr; 6] =
+        ["build".as_ref(), model.as_ref(), "--out".as_ref(), out.as_ref(), "--samples".as_ref(), samples.as_ref()];
+    confinement.run(&confine::this_program()?, &arguments).map_err(BadInput::error)?;
+    Ok(Bundle::open(out)?)
+}
+
+/// Where a network's description lies, too.
+fn folder(model: &Path) -> &Path {
+    model.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {

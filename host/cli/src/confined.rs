@@ -1,11 +1,14 @@
-//! Commands that read what strangers give run in a confined process, as whole commands: `build`, `verify`, `scan`.
+//! Commands that read what strangers give run in a confined process, as whole commands: `build`, `inspect`, `verify`,
+//! `scan`, `plan`, `profile`, `map build`.
 //!
 //! The tool starts itself again with its own arguments, under limits and with no file to open but those the command
 //! is about. Nothing foreign is read by the tool itself, and nothing needs to be read twice.
 
 use crate::output::BadInput;
 use anyhow::{Context, Result};
-use edgent_runtime::confine::{CONFINED_PROGRAM, this_program, told};
+use edgent_bundle::{Bundle, Segment, Tier};
+use edgent_runtime::components_bytes;
+use edgent_runtime::confine::{CONFINED_PROGRAM, Confinement, this_program, told};
 use edgent_runtime::trial::{self, TRY};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -28,7 +31,7 @@ const FILE_BYTES_MAX: u64 = 4 << 30;
 const BOUND_MAX: u64 = 1 << 30;
 
 /// What a confined process may take.
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub(crate) struct Bounds {
     /// How much address space reading what is foreign may take, in a process of its own [default: by its size].
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=BOUND_MAX))]
@@ -78,6 +81,21 @@ pub(crate) fn main(run: impl FnOnce(Vec<OsString>) -> ExitCode) -> ExitCode {
     }
 }
 
+/// Runs this very command again, confined, on a bundle; it may read other files, and write one.
+pub(crate) fn on_bundle(path: &Path, read: &[&Path], written: Option<&Path>) -> Result<ExitCode> {
+    let bundle = Bundle::open(path).map_err(BadInput::error)?;
+    let is_portable = |segment: &Segment| segment.tier == Tier::Portable && segment.has_graph();
+    let is_portable = bundle.manifest().segments.iter().any(is_portable);
+    let bounds = if is_portable { Bounds::default().compiling() } else { Bounds::default() };
+    let read: Vec<&Path> = read.iter().copied().chain([bundle.dir()]).collect();
+    // A file that is not there yet is its folder's business.
+    let folder = written.map(|file| match file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => folder,
+        None => Path::new("."),
+    });
+    again(bounds, components_bytes(bundle.manifest()), &read, folder.as_slice())
+}
+
 /// Runs this very command again, confined; returns its exit code.
 pub(crate) fn again(bounds: Bounds, bytes: u64, read: &[&Path], write: &[&Path]) -> Result<ExitCode> {
     again_told(bounds, bytes, read, write, &[])
@@ -91,6 +109,16 @@ pub(crate) fn again_told(
     write: &[&Path],
     told: &[OsString],
 ) -> Result<ExitCode> {
+    let arguments: Vec<OsString> = env::args_os().skip(1).chain(told.iter().cloned()).collect();
+    let arguments: Vec<_> = arguments.iter().map(OsString::as_os_str).collect();
+    let confinement = confinement(bounds, bytes, read, write)?;
+    let ended = confinement.run_in_front(&this_program()?, &arguments).context("in a process of its own")?;
+    let code = ended.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    Ok(ExitCode::from(code))
+}
+
+/// Limits for a command on so many foreign bytes, and the files that it may open.
+pub(crate) fn confinement(bounds: Bounds, bytes: u64, read: &[&Path], write: &[&Path]) -> Result<Confinement> {
     let real = |paths: &[&Path]| -> Result<Vec<PathBuf>> {
         let real =
             |path: &&Path| fs::canonicalize(path).map_err(|e| BadInput::error(format!("{}: {e}", path.display())));
@@ -106,9 +134,5 @@ pub(crate) fn again_told(
     if bounds.memory_bytes.is_none() {
         confinement.memory_bytes += MEMORY_BYTES;
     }
-    let arguments: Vec<OsString> = env::args_os().skip(1).chain(told.iter().cloned()).collect();
-    let arguments: Vec<_> = arguments.iter().map(OsString::as_os_str).collect();
-    let ended = confinement.run_in_front(&this_program()?, &arguments).context("in a process of its own")?;
-    let code = ended.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
-    Ok(ExitCode::from(code))
+    Ok(confinement)
 }

@@ -1,5 +1,6 @@
 //! `edgent inspect`: what a bundle consists of.
 
+use crate::confined;
 use crate::keys::{self, Signer};
 use crate::output::{BadInput, Output};
 use anyhow::Result;
@@ -9,6 +10,7 @@ use edgent_nn::{ElementType, Fact};
 use edgent_runtime::codec;
 use serde::Serialize;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -66,6 +68,11 @@ struct ExitRow<'a> {
     accuracy: f64,
     path: &'a [usize],
     macs: u64,
+}
+
+/// The command in a process of its own, which can open the bundle and nothing else.
+pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
+    confined::on_bundle(&arguments.bundle, &[], None)
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {

@@ -137,6 +137,10 @@ pub fn main() -> ExitCode {
         Command::Build(arguments) => build::confined(arguments),
         Command::Scan(arguments) => scan::confined(arguments),
         Command::Verify(arguments) => verify::confined(arguments),
+        Command::Inspect(arguments) => inspect::confined(arguments),
+        Command::Plan(arguments) => plan::confined(arguments),
+        Command::Profile(arguments) if arguments.bundle.is_some() => profile::confined(arguments),
+        Command::Map(map::Command::Build(arguments)) => map::confined(arguments),
         _ => return run(arguments.command, &output),
     };
     confined.unwrap_or_else(|error| output.finish(Err(error)))

@@ -2,6 +2,7 @@
 
 use crate::ask;
 use crate::bounds;
+use crate::confined;
 use crate::daemon::strategy;
 use crate::output::{BadInput, Output};
 use crate::profile::ProfileFile;
@@ -11,10 +12,11 @@ use edgent_planner::{
     Candidate, Constraints, Direction, Explained, Link, Margin, Network, Placement, Plan, Profile, Strategy, Timings,
     Verdict, explain,
 };
-use edgent_runtime::{Deployment, codec};
+use edgent_runtime::{Deployment, codec, confine};
 use edgent_sandbox::Engine;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 /// Runs of each segment from which its time is taken.
 const PROFILE_RUNS: usize = 20;
@@ -146,6 +148,13 @@ struct Row {
     verdict: Option<&'static str>,
 }
 
+/// The command in a process of its own, which can open the bundle and the profiles.
+pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
+    let profiles: Vec<&Path> =
+        [&arguments.device_profile, &arguments.edge_profile].into_iter().flatten().map(PathBuf::as_path).collect();
+    confined::on_bundle(&arguments.bundle, &profiles, None)
+}
+
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     bounds::check(arguments.deadline_ms, arguments.slowdown)?;
     let at_least_0 = [arguments.rate_bps, arguments.rtt_ms, arguments.margin, arguments.codec_loss_max];
@@ -211,6 +220,7 @@ fn profiled(
 ) -> Result<(Deployment, Profile)> {
     let engine = Engine::new()?;
     let deployment = Deployment::prepare(bundle, &engine, 1.0)?;
+    confine::granted_time();
     let told = |file: &ProfileFile| file.segments_us(bundle.manifest(), &bundle.digest().to_string());
     let coding = |file: &Option<ProfileFile>, slowdown: f64| match file {
         Some(file) => file.codecs(),

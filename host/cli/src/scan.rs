@@ -11,8 +11,8 @@ use edgent_bundle::{Bundle, Tier, imported_functions, split};
 use edgent_nn::{ElementType, Fact, Graph, GraphFormat, Imported, Pins, Survey, operators};
 use edgent_runtime::confine;
 use edgent_runtime::trial::{Job, Trial};
-use edgent_runtime::{Tiers, components_bytes, macs, memory_bytes};
-use serde::Serialize;
+use edgent_runtime::{Admitted, Policy, Tiers, components_bytes, macs, memory_bytes};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
@@ -34,9 +34,27 @@ pub(crate) struct Arguments {
     caps: Caps,
     #[command(flatten)]
     bounds: Bounds,
+    /// As a host sees it that has this policy, when the bundle is pushed to it.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
     /// What the trial ended with; told to the process that reads.
     #[arg(long, hide = true)]
     trial: Option<String>,
+    /// What the policy says; told in the same way.
+    #[arg(long, hide = true)]
+    judged: Option<String>,
+}
+
+/// What a policy says of a bundle.
+#[derive(Serialize, Deserialize)]
+struct Judged {
+    /// Who signed it, of those who are trusted there.
+    publisher: Option<String>,
+    version: Option<u64>,
+    tiers: Tiers,
+    /// The publisher's limits that hold while it runs; what the manifest breaks is a refusal.
+    macs_max: Option<u64>,
+    workers_share: f64,
 }
 
 #[derive(Serialize)]
@@ -50,6 +68,8 @@ struct Report {
     admitted: bool,
     /// Why not.
     refused: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<Judged>,
     /// On the way to the exit that takes most; none if the graph could not be loaded.
     macs: Option<u64>,
     bytes: u64,
@@ -89,18 +109,46 @@ struct Onnx {
 /// Has it tried, then read, each in a process of its own.
 pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
     let trial = Trial::new(confine::this_program()?, arguments.bounds.for_trial(), None);
+    let policy = arguments.policy.as_deref().map(Policy::read).transpose().map_err(BadInput::error)?;
+    let mut told = Vec::new();
     let (tried, folder, bytes) = if arguments.what.is_file() {
+        if policy.is_some() {
+            return Err(BadInput::error("--policy is about bundles: an ONNX file is signed by nobody"));
+        }
         let path = fs::canonicalize(&arguments.what).map_err(BadInput::error)?;
         let bytes = fs::metadata(&path).map_err(BadInput::error)?.len();
-        (trial.run(&Job::Onnx { path: path.clone(), macs_max: arguments.caps.macs_max }, &path, bytes), path, bytes)
+        let tried = trial.run(&Job::Onnx { path: path.clone(), macs_max: arguments.caps.macs_max }, &path, bytes);
+        (tried.map_err(|error| error.to_string()), path, bytes)
     } else {
         let bundle = Bundle::open(&arguments.what).map_err(BadInput::error)?;
-        let tried = trial.bundle(&bundle, &arguments.caps.admission(), tiers(arguments));
+        let (mut admission, mut tiers) = (arguments.caps.admission(), tiers(arguments));
+        let refused = match policy.map(|policy| policy.look_at(&bundle)).transpose() {
+            Ok(None) => None,
+            Ok(Some(admitted)) => {
+                admission = admitted.within(admission);
+                tiers = if admitted.tiers == Tiers::Portable { Tiers::Portable } else { tiers };
+                told = vec!["--judged".into(), serde_json::to_string(&Judged::of(admitted))?.into()];
+                None
+            }
+            // Nothing of it would be compiled then, and nothing is here.
+            Err(refusal) => Some(refusal.to_string()),
+        };
+        let tried = match refused {
+            Some(why) => Err(why),
+            None => trial.bundle(&bundle, &admission, tiers).map_err(|error| error.to_string()),
+        };
         (tried, bundle.dir().to_owned(), components_bytes(bundle.manifest()))
     };
-    let said = tried.err().map_or_else(String::new, |error| error.to_string());
-    let told = ["--trial".into(), OsString::from(said)];
+    told.extend(["--trial".into(), OsString::from(tried.err().unwrap_or_default())]);
     confined::again_told(arguments.bounds, bytes, &[&folder], &[], &told)
+}
+
+impl Judged {
+    fn of(admitted: Admitted) -> Self {
+        let Admitted { by, tiers, macs_max, workers_share } = admitted;
+        let (publisher, version) = by.map(|signed| (signed.publisher, signed.version)).unzip();
+        Self { publisher, version, tiers, macs_max, workers_share }
+    }
 }
 
 fn tiers(arguments: &Arguments) -> Tiers {
@@ -122,7 +170,9 @@ fn bundle(arguments: &Arguments, refused: Option<String>) -> Result<Report> {
         Fact::new(element_type, &tensor.dims).ok()
     });
     let facts: Option<Vec<Fact>> = facts.collect();
-    let tiers = tiers(arguments);
+    let judged: Option<Judged> = arguments.judged.as_deref().map(serde_json::from_str).transpose()?;
+    let by_policy = judged.as_ref().map_or(Tiers::AsBuilt, |judged| judged.tiers);
+    let tiers = if by_policy == Tiers::Portable { by_policy } else { tiers(arguments) };
     let (mut all, mut rows, mut costs) = (BTreeMap::new(), Vec::new(), Vec::new());
     for segment in &manifest.segments {
         let component = bundle.blob(&segment.component)?;
@@ -160,6 +210,7 @@ fn bundle(arguments: &Arguments, refused: Option<String>) -> Result<Report> {
         digest: Some(bundle.digest().to_string()),
         admitted: refused.is_none(),
         refused,
+        policy: judged,
         macs: Some(macs(manifest, &costs)),
         bytes: components_bytes(manifest),
         memory_bytes: rows.iter().map(|row| row.memory_bytes).sum(),
@@ -188,6 +239,7 @@ fn onnx(path: &Path, refused: Option<String>) -> Result<Report> {
         digest: None,
         admitted: refused.is_none(),
         refused,
+        policy: None,
         macs,
         bytes: survey.weights_bytes,
         memory_bytes: None,
@@ -250,6 +302,13 @@ fn show(report: &Report, output: &Output) {
     output.line(format_args!("weights         {:.1} MiB", mib(report.bytes)));
     if let Some(bytes) = report.memory_bytes {
         output.line(format_args!("memory          about {:.1} MiB", mib(bytes)));
+    }
+    if let Some(Judged { publisher, version, macs_max, workers_share, .. }) = &report.policy {
+        let by = publisher.as_ref().map_or_else(|| "nobody who is trusted".to_owned(), |name| format!("'{name}'"));
+        let version = version.map_or_else(String::new, |version| format!(" as version {version}"));
+        let macs = macs_max.map_or_else(String::new, |macs| format!(", up to {macs} multiply-accumulates an answer"));
+        let share = format!(", {:.0} % of an edge's threads for a model", workers_share * 100.0);
+        output.line(format_args!("by the policy   signed by {}{version}{macs}{share}", by.escape_debug()));
     }
     output.line(match &report.refused {
         None => "would be taken".to_owned(),

@@ -480,6 +480,15 @@ pub fn memory_bytes(segment: &edgent_bundle::Segment, tensors: &[Fact], tier: Ti
     crossing.fold(own, u64::saturating_add)
 }
 
+/// The same of all segments of a bundle, by its manifest. Tensors that there cannot be count for all there is.
+pub(crate) fn manifest_memory_bytes(manifest: &Manifest, tiers: Tiers) -> u64 {
+    let fact =
+        |tensor: &edgent_bundle::Tensor| Fact::new(ElementType::from_name(&tensor.element_type)?, &tensor.dims).ok();
+    let Some(facts) = manifest.tensors.iter().map(fact).collect::<Option<Vec<_>>>() else { return u64::MAX };
+    let of = |segment: &edgent_bundle::Segment| memory_bytes(segment, &facts, tiers.of(segment));
+    manifest.segments.iter().map(of).fold(0, u64::saturating_add)
+}
+
 /// Whether segments may have that of their host: nothing but `wasi:nn`, be it a clock or a log; and in the portable
 /// tier, their own graph.
 pub fn is_offered(import: &str, tier: Tier) -> bool {

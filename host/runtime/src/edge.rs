@@ -69,6 +69,8 @@ struct Model {
     deployment: Arc<Deployment>,
     /// Shared with the other versions of the model, and with nobody else.
     workers: Workers,
+    /// How many they are.
+    threads: usize,
     /// When a request last asked for it.
     asked: Mutex<Instant>,
     /// Whether a device has said that it asks no more, and none has shown interest since.
@@ -263,16 +265,18 @@ impl Served {
         })
     }
 
-    /// Serves what is ready, on the threads of the model's other versions if there are any.
+    /// Serves what is ready, on the threads of the model's other versions if there are any and as many as its publisher
+    /// may have.
     fn serve(&self, prepared: Prepared) -> io::Result<()> {
         let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
         let name = &prepared.bundle.manifest().name;
-        let others = models.values().find(|model| model.deployment.manifest().name == *name);
-        let workers = match others {
+        let threads = ((self.threads as f64 * prepared.workers_share) as usize).max(1);
+        let is_alike = |model: &&Arc<Model>| model.deployment.manifest().name == *name && model.threads == threads;
+        let workers = match models.values().find(is_alike) {
             Some(model) => model.workers.clone(),
-            None => Workers::start(self.threads)?,
+            None => Workers::start(threads)?,
         };
-        models.insert(Digest(prepared.bundle.digest().0), Model::new(prepared, workers));
+        models.insert(Digest(prepared.bundle.digest().0), Model::new(prepared, workers, threads));
         Ok(())
     }
 
@@ -342,10 +346,11 @@ impl Served {
 }
 
 impl Model {
-    fn new(Prepared { deployment, timings, .. }: Prepared, workers: Workers) -> Arc<Self> {
+    fn new(Prepared { deployment, timings, .. }: Prepared, workers: Workers, threads: usize) -> Arc<Self> {
         Arc::new(Self {
             deployment: Arc::new(deployment),
             workers,
+            threads,
             asked: Mutex::new(Instant::now()),
             is_going: AtomicBool::new(false),
             plans: Mutex::default(),

@@ -39,6 +39,6 @@ pub use edge::Edge;
 pub use emulation::{Emulation, MeasuredHost};
 pub use host::{Host, HostError, Pulse, Settings, Trialist, build_name};
 pub use identity::{IdentityFolder, IdentityFolderError, Known};
-pub use policy::{Policy, PolicyError, Refusal};
+pub use policy::{Admitted, Policy, PolicyError, Refusal, Signed};
 pub use push::{PushError, make_ready, push, tell_signatures};
 pub use workers::{Busy, Due, Turn, Workers};

@@ -16,13 +16,15 @@
 //! # Without it, all is done in the sandbox, whatever the bundle says: slower, and the host reads no graph.
 //! allow = ["native"]
 //! # Each may be left out.
-//! limits = { bundle-mib = 200.0, segments = 100 }
+//! limits = { bundle-mib = 200.0, components-mib = 150.0, segments = 100, macs = 1e9, memory-mib = 400.0, workers-share = 0.5 }
 //! ```
 //!
 //! [`Policy::judge`] is the one place where it is decided; nothing of a bundle is compiled or run before.
 
-use crate::Tiers;
-use edgent_bundle::{BundleError, Digest, KeyId, PublicKey, SealedManifest, Signature, SignatureError, Tier};
+use crate::admission::{components_bytes, macs};
+use crate::deployment::manifest_memory_bytes;
+use crate::{Admission, Tiers};
+use edgent_bundle::{Bundle, BundleError, Digest, KeyId, PublicKey, SealedManifest, Signature, SignatureError, Tier};
 use edgent_nn::GraphFormat;
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -106,8 +108,17 @@ enum Grant {
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct LimitsEntry {
+    /// All blobs together.
     bundle_mib: Option<f64>,
+    /// All components together.
+    components_mib: Option<f64>,
     segments: Option<usize>,
+    /// Multiply-accumulates on the way to the exit that takes most.
+    macs: Option<f64>,
+    /// What all segments take of a host's memory, about.
+    memory_mib: Option<f64>,
+    /// Of an edge's threads for a model.
+    workers_share: Option<f64>,
 }
 
 /// Who asks for a bundle to be run.
@@ -120,22 +131,37 @@ pub(crate) enum Origin {
 }
 
 /// A bundle may be run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Admitted {
+#[derive(Clone, Debug, PartialEq)]
+pub struct Admitted {
     /// Who signed it; none if nobody did who is trusted here.
-    pub(crate) by: Option<Signed>,
+    pub by: Option<Signed>,
     /// Where its arithmetic must be done.
-    pub(crate) tiers: Tiers,
+    pub tiers: Tiers,
+    /// What its publisher's answers may take, by the graphs as well as by the manifest.
+    pub macs_max: Option<u64>,
+    /// How much of an edge's threads for a model it gets: over 0, up to 1.
+    pub workers_share: f64,
 }
 
 /// A signature that holds, by a key that is trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Signed {
-    pub(crate) publisher: String,
-    pub(crate) key: KeyId,
-    pub(crate) version: u64,
+pub struct Signed {
+    /// Its name in the policy.
+    pub publisher: String,
+    /// With which of its keys.
+    pub key: KeyId,
+    /// By the publisher's own count.
+    pub version: u64,
     /// From when this version is in force, none of the publisher's below this one may come into force here.
-    pub(crate) minimum_version: u64,
+    pub minimum_version: u64,
+}
+
+impl Admitted {
+    /// The operator's limits for all, or the publisher's own where they are lower.
+    pub fn within(&self, admission: Admission) -> Admission {
+        let macs_max = self.macs_max.map_or(admission.macs_max, |most| most.min(admission.macs_max));
+        Admission { macs_max, ..admission }
+    }
 }
 
 impl Policy {
@@ -174,8 +200,17 @@ impl Policy {
                 }
                 keys.push(read);
             }
-            if limits.bundle_mib.is_some_and(|mib| !(mib > 0.0 && mib.is_finite())) {
-                return Err(at(here, &format!("bundle-mib of '{name}' must be over 0")));
+            for (key, value, most) in [
+                ("bundle-mib", limits.bundle_mib, f64::MAX),
+                ("components-mib", limits.components_mib, f64::MAX),
+                ("macs", limits.macs, f64::MAX),
+                ("memory-mib", limits.memory_mib, f64::MAX),
+                ("workers-share", limits.workers_share, 1.0),
+            ] {
+                if value.is_some_and(|value| !(value > 0.0 && value <= most)) {
+                    let most = if most == 1.0 { " and at most 1" } else { "" };
+                    return Err(at(here, &format!("{key} of '{name}' must be over 0{most}")));
+                }
             }
             publishers.push(Publisher { name, keys, models, native: allow.contains(&Grant::Native), limits });
         }
@@ -211,6 +246,11 @@ impl Policy {
         }
     }
 
+    /// Whether a host with this policy, in which nothing has been in force yet, would run a bundle that is pushed to it.
+    pub fn look_at(&self, bundle: &Bundle) -> Result<Admitted, Refusal> {
+        self.judge(bundle.sealed(), bundle.signatures(), Origin::Peer, |_| Ok(0))
+    }
+
     /// Whether a bundle may be run. `minimum` tells the lowest version that may come into force with a key's signature,
     /// by what has been in force here; 0 if nothing has.
     pub(crate) fn judge(
@@ -235,7 +275,9 @@ impl Policy {
                     match self.judge_signed(bundle, signature, publisher, &minimum) {
                         Ok(signed) => {
                             let tiers = if publisher.native { Tiers::AsBuilt } else { Tiers::Portable };
-                            return Ok(Admitted { by: Some(signed), tiers });
+                            let macs_max = publisher.limits.macs.map(|macs| macs as u64);
+                            let workers_share = publisher.limits.workers_share.unwrap_or(1.0);
+                            return Ok(Admitted { by: Some(signed), tiers, macs_max, workers_share });
                         }
                         Err(why) => refusals.push(why),
                     }
@@ -248,7 +290,8 @@ impl Policy {
         }
         let tiers = if self.unsigned == Unsigned::Allow { Tiers::AsBuilt } else { Tiers::Portable };
         let judged = self.judge_unsigned(bundle, signatures, origin, &minimum);
-        judged.map(|()| Admitted { by: None, tiers }).map_err(refused)
+        let admitted = |()| Admitted { by: None, tiers, macs_max: None, workers_share: 1.0 };
+        judged.map(admitted).map_err(refused)
     }
 
     fn judge_signed(
@@ -272,19 +315,8 @@ impl Policy {
         if let Some(segment) = not_portable(bundle).filter(|_| !publisher.native) {
             return Err(Why::Native { publisher: name, segment, policy });
         }
-        let bytes = bundle.blobs().iter().fold(0_u64, |all, blob| all.saturating_add(blob.bytes));
-        let mib = bytes as f64 / f64::from(1 << 20);
-        if let Some(limit) = publisher.limits.bundle_mib.filter(|limit| mib > *limit) {
-            return Err(Why::Limit {
-                publisher: name,
-                what: format!("{mib:.1} MiB"),
-                limit: format!("{limit} MiB"),
-                policy,
-            });
-        }
-        if let Some(limit) = publisher.limits.segments.filter(|limit| manifest.segments.len() > *limit) {
-            let what = format!("{} segments", manifest.segments.len());
-            return Err(Why::Limit { publisher: name, what, limit: limit.to_string(), policy });
+        if let Some((what, limit)) = publisher.limits.broken(bundle, publisher.native) {
+            return Err(Why::Limit { publisher: name, what, limit, policy });
         }
         Ok(Signed { publisher: name, key, version: statement.version, minimum_version: statement.minimum_version })
     }
@@ -317,6 +349,32 @@ impl Policy {
             return Err(Why::NotPortable { segment, policy });
         }
         Ok(())
+    }
+}
+
+impl LimitsEntry {
+    /// What a bundle has too much of, and how much may be.
+    fn broken(&self, bundle: &SealedManifest, native: bool) -> Option<(String, String)> {
+        let manifest = bundle.manifest();
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let blobs_bytes = bundle.blobs().iter().fold(0_u64, |all, blob| all.saturating_add(blob.bytes));
+        let tiers = if native { Tiers::AsBuilt } else { Tiers::Portable };
+        let sizes = [
+            (self.bundle_mib, blobs_bytes, ""),
+            (self.components_mib, components_bytes(manifest), " of components"),
+            (self.memory_mib, manifest_memory_bytes(manifest, tiers), " of memory to take"),
+        ];
+        for (limit, bytes, of) in sizes {
+            if let Some(limit) = limit.filter(|limit| mib(bytes) > *limit) {
+                return Some((format!("{:.1} MiB{of}", mib(bytes)), format!("{limit} MiB")));
+            }
+        }
+        if let Some(limit) = self.segments.filter(|limit| manifest.segments.len() > *limit) {
+            return Some((format!("{} segments", manifest.segments.len()), limit.to_string()));
+        }
+        let macs = macs(manifest, &[]);
+        let limit = self.macs.filter(|limit| macs as f64 > *limit)?;
+        Some((format!("{macs} multiply-accumulates an answer"), limit.to_string()))
     }
 }
 

@@ -310,6 +310,39 @@ fn who_is_not_allowed_native_has_all_done_in_the_sandbox_or_is_refused() {
 }
 
 #[test]
+fn a_publisher_has_limits_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let acme = Publisher::new();
+    let mut manifest = bundle("m", 3 << 20).manifest().clone();
+    manifest.segments[0].macs = 1_000_000;
+    let bundle = SealedManifest::seal(&manifest).unwrap();
+    let [statement, minisig] = acme.sign(&bundle, 1, 1);
+    let signature = Signature::read(&statement, &minisig).unwrap();
+    let judged = |limits: &str| {
+        let head = "format = 1\nunsigned = \"refuse\"\n[[publisher]]\nname = \"acme\"\nallow = [\"native\"]\n";
+        let text = format!("{head}keys = [\"{}\"]\nlimits = {{ {limits} }}\n", acme.line());
+        let policy = policy(dir.path(), &text).unwrap();
+        policy.judge(&bundle, from_ref(&signature), Origin::Peer, |_| Ok(0)).map_err(|why| why.to_string())
+    };
+    for (limits, expected) in [
+        ("macs = 999_999.0", "it has 1000000 multiply-accumulates an answer, and"),
+        ("components-mib = 2.9", "it has 3.0 MiB of components, and"),
+        ("bundle-mib = 2.9", "it has 3.0 MiB, and"),
+        // Weights are in memory once and a half, and there is an instance.
+        ("memory-mib = 4.5", "it has 4.6 MiB of memory to take, and"),
+        ("segments = 0", "it has 1 segments, and"),
+    ] {
+        let why = judged(limits).unwrap_err();
+        assert!(why.contains(expected) && why.contains("raise it in their `limits`"), "{limits}: {why}");
+    }
+    let admitted = judged("macs = 1e6, components-mib = 3.0, memory-mib = 5.0, workers-share = 0.5").unwrap();
+    assert_eq!((admitted.macs_max, admitted.workers_share), (Some(1_000_000), 0.5));
+    // Whose figure is lower counts, and the graphs are asked, too.
+    let most = |macs_max| admitted.within(crate::Admission { macs_max, ..Default::default() }).macs_max;
+    assert_eq!((most(u64::MAX), most(5)), (1_000_000, 5));
+}
+
+#[test]
 fn a_file_that_is_not_understood_is_refused_with_line_and_name() {
     let dir = tempfile::tempdir().unwrap();
     let key = Publisher::new().line();
@@ -326,6 +359,8 @@ fn a_file_that_is_not_understood_is_refused_with_line_and_name() {
         (format!("{head}keys = [\"{key}\"]\nallow = [\"clock\"]\n"), &["line 6", "clock", "native"]),
         (format!("{head}keys = [\"{key}\"]\nlimits = {{ memory = 1 }}\n"), &["line 6", "memory"]),
         (format!("{head}keys = [\"{key}\"]\nlimits = {{ bundle-mib = nan }}\n"), &["line 4", "bundle-mib"]),
+        (format!("{head}keys = [\"{key}\"]\nlimits = {{ macs = 0.0 }}\n"), &["line 4", "macs of 'acme'"]),
+        (format!("{head}keys = [\"{key}\"]\nlimits = {{ workers-share = 1.5 }}\n"), &["line 4", "at most 1"]),
         (
             format!("{head}keys = [\"{key}\"]\n[[publisher]]\nname = \"acme\"\nkeys = [\"{key}\"]\n"),
             &["line 7", "acme"],

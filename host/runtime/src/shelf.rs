@@ -78,6 +78,8 @@ pub(crate) struct Prepared {
     pub(crate) bundle: Bundle,
     pub(crate) deployment: Deployment,
     pub(crate) timings: Timings,
+    /// How much of an edge's threads for a model it gets.
+    pub(crate) workers_share: f64,
 }
 
 impl Shelf {
@@ -297,17 +299,18 @@ impl Shelf {
     /// Looks whether a bundle may be run, and tries it; then compiles and loads it, compares its answers with the golden
     /// ones that it brings, and measures it.
     pub(crate) fn prepare(&self, bundle: Bundle) -> Result<Prepared, PrepareError> {
-        let Admitted { by, tiers } = self.judge(bundle.sealed(), bundle.signatures(), Origin::Here)?;
+        let admitted = self.judge(bundle.sealed(), bundle.signatures(), Origin::Here)?;
+        let admission = admitted.within(self.admission);
+        let Admitted { by, tiers, workers_share, .. } = admitted;
         if let Some(Signed { publisher, key, version, .. }) = by {
             let name = &bundle.manifest().name;
             tracing::info!(model = %name, digest = %bundle.digest().short(), %publisher, %key, version, "signed");
         }
-        self.admission.check_manifest(bundle.manifest())?;
+        admission.check_manifest(bundle.manifest())?;
         if let Some(trial) = &self.trial {
-            trial.bundle(&bundle, &self.admission, tiers)?;
+            trial.bundle(&bundle, &admission, tiers)?;
         }
-        let Self { emulation, memory_max_bytes, admission, .. } = self;
-        let (emulation, memory_max_bytes, admission) = (emulation.clone(), *memory_max_bytes, *admission);
+        let (emulation, memory_max_bytes) = (self.emulation.clone(), self.memory_max_bytes);
         let terms = Terms { emulation, memory_max_bytes, admission, tiers, ..Terms::default() };
         let deployment = Deployment::prepare_on(&bundle, &self.engine, &terms)?;
         golden::check(&bundle, &deployment)?;
@@ -322,7 +325,7 @@ impl Shelf {
         let (name, held, portable) = (&deployment.manifest().name, deployment.held(), deployment.portable());
         let digest = deployment.digest();
         tracing::info!(model = %name, digest = %digest.short(), portable, "prepared {held} of {segments} segments");
-        Ok(Prepared { bundle, deployment, timings })
+        Ok(Prepared { bundle, deployment, timings, workers_share })
     }
 
     /// The version that is in force in the store, if there are both.

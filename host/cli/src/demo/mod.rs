@@ -5,7 +5,7 @@ mod record;
 
 use crate::ask::ask;
 use crate::bounds;
-use crate::build::{CODEC_SAMPLES, build};
+use crate::build::{CODEC_SAMPLES, build_confined};
 use crate::output::Output;
 use crate::relay::Shape;
 use crate::rig::{DELAY, PAUSE, Rig, test_samples};
@@ -55,11 +55,12 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     bounds::check(arguments.deadline_ms, arguments.slowdown)?;
-    let bundle = build(&arguments.model, &arguments.out.join("bundle"), CODEC_SAMPLES, output)
+    let bundle = build_confined(&arguments.model, &arguments.out.join("bundle"), CODEC_SAMPLES, output)
         .context("the demo runs from the project's folder; elsewhere, give --model")?;
     let beside = arguments.model.with_file_name("retrained.onnx");
     let next = arguments.next.clone().or_else(|| Some(beside).filter(|file| file.is_file()));
-    let next = next.map(|file| build(&file, &arguments.out.join("next"), CODEC_SAMPLES, output)).transpose()?;
+    let next =
+        next.map(|file| build_confined(&file, &arguments.out.join("next"), CODEC_SAMPLES, output)).transpose()?;
     let samples = test_samples(&bundle)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let record = runtime.block_on(show(arguments, &bundle, next.as_ref(), &samples, output))?;

@@ -3,6 +3,7 @@
 mod file;
 
 use crate::bounds::{DEADLINE_MAX_MS, SLOWDOWN_MAX};
+use crate::confined;
 use crate::output::{BadInput, Output};
 use crate::plan::measured;
 use crate::trace::Trace;
@@ -12,7 +13,8 @@ use edgent_bundle::Bundle;
 use edgent_planner::{ConfigurationMap, Constraints, Link, Margin, Network};
 use edgent_runtime::codec;
 use file::{Emulated, FORMAT, MapFile, StateRow};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 /// States of a map for which no rates are given.
 const STATES: usize = 17;
@@ -67,6 +69,12 @@ pub(crate) struct ShowArguments {
     /// The map.
     #[arg(value_name = "MAP.json")]
     map: PathBuf,
+}
+
+/// Making one in a process of its own, which can open the bundle and the traces, and write the map.
+pub(crate) fn confined(arguments: &BuildArguments) -> Result<ExitCode> {
+    let traces: Vec<&Path> = arguments.trace.iter().map(PathBuf::as_path).collect();
+    confined::on_bundle(&arguments.bundle, &traces, Some(&arguments.out))
 }
 
 pub(crate) fn run(command: &Command, output: &Output) -> Result<()> {

@@ -10,19 +10,21 @@ mod sweep;
 
 pub(crate) use file::Profile as ProfileFile;
 
+use crate::confined;
 use crate::output::{BadInput, Output, quantile};
 use anyhow::{Context, Result};
 use edgent_bundle::{Bundle, Tier, split};
 use edgent_link::CodecTime;
 use edgent_nn::{ElementType, Fact, Graph, GraphFormat, Stop, Tensor, example};
 use edgent_planner::{Quality, Regression, Sample};
-use edgent_runtime::{Deployment, build_name, codec};
+use edgent_runtime::{Deployment, build_name, codec, confine};
 use edgent_sandbox::{Engine, Limits, Segment};
 use features::{FeatureSet, LayerType};
 use file::{CodecTimes, FORMAT, Fitted, Measured, Profile, Times};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Instant;
 use sweep::{Effort, Sweep};
 
@@ -44,7 +46,7 @@ const ERROR_MAX: f64 = 0.15;
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// A bundle, whose segments are measured as well as predicted.
-    bundle: Option<PathBuf>,
+    pub(crate) bundle: Option<PathBuf>,
     /// Write the profile to this file.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -82,6 +84,12 @@ struct Compared {
     predicted_us: BTreeMap<FeatureSet, f64>,
     /// (predicted − measured) / measured.
     relative_error: BTreeMap<FeatureSet, f64>,
+}
+
+/// The command in a process of its own, which can open the bundle, if there is one, and write the profile.
+pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
+    let bundle = arguments.bundle.as_ref().context("without a bundle, nothing foreign is read")?;
+    confined::on_bundle(bundle, &[], arguments.out.as_deref())
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
@@ -125,6 +133,7 @@ struct Chain {
 impl Chain {
     fn new(bundle: &Bundle, engine: &Engine) -> Result<Self> {
         let deployment = Deployment::prepare(bundle, engine, 1.0)?;
+        confine::granted_time();
         let load_us = (0..BUNDLE_LOADS).map(|_| load_us(bundle, engine)).collect::<Result<_>>()?;
         // Neither all the same nor in order: like an image.
         let like_an_image = |fact: &Fact| match fact.element_type {

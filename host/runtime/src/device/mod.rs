@@ -327,7 +327,7 @@ impl Shared {
 }
 
 impl Serving {
-    fn new(shared: Arc<Shared>, Prepared { bundle, deployment, timings }: Prepared) -> Self {
+    fn new(shared: Arc<Shared>, Prepared { bundle, deployment, timings, .. }: Prepared) -> Self {
         let network = deployment.network().clone();
         let controller = Mutex::new(Controller::new(network, shared.plan, timings, first_epoch()));
         let (deployment, introducing, tally) = (Arc::new(deployment), AtomicBool::new(false), Tally::default());
