@@ -139,9 +139,7 @@ impl Device {
                 }
                 _ = look.tick() => {
                     if let Some(edge) = self.shared.edge() {
-                        let device = Arc::clone(&self);
-                        // Beside this loop: an edge that stands still must not hold up the change to another one.
-                        tokio::spawn(async move { device.look(&edge.address, &edge.client).await });
+                        self.look_soon(edge);
                     }
                 }
                 Some((serving, action)) = actions.recv() => {
@@ -154,8 +152,15 @@ impl Device {
         }
     }
 
+    /// Looks what is in force there, beside what else is done: an edge that stands still must not hold up the change to
+    /// another one.
+    fn look_soon(self: &Arc<Self>, edge: Joined) {
+        let device = Arc::clone(self);
+        tokio::spawn(async move { device.look(&edge.address, &edge.client).await });
+    }
+
     /// Has the controllers plan with the edge that is to be in force now.
-    fn settle(&self) {
+    fn settle(self: &Arc<Self>) {
         let Some(Changed { from, to }) = self.shared.edges.choose(self.shared.started.elapsed()) else { return };
         let current = self.serving();
         if let Some(from) = &from {
@@ -166,6 +171,8 @@ impl Device {
             return self.tell_all(&Event::EdgeLost);
         };
         tracing::info!(address = %to.address, "this edge is in force");
+        // Now, and not when it is time to: what comes into force there from now on is somebody's wish.
+        self.look_soon(to.clone());
         for serving in [Some(Arc::clone(&current)), self.versions.on_trial()].into_iter().flatten() {
             let is_met = serving.model() == to.model;
             // The plan in force may go on if the new edge knows it.

@@ -150,7 +150,7 @@ mod tests {
         let growing: Vec<_> = (0..100).map(|i| (f64::from(i) / 100.0, 60.0 + 0.12 * f64::from(i), 30.0)).collect();
         assert!((host("device", &growing).growth_mib_per_h - 12.0).abs() < 1e-6);
         let flat: Vec<_> = (0..100).map(|i| (f64::from(i) / 100.0, 60.0 + f64::from(i % 2), 30.0)).collect();
-        assert!(host("device", &flat).growth_mib_per_h.abs() < 0.1);
+        assert!(host("device", &flat).growth_mib_per_h.abs() < 0.2);
         // The first round is a sample, too.
         assert_eq!(host("edge", &growing[..1]).files, [30.0, 30.0]);
     }
