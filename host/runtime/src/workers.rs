@@ -36,7 +36,7 @@ pub enum Turn {
 }
 
 /// A request that was not begun by its deadline is worth an answer for as long again, and for at least this.
-const LATE_MIN: Duration = Duration::from_secs(1);
+const LATE_MIN: Duration = Duration::from_secs(5);
 
 /// When a job must be done, and how long it takes.
 #[derive(Clone, Copy, Debug)]
