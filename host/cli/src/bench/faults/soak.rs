@@ -119,7 +119,7 @@ impl Soak {
 /// Of samples: hours, MiB, files.
 fn host(name: &'static str, samples: &[(f64, f64, f64)]) -> Host {
     let quarter = samples.len() / 4;
-    let (second, last) = (&samples[quarter..2 * quarter.max(1)], &samples[samples.len() - quarter.max(1)..]);
+    let (second, last) = (&samples[quarter..(2 * quarter).max(1)], &samples[samples.len() - quarter.max(1)..]);
     let median = |samples: &[(f64, f64, f64)], of: fn(&(f64, f64, f64)) -> f64| {
         quantile(&mut samples.iter().map(of).collect::<Vec<_>>(), 0.5)
     };
