@@ -2,17 +2,19 @@
 //! a name behind it. The one is written in Rust, the other in C.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "support/tool.rs"]
+mod tool;
+
 use edgent_bundle::Bundle;
 use edgent_cli::hosts::HostProcess;
 use edgent_nn::{ElementType, Stop, Tensor};
 use edgent_runtime::Deployment;
 use edgent_sandbox::Engine;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use tool::{edgent, project, run};
 
-const EDGENT: &str = env!("CARGO_BIN_EXE_edgent");
 const EDGENT_HOST: &str = env!("CARGO_BIN_EXE_edgent-host");
 
 /// What the network takes.
@@ -54,23 +56,6 @@ gives = [
     { name = "label", type = "u8", shape = [32] },
 ]
 "#;
-
-fn project() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
-}
-
-fn run(arguments: &[&str]) -> (i32, String, String) {
-    let output = Command::new(EDGENT).args(arguments).arg("--json").current_dir(project()).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
-}
-
-/// Runs a command that must succeed and print exactly one JSON object.
-fn edgent(arguments: &[&str]) -> Value {
-    let (code, stdout, stderr) = run(arguments);
-    assert_eq!(code, 0, "{arguments:?}: {stderr}");
-    serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{arguments:?} printed {stdout:?}: {e}"))
-}
 
 /// A folder with a network, what may stand around it, and that description.
 fn model(folder: &Path, described: &str) -> PathBuf {

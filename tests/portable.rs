@@ -1,6 +1,9 @@
 //! The portable tier: a network that nobody trusts is computed inside the sandbox, and answers as it would outside.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "support/tool.rs"]
+mod tool;
+
 use edgent_bundle::{Bundle, Store, portable_guest};
 use edgent_cli::hosts::HostProcess;
 use edgent_nn::{Stop, example, graphs_read};
@@ -11,34 +14,16 @@ use serde_json::Value;
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
+use tool::edgent;
 
-const EDGENT: &str = env!("CARGO_BIN_EXE_edgent");
 const EDGENT_HOST: &str = env!("CARGO_BIN_EXE_edgent-host");
 
 /// What is promised; where values are greater than 1, as a share of the greatest.
 const TOLERANCE: f64 = 1e-5;
 
-fn project() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
-}
-
 fn scratch(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
-}
-
-fn run(arguments: &[&str]) -> (i32, String, String) {
-    let output = Command::new(EDGENT).args(arguments).arg("--json").current_dir(project()).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
-}
-
-/// Runs a command that must succeed and print exactly one JSON object.
-fn edgent(arguments: &[&str]) -> Value {
-    let (code, stdout, stderr) = run(arguments);
-    assert_eq!(code, 0, "{arguments:?}: {stderr}");
-    serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{arguments:?} printed {stdout:?}: {e}"))
 }
 
 /// A bundle whose segments are native, as bundles usually are.

@@ -2,6 +2,9 @@
 //! and images are still answered. Two real processes, a real model, real images.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "support/tool.rs"]
+mod tool;
+
 use bytes::Bytes;
 use edgent_bundle::{Bundle, Draft};
 use edgent_cli::hosts::HostProcess;
@@ -26,16 +29,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+use tool::{edgent, project, run};
 
 const EDGENT: &str = env!("CARGO_BIN_EXE_edgent");
 const EDGENT_HOST: &str = env!("CARGO_BIN_EXE_edgent-host");
 
 /// Long enough for a busy machine, short enough to notice a hang.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn project() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
-}
 
 /// The bundle that all tests share, built once by the command that users run.
 fn bundle() -> &'static Path {
@@ -53,19 +53,6 @@ fn bundle() -> &'static Path {
         assert_eq!(built["exits"], 5);
         dir
     })
-}
-
-fn run(arguments: &[&str]) -> (i32, String, String) {
-    let output = Command::new(EDGENT).args(arguments).arg("--json").current_dir(project()).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
-}
-
-/// Runs a command that must succeed and print exactly one JSON object.
-fn edgent(arguments: &[&str]) -> Value {
-    let (code, stdout, stderr) = run(arguments);
-    assert_eq!(code, 0, "{arguments:?}: {stderr}");
-    serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{arguments:?} printed {stdout:?}: {e}"))
 }
 
 async fn edge() -> HostProcess {

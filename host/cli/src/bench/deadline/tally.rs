@@ -99,7 +99,7 @@ impl Row {
     /// Of requests to real hosts.
     pub(super) fn of(point: Point, strategy: &'static str, exits: &Exits, asked: &[Asked]) -> Self {
         let taken = |asked: &Asked| asked.answer.as_ref().map(|answer| usize::from(answer.exit));
-        let outcome = |one: &Asked| Outcome { exit: taken(one), latency_ms: one.latency_ms, accuracy: None };
+        let outcome = |one: &Asked| Outcome { exit: taken(one), latency_ms: one.latency_ms };
         let mut row = Self::reckoned(point, strategy, exits, asked.iter().map(outcome).collect());
         let share = |of: &dyn Fn(&Asked) -> bool| {
             asked.iter().filter(|asked| of(asked)).count() as f64 / asked.len().max(1) as f64
@@ -126,10 +126,8 @@ impl Row {
     /// Of what the oracle would have done.
     pub(super) fn of_oracle(point: Point, exits: &Exits, ideals: &[Option<Ideal>]) -> Self {
         let outcome = |ideal: &Option<Ideal>| match ideal {
-            Some(ideal) => {
-                Outcome { exit: Some(ideal.exit), latency_ms: ideal.latency_ms, accuracy: Some(ideal.accuracy) }
-            }
-            None => Outcome { exit: None, latency_ms: f64::INFINITY, accuracy: None },
+            Some(ideal) => Outcome { exit: Some(ideal.exit), latency_ms: ideal.latency_ms },
+            None => Outcome { exit: None, latency_ms: f64::INFINITY },
         };
         let mut row = Self::reckoned(point, "oracle", exits, ideals.iter().map(outcome).collect());
         (row.accuracy, row.right_in_time) = (row.expected_in_time, row.expected_in_time);
@@ -140,8 +138,7 @@ impl Row {
         let deadline_ms = point.deadline_ms;
         let mean = |of: &dyn Fn(&Outcome) -> f64| outcomes.iter().map(of).sum::<f64>() / outcomes.len().max(1) as f64;
         let in_time = |outcome: &Outcome| outcome.exit.is_some() && outcome.latency_ms <= deadline_ms;
-        let accuracy =
-            |outcome: &Outcome| outcome.accuracy.or_else(|| outcome.exit.map(|exit| exits[exit].1)).unwrap_or_default();
+        let accuracy = |outcome: &Outcome| outcome.exit.map_or(0.0, |exit| exits[exit].1);
         let if_in_time = |outcome: &Outcome, value: f64| if in_time(outcome) { value } else { 0.0 };
         let reward = |outcome: &Outcome| if_in_time(outcome, accuracy(outcome).exp() + 1e3 / outcome.latency_ms);
         let hit_ratio = mean(&|outcome| if_in_time(outcome, 1.0));
@@ -178,8 +175,6 @@ struct Outcome {
     /// None: there was no answer.
     exit: Option<usize>,
     latency_ms: f64,
-    /// Of the answer, where it is not just its exit's.
-    accuracy: Option<f64>,
 }
 
 /// The points at which one of the others did better than ours: more in time; of as many, by better exits.
@@ -247,8 +242,7 @@ mod tests {
     fn row(strategy: &'static str, outcomes: &[(usize, f64)]) -> Row {
         let exits = [("a".to_owned(), 0.5), ("b".to_owned(), 0.9)];
         let point = Point { experiment: "rate".to_owned(), bandwidth_bps: 1, deadline_ms: DEADLINE_MS };
-        let outcome =
-            |(exit, latency_ms): &(usize, f64)| Outcome { exit: Some(*exit), latency_ms: *latency_ms, accuracy: None };
+        let outcome = |(exit, latency_ms): &(usize, f64)| Outcome { exit: Some(*exit), latency_ms: *latency_ms };
         Row::reckoned(point, strategy, &exits, outcomes.iter().map(outcome).collect())
     }
 
