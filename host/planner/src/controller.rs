@@ -326,6 +326,11 @@ impl Controller {
         self.installed
     }
 
+    /// What the segments take on the device.
+    pub fn device(&self) -> &Timings {
+        &self.device
+    }
+
     /// The network that is planned.
     pub fn network(&self) -> &Network {
         &self.network

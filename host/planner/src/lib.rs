@@ -12,6 +12,7 @@
 //! * [`ChangePoints`]: whether the link is in another state than before.
 //! * [`ConfigurationMap`] and [`Dynamic`]: plans made beforehand for each state of the link.
 //! * [`Regression`]: how long a layer takes, from its sizes (the same paper's Table 1).
+//! * [`Doubt`]: when a host measures its segments again.
 //! * [`Controller`]: `(state, event, now) → actions` of the device.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -20,6 +21,7 @@ mod changepoint;
 mod choose;
 mod codec;
 mod controller;
+mod doubt;
 mod estimate;
 mod map;
 mod network;
@@ -34,6 +36,7 @@ pub use changepoint::{ChangePoints, ChangeSettings};
 pub use choose::{Candidate, Choice, Constraints, Cost, Explained, Link, Verdict, choose, explain};
 pub use codec::{Codec, Coding, PerCodec};
 pub use controller::{Action, Controller, Event, Installed, Planned, Settings};
+pub use doubt::Doubt;
 pub use estimate::{Exchange, LinkEstimate};
 pub use map::{ConfigurationMap, Dynamic, MapError, STATES_MAX, SWITCH_COST_REWARD, State};
 pub use network::{

@@ -16,6 +16,9 @@ struct Window {
 }
 
 impl Timings {
+    /// After so many runs, the median is one of theirs.
+    pub const MEDIAN_RUNS: usize = WINDOW_RUNS / 2 + 1;
+
     /// No runs yet.
     pub fn new(segments: usize) -> Self {
         Self { windows: vec![Window { times_us: [0.0; WINDOW_RUNS], runs: 0 }; segments] }

@@ -7,7 +7,7 @@ use crate::codec;
 use crate::metrics::Metrics;
 use crate::shelf::{Prepared, Shelf, give_way};
 use crate::state::State;
-use crate::{Deployment, Due, Turn, Workers};
+use crate::{Deployment, Due, Turn, Workers, again};
 use bytes::Bytes;
 use edgent_bundle::Bundle;
 use edgent_link::{
@@ -15,14 +15,14 @@ use edgent_link::{
     Plan, Reply, Role, SegmentTime, Service, Signature, Stats, Trial, Version, Which,
 };
 use edgent_nn::Stop;
-use edgent_planner::Timings;
+use edgent_planner::{Doubt, Timings};
 use plans::Plans;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
@@ -31,6 +31,9 @@ const SERVED_MAX: usize = 16;
 
 /// A version that a device asks for no more is let go when nobody has asked for it this long.
 const RETIRE_IDLE: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether a model should be measured again.
+const DOUBT_LOOK: Duration = Duration::from_millis(500);
 
 /// Serves every model that it was started with to every device that asks.
 #[derive(Debug)]
@@ -53,7 +56,7 @@ pub struct Edge {
 /// The bundles that are served: several versions of a model, while one takes the other's place.
 #[derive(Clone, Debug)]
 struct Served {
-    models: Arc<RwLock<HashMap<Digest, Arc<Model>>>>,
+    models: Arc<Models>,
     shelf: Arc<Shelf>,
     /// By name, the version that answers who names none.
     in_force: Arc<RwLock<HashMap<String, Digest>>>,
@@ -63,6 +66,8 @@ struct Served {
     threads: usize,
     metrics: Arc<Metrics>,
 }
+
+type Models = RwLock<HashMap<Digest, Arc<Model>>>;
 
 #[derive(Debug)]
 struct Model {
@@ -76,9 +81,18 @@ struct Model {
     /// Whether a device has said that it asks no more, and none has shown interest since.
     is_going: AtomicBool,
     plans: Mutex<Plans>,
-    timings: Mutex<Timings>,
+    measured: Mutex<Measured>,
     /// Time that requests waited for a worker, smoothed.
     queue_us: AtomicU64,
+}
+
+/// What a model's segments take here.
+#[derive(Debug)]
+struct Measured {
+    timings: Timings,
+    doubt: Doubt,
+    /// What the doubt's time counts from.
+    since: Instant,
 }
 
 impl Edge {
@@ -94,6 +108,7 @@ impl Edge {
         let in_force = Arc::new(RwLock::new(prepared.iter().map(named).collect()));
         let served = Served { models: Arc::default(), shelf, in_force, changing: Arc::default(), threads, metrics };
         prepared.into_iter().try_for_each(|prepared| served.serve(prepared))?;
+        Handle::current().spawn(measure_doubted(Arc::downgrade(&served.models)));
         let (requests, answered, deadline_met, degraded, errors) = Default::default();
         Ok(Self {
             served,
@@ -345,6 +360,41 @@ impl Served {
     }
 }
 
+/// Measures models again that seemed slow when they last ran. Requests of which nobody thought that they could be in
+/// time were refused, or never sent, so they tell nothing.
+async fn measure_doubted(models: Weak<Models>) {
+    let mut look = tokio::time::interval(DOUBT_LOOK);
+    loop {
+        look.tick().await;
+        let Some(models) = models.upgrade() else { return };
+        let served: Vec<Arc<Model>> =
+            models.read().unwrap_or_else(PoisonError::into_inner).values().map(Arc::clone).collect();
+        drop(models);
+        for model in served {
+            let Some(takes) = model.measured().is_doubted() else { continue };
+            let again = again::measure(&model.deployment, &model.workers, takes).await;
+            model.learn(&again);
+        }
+    }
+}
+
+impl Measured {
+    fn new(timings: Timings) -> Self {
+        Self { doubt: Doubt::new(&timings, Duration::ZERO), timings, since: Instant::now() }
+    }
+
+    fn record(&mut self, segment: usize, us: f64) {
+        self.timings.record(segment, us);
+        self.doubt.ran(segment, self.since.elapsed());
+    }
+
+    /// If so, how long all segments are thought to take.
+    fn is_doubted(&mut self) -> Option<Duration> {
+        let is_due = self.doubt.is_due(&self.timings, self.since.elapsed());
+        is_due.then(|| duration(self.timings.medians_us().into_iter().filter(|us| us.is_finite()).sum()))
+    }
+}
+
 impl Model {
     fn new(Prepared { deployment, timings, .. }: Prepared, workers: Workers, threads: usize) -> Arc<Self> {
         Arc::new(Self {
@@ -354,7 +404,7 @@ impl Model {
             asked: Mutex::new(Instant::now()),
             is_going: AtomicBool::new(false),
             plans: Mutex::default(),
-            timings: Mutex::new(timings),
+            measured: Mutex::new(Measured::new(timings)),
             queue_us: AtomicU64::new(0),
         })
     }
@@ -381,10 +431,9 @@ impl Model {
 
     /// How long some segments of an exit's path usually take; zero if that is not known.
     fn takes(&self, exit: usize, range: Range<usize>) -> Duration {
-        let timings = self.timings.lock().unwrap_or_else(PoisonError::into_inner);
+        let measured = self.measured();
         let path = &self.deployment.network().exits()[exit].path[range];
-        let us: f64 = path.iter().map(|segment| timings.median_us(*segment)).sum();
-        Duration::try_from_secs_f64(us / 1e6).unwrap_or_default()
+        duration(path.iter().map(|segment| measured.timings.median_us(*segment)).sum())
     }
 
     /// Takes in how long a request that begins now has waited, and says so.
@@ -397,8 +446,12 @@ impl Model {
     }
 
     fn learn(&self, segments_us: &[(usize, f64)]) {
-        let mut timings = self.timings.lock().unwrap_or_else(PoisonError::into_inner);
-        segments_us.iter().for_each(|(segment, us)| timings.record(*segment, *us));
+        let mut measured = self.measured();
+        segments_us.iter().for_each(|(segment, us)| measured.record(*segment, *us));
+    }
+
+    fn measured(&self) -> MutexGuard<'_, Measured> {
+        self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn infer(
@@ -469,7 +522,7 @@ impl Service for Edge {
 
     fn profile(&self, model: Digest, reply: Reply<ModelProfile>) {
         reply.send(self.served.model(&model).map(|known| {
-            let timings = known.timings.lock().unwrap_or_else(PoisonError::into_inner);
+            let Measured { timings, .. } = &*known.measured();
             let segments = timings.medians_us().into_iter().enumerate().map(|(segment, p50_us)| SegmentTime {
                 segment: u16::try_from(segment).unwrap_or(u16::MAX),
                 p50_us,
@@ -554,6 +607,10 @@ impl Service for Edge {
 
 pub(crate) fn fault(kind: FaultKind, message: impl Into<String>) -> Fault {
     Fault { kind, message: message.into() }
+}
+
+fn duration(us: f64) -> Duration {
+    Duration::try_from_secs_f64(us / 1e6).unwrap_or_default()
 }
 
 pub(crate) fn us(time: Duration) -> u64 {

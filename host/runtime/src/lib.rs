@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod admission;
+mod again;
 mod answer;
 pub mod codec;
 pub mod confidence;

@@ -98,6 +98,15 @@ impl Device {
                 // measured in a bad moment would keep the device alone for ever.
                 if !serving.crosses() && !edge.is_clogged() {
                     let _ = timeout(STANDBY_TIME_MAX, serving.probe(&edge.client, 0)).await;
+                    // So does how fast it was: by now it may have less to do.
+                    if met_at.elapsed() >= STANDBY_MEET && edge.model == serving.model() {
+                        if let Ok(Ok(met)) = timeout(STANDBY_TIME_MAX, serving.meet(&edge.client)).await {
+                            edge = edge.met_again(serving.model(), met);
+                            self.shared.edges.renew(edge.clone());
+                            serving.tell(edge.connected());
+                        }
+                        met_at = Instant::now();
+                    }
                 }
                 continue;
             }
@@ -136,6 +145,7 @@ impl Device {
                 _ = tick.tick() => {
                     self.settle();
                     self.tell_all(&Event::Tick);
+                    self.serving().measure_if_doubted();
                 }
                 _ = look.tick() => {
                     if let Some(edge) = self.shared.edge() {

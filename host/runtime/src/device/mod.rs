@@ -31,7 +31,7 @@ use edgent_link::{
     ModelProfile, Placement, Plan, Reply, Role, Service, Signature, Stats, Trial, Version, Which,
 };
 use edgent_nn::{Fact, Tensor};
-use edgent_planner::{self as planner, Action, Choice, Controller, Event, Explained, Planned};
+use edgent_planner::{self as planner, Action, Choice, Controller, Doubt, Event, Explained, Planned};
 use edges::{Edges, Joined};
 use serving::{Asked, Outcome, Serving};
 use slot::Slot;
@@ -329,9 +329,10 @@ impl Shared {
 impl Serving {
     fn new(shared: Arc<Shared>, Prepared { bundle, deployment, timings, .. }: Prepared) -> Self {
         let network = deployment.network().clone();
+        let doubt = Mutex::new(Doubt::new(&timings, shared.started.elapsed()));
         let controller = Mutex::new(Controller::new(network, shared.plan, timings, first_epoch()));
         let (deployment, introducing, tally) = (Arc::new(deployment), AtomicBool::new(false), Tally::default());
-        Self { shared, deployment, bundle, controller, introducing, tally }
+        Self { shared, deployment, bundle, controller, introducing, tally, doubt }
     }
 
     fn to_answer(

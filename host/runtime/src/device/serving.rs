@@ -11,11 +11,11 @@ use crate::answer::logits;
 use crate::codec::{to_wire, wire_bytes};
 use crate::edge::fault;
 use crate::workers::{CancelOnDrop, Turn, hopeless};
-use crate::{Deployment, Due, codec, confidence};
+use crate::{Deployment, Due, again, codec, confidence};
 use edgent_bundle::Bundle;
 use edgent_link::{Activation, Codec, CodecTime, Digest, Fault, FaultKind, InferReply, InferRequest, LinkError};
 use edgent_nn::{Fact, Stop, Tensor};
-use edgent_planner::{self as planner, Controller, Event, Exchange, Installed, Planned};
+use edgent_planner::{self as planner, Controller, Doubt, Event, Exchange, Installed, Planned};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -40,6 +40,8 @@ pub(super) struct Serving {
     /// Whether an edge that has forgotten this version is being given it again.
     pub(super) introducing: AtomicBool,
     pub(super) tally: Tally,
+    /// Of what the segments take here.
+    pub(super) doubt: Mutex<Doubt>,
 }
 
 /// An exit's output, and how it came about.
@@ -505,10 +507,32 @@ impl Serving {
         let run = move |deployment: &Deployment, stop: &Stop| deployment.run(exit, range, input, stop);
         let ran = self.on_worker(asked, takes_us, run).await?;
         let ran = ran.map_err(|e| fault(FaultKind::SegmentFailed, e.to_string()))?;
-        for (segment, us) in ran.segments_us {
+        self.learn(ran.segments_us);
+        Ok(ran.output)
+    }
+
+    fn learn(self: &Arc<Self>, segments_us: Vec<(usize, f64)>) {
+        let now = self.shared.started.elapsed();
+        for (segment, us) in segments_us {
+            self.doubt.lock().unwrap_or_else(PoisonError::into_inner).ran(segment, now);
             self.tell(Event::DeviceRan { segment, us });
         }
-        Ok(ran.output)
+    }
+
+    /// Measures segments again that seemed slow: a plan that leaves them to the edge would not show that they are well.
+    pub(super) fn measure_if_doubted(self: &Arc<Self>) {
+        let controller = self.lock();
+        let now = self.shared.started.elapsed();
+        if !self.doubt.lock().unwrap_or_else(PoisonError::into_inner).is_due(controller.device(), now) {
+            return;
+        }
+        let us: f64 = controller.device().medians_us().into_iter().filter(|us| us.is_finite()).sum();
+        drop(controller);
+        let (serving, takes) = (Arc::clone(self), Duration::try_from_secs_f64(us / 1e6).unwrap_or_default());
+        tokio::spawn(async move {
+            let again = again::measure(&serving.deployment, &serving.shared.workers, takes).await;
+            serving.learn(again);
+        });
     }
 
     /// Writes what crosses to the edge. As a worker's job: a picture takes a while, more so on a slow device.

@@ -89,9 +89,9 @@ impl Model {
     /// The most accurate exit that is in time here, counting on slow runs; the fastest if none is.
     fn choose(&self, deadline_us: f64, accuracy_min: f64) -> Choice {
         let network = self.deployment.network();
-        let timings = self.timings.lock().unwrap_or_else(PoisonError::into_inner);
-        let device_us = (0..network.segments()).map(|segment| timings.p90_us(segment)).collect();
-        drop(timings);
+        let measured = self.measured();
+        let device_us = (0..network.segments()).map(|segment| measured.timings.p90_us(segment)).collect();
+        drop(measured);
         let coding = PerCodec::from_fn(|_| Coding::NONE);
         // To the planner, who runs all of it alone is the device.
         let profile = Profile { device_us, edge_us: Vec::new(), edge_queue_us: 0.0, coding };
