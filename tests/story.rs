@@ -14,7 +14,7 @@ use edgent_link::{
     AskRequest, Codec, Digest, Direction, Hello, InferRequest, Limits, Link, Plan, Role, Security, Signature,
     TensorDescription,
 };
-use edgent_nn::{Stop, Tensor, synthetic};
+use edgent_nn::{ElementType, Stop, Tensor, synthetic};
 use edgent_runtime::codec::{decode, encode_all};
 use edgent_runtime::confine::Confinement;
 use edgent_runtime::golden::{Golden, difference};
@@ -1055,6 +1055,70 @@ async fn several_tensors_cross_one_cut() {
     let refused = client.infer(one_short).await.unwrap_err().to_string();
     assert!(refused.contains("2 tensors came, where 3 cross"), "{refused}");
 }
+
+/// An edge that was slow for a while refuses what could not be in time then, and finds out by itself that it is well.
+#[tokio::test]
+async fn an_edge_that_was_slow_for_a_while_is_soon_asked_again() {
+    let edge = edge().await;
+    let link = Link::start(Security::plain_on_loopback(None)).unwrap();
+    let (address, hello) = (edge.address().to_string(), Hello::new(Role::Tool, "test"));
+    let client = link.connect(&address, hello, Limits::default()).await.unwrap();
+    let bundle = Bundle::open(bundle()).unwrap();
+    let (exit, model) = (bundle.manifest().exits.len() - 1, Digest(bundle.digest().0));
+    let (direction, codec) = (Direction::DeviceFirst, Codec::Raw);
+    client.install_plan(Plan { epoch: 1, model, exit: exit as u16, cut: 0, direction, codec }).await.unwrap();
+    let input = Tensor::from_bytes(ElementType::U8, &[1, 3, 64, 64], &[7; 3 * 64 * 64]).unwrap();
+    let infer = |remaining_budget_us| {
+        let (activation, beside) = encode_all(std::slice::from_ref(&input), Codec::Raw).unwrap();
+        let to_segment = bundle.manifest().exits[exit].path.len() as u16;
+        let (id, epoch, from_segment, reply_codec) = (1, 1, 0, Codec::Raw);
+        client.infer(InferRequest {
+            id,
+            model,
+            epoch,
+            from_segment,
+            to_segment,
+            reply_codec,
+            remaining_budget_us,
+            activation,
+            beside,
+        })
+    };
+
+    // Hardly ever let run, the process takes long for everything.
+    let (ending, ended) = std::sync::mpsc::channel::<()>();
+    let pid = rustix::process::Pid::from_raw(edge.pid().unwrap() as i32).unwrap();
+    let slow = std::thread::spawn(move || {
+        while ended.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            rustix::process::kill_process(pid, Signal::STOP).unwrap();
+            std::thread::sleep(Duration::from_millis(15));
+            rustix::process::kill_process(pid, Signal::CONT).unwrap();
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    });
+    let (since, path) = (Instant::now(), &bundle.manifest().exits[exit].path);
+    let takes_us = async || {
+        let segments = client.profile(model).await.unwrap().segments;
+        path.iter().map(|segment| segments[*segment].p50_us).sum::<f64>()
+    };
+    while takes_us().await < 2.0 * TIGHT_US as f64 {
+        infer(PATIENCE.as_micros() as u64).await.unwrap();
+        assert!(since.elapsed() < PATIENCE, "the edge was never slow");
+    }
+    drop(ending);
+    slow.join().unwrap();
+
+    let refused = infer(TIGHT_US).await.unwrap_err().to_string();
+    assert!(refused.contains("it cannot be in time here"), "{refused}");
+    let since = Instant::now();
+    while infer(TIGHT_US).await.is_err() {
+        assert!(since.elapsed() < PATIENCE, "the edge never finds out that it is well");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Enough for an edge that is well, even on a busy machine.
+const TIGHT_US: u64 = 25_000;
 
 /// What is foreign is read in a process that can open that and nothing else, and has limits.
 #[test]
