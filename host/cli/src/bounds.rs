@@ -1,6 +1,7 @@
 //! What users may ask for. Beyond these a number is a slip, and time arithmetic would overflow.
 
 use crate::output::BadInput;
+use edgent_link::{Place, is_peer_name};
 use std::net::Ipv6Addr;
 
 /// An hour.
@@ -54,6 +55,15 @@ pub(crate) fn memory_mib(text: &str) -> Result<f64, String> {
 pub(crate) fn workers(text: &str) -> Result<usize, String> {
     let given = text.parse().ok().filter(|given| *given <= WORKERS_MAX);
     given.ok_or_else(|| format!("must be a whole number from 0 to {WORKERS_MAX}"))
+}
+
+/// Reads the address of somebody who is connected to: it may say who that must be.
+pub(crate) fn place(text: &str) -> Result<String, String> {
+    let Place { name, address: of } = Place::of(text);
+    match name {
+        Some(name) if !is_peer_name(name) => Err(format!("{name:?} is no peer's name; say NAME@HOST:PORT")),
+        _ => address(of).map(|_| text.to_owned()),
+    }
 }
 
 /// Reads an address; whether its name can be looked up, only the network knows.

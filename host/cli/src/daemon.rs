@@ -42,8 +42,9 @@ struct Arguments {
     /// choose.
     #[arg(long, value_name = "ADDR", value_parser = bounds::address)]
     http: Option<String>,
-    /// Address of an edge (device only; may be given several times, in order of preference).
-    #[arg(long, value_name = "ADDR", value_parser = bounds::address)]
+    /// Address of an edge (device only; may be given several times, in order of preference). NAME@HOST:PORT: only the
+    /// peer of that name is believed there.
+    #[arg(long, value_name = "ADDR", value_parser = bounds::place)]
     edge: Vec<String>,
     /// Bundle to serve: its folder, or FOLDER@NAME:VERSION (an edge may have several). Needed without --store.
     #[arg(long, value_name = "BUNDLE")]

@@ -5,7 +5,7 @@ use crate::output::{BadInput, Output};
 use anyhow::{Context, Result};
 use edgent_link::{
     Credentials, Fingerprint, Hello, Invitation, KnownPeer, Limits, Link, PAIRING_TIME, PAIRING_TRIES, Paired,
-    PairingCode, Right, Role, Security, Service, is_peer_name,
+    PairingCode, Place, Right, Role, Security, Service, is_peer_name,
 };
 use edgent_runtime::{IdentityFolder, Known, build_name};
 use serde::Serialize;
@@ -93,7 +93,7 @@ impl Connection {
 
 /// Whether an address is this machine's alone; one that cannot be looked up is not.
 fn is_loopback(address: &str) -> bool {
-    let found = address.to_socket_addrs().map(Vec::from_iter).unwrap_or_default();
+    let found = Place::of(address).address.to_socket_addrs().map(Vec::from_iter).unwrap_or_default();
     !found.is_empty() && found.iter().all(|address| address.ip().to_canonical().is_loopback())
 }
 

@@ -23,9 +23,10 @@ use crate::limits::Limits;
 use crate::link::Link;
 use crate::meter::{Meter, Metered, Traffic, TrafficCounter};
 use crate::pair::{self, Bound, PairError, Paired, PairingCode};
+use crate::place::Place;
 use crate::security::NoCredentials;
 use crate::splice;
-use crate::tls::{self, Distrust, Speech, TlsError};
+use crate::tls::{self, Distrust, Speech, TlsError, Whom};
 use crate::trust::{Credentials, Fingerprint, Right};
 use crate::types::{
     Activation, Answer, AskRequest, BlobName, Description, Digest, EdgeState, Hello, InferReply, InferRequest,
@@ -431,7 +432,8 @@ async fn send_probe(host: &host::Client, up_bytes: u32, down_bytes: u32) -> Outc
 
 /// Connects and says hello, on the link's thread.
 pub(crate) async fn connect(link: Link, address: String, hello: Hello, limits: Limits) -> Result<Client, LinkError> {
-    let (ip, stream) = reach(&address, &limits).await?;
+    let place = Place::of(&address);
+    let (ip, stream) = reach(place.address, &limits).await?;
     // The address that was reached decides, not the name that led there.
     let credentials = link.security().at(ip);
     let credentials = credentials.map_err(|NoCredentials| LinkError::NoKey { address: address.clone() })?.cloned();
@@ -441,12 +443,14 @@ pub(crate) async fn connect(link: Link, address: String, hello: Hello, limits: L
     let wire = Wire::new(Side::Client, &limits, meter.clone());
     let stream = Metered::new(stream, meter);
     let (mut session, trust) = match &credentials {
+        None if place.name.is_some() => return Err(LinkError::Nameless { address }),
         None => {
             let (reader, writer) = tokio::io::split(stream);
             (Session::new(wire.clone(), reader, writer, None), None)
         }
         Some(credentials) => {
-            let shaken = timeout(limits.handshake, tls::connect(credentials, Speech::Host, stream)).await;
+            let whom = Whom { speech: Speech::Host, name: place.name };
+            let shaken = timeout(limits.handshake, tls::connect(credentials, whom, stream)).await;
             let shaken = shaken.map_err(|_| LinkError::Timeout("waiting for TLS to stand"))?;
             let (stream, key) = shaken.map_err(|error| refusal(&address, credentials, error))?;
             let (reader, writer) = tokio::io::split(stream);
@@ -501,7 +505,8 @@ pub(crate) async fn pair(
     let no_key = || LinkError::NoKey { address: address.clone() };
     let credentials = link.security().credentials().ok_or_else(no_key)?;
     let (_, stream) = reach(&address, &limits).await?;
-    let shaken = timeout(limits.handshake, tls::connect(credentials, Speech::Pairing, stream)).await;
+    let whom = Whom { speech: Speech::Pairing, name: None };
+    let shaken = timeout(limits.handshake, tls::connect(credentials, whom, stream)).await;
     let (stream, key) = match shaken.map_err(|_| LinkError::Timeout("waiting for TLS to stand"))? {
         Ok(shaken) => shaken,
         Err(TlsError::NotNow) => return Err(PairError::NotNow(address)),
@@ -518,6 +523,11 @@ pub(crate) fn refusal(address: &str, credentials: &Credentials, error: TlsError)
     match error {
         TlsError::Distrust(Distrust::Stranger(key)) => LinkError::Stranger { address, key },
         TlsError::Distrust(Distrust::Useless(key)) => LinkError::MayNotServe { address, key },
+        TlsError::Distrust(Distrust::Another(key)) => {
+            // Struck off since then, it has no name any more.
+            let found = credentials.find(&key).map_or_else(|| key.to_string(), |peer| peer.name.clone());
+            LinkError::AnotherPeer { address, found }
+        }
         TlsError::UnknownThere => LinkError::UnknownThere { address, key: credentials.identity().fingerprint() },
         TlsError::NotNow | TlsError::Broken(_) => LinkError::NoTls { address, why: error.to_string() },
     }

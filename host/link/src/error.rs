@@ -110,6 +110,23 @@ pub enum LinkError {
         /// What it showed.
         key: Fingerprint,
     },
+    /// The peer is known, but is another than the one that was named.
+    #[error(
+        "{address} shows the key of '{found}', which is known here, too, but is not who was asked for: is it the right \
+         address?"
+    )]
+    AnotherPeer {
+        /// As it was given.
+        address: String,
+        /// Whose key it is.
+        found: String,
+    },
+    /// A peer was named, and this connection would not prove who answers.
+    #[error("{address}: only TLS tells who answers, and this would be plain bytes; give --tls, or leave the name out")]
+    Nameless {
+        /// As it was given.
+        address: String,
+    },
     /// The peer does not know this side.
     #[error(
         "{address} does not know this side's key {key}: make the two known to each other (`edgent pair`), or give the \

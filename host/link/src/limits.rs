@@ -21,13 +21,14 @@ pub struct Limits {
     /// Calls of one connection that are not answered yet. A server answers more with
     /// [`Busy`](crate::FaultKind::Busy); a client makes them wait.
     pub calls_in_flight: usize,
-    /// Connections of a server. More are accepted, counted and closed at once.
+    /// Connections of a server. One more takes the place of whoever has been there longest without saying who it is; if
+    /// all have, it is accepted, counted and closed at once.
     pub connections: usize,
     /// Client: until the TCP connection stands.
     pub connect: Duration,
     /// Server: until the peer's first byte.
     pub first_byte: Duration,
-    /// Until TLS stands. A connection counts from its first moment, so strangers cannot hold more than there are.
+    /// Until TLS stands.
     pub handshake: Duration,
     /// Until both sides have said hello.
     pub hello: Duration,

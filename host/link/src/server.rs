@@ -1,7 +1,7 @@
 //! The side that answers.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
-use tokio::task::{JoinSet, spawn_local};
+use tokio::task::{AbortHandle, JoinSet, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use crate::convert::{
@@ -139,21 +139,30 @@ struct Shared {
 
 impl Shared {
     async fn accept(self: Rc<Self>, listener: TcpListener, mut stopping: oneshot::Receiver<Duration>) {
-        let mut connections = JoinSet::new();
+        let (mut connections, mut strangers) = (JoinSet::new(), Strangers::default());
         let grace = loop {
             tokio::select! {
                 // Nobody to say when: the `Server` was dropped.
                 stop = &mut stopping => break stop.unwrap_or(Duration::ZERO),
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, address)) if connections.len() < self.limits.connections => {
-                        connections.spawn_local(receive(self.clone(), stream, address));
+                    Ok((stream, address)) => {
+                        if connections.len() >= self.limits.connections {
+                            bump(&self.connections_refused);
+                            if !strangers.turn_one_out() {
+                                continue;
+                            }
+                            // Its place is free once it has ended.
+                            let _ = connections.join_next().await;
+                        }
+                        let is_known = Rc::new(Cell::new(false));
+                        let connection = receive(self.clone(), stream, address, is_known.clone());
+                        strangers.came(is_known, connections.spawn_local(connection));
                     }
-                    Ok(_) => bump(&self.connections_refused),
                     Err(_) => sleep(ACCEPT_PAUSE).await,
                 },
                 Some(ended) = connections.join_next() => {
                     // capnp-rpc panics where it cannot go on: that was this one connection.
-                    if ended.is_err() {
+                    if ended.is_err_and(|error| error.is_panic()) {
                         bump(&self.protocol_errors);
                     }
                 }
@@ -176,19 +185,41 @@ impl Shared {
     }
 }
 
+/// Connections of which it is not known yet whose they are; the first that came is the first.
+#[derive(Default)]
+struct Strangers(VecDeque<(Rc<Cell<bool>>, AbortHandle)>);
+
+impl Strangers {
+    fn came(&mut self, is_known: Rc<Cell<bool>>, connection: AbortHandle) {
+        self.0.retain(|(is_known, connection)| !is_known.get() && !connection.is_finished());
+        self.0.push_back((is_known, connection));
+    }
+
+    /// Ends the one that has been here longest without saying who it is, so that no number of them keeps others out.
+    fn turn_one_out(&mut self) -> bool {
+        while let Some((is_known, connection)) = self.0.pop_front() {
+            if !is_known.get() && !connection.is_finished() {
+                connection.abort();
+                return true;
+            }
+        }
+        false
+    }
+}
+
 fn bump(count: &Cell<u64>) {
     count.set(count.get() + 1);
 }
 
 /// A connection, from accept to close.
-async fn receive(shared: Rc<Shared>, stream: TcpStream, address: SocketAddr) {
+async fn receive(shared: Rc<Shared>, stream: TcpStream, address: SocketAddr, is_known: Rc<Cell<bool>>) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
     let meter = Rc::new(Meter::new(shared.traffic.clone()));
     let stream = Metered::new(stream, meter.clone());
     let Some(credentials) = &shared.credentials else {
-        return converse(shared, stream, meter, None).await;
+        return converse(shared, stream, meter, None, is_known).await;
     };
     let mut draining = shared.draining.subscribe();
     let shaken = tokio::select! {
@@ -197,7 +228,10 @@ async fn receive(shared: Rc<Shared>, stream: TcpStream, address: SocketAddr) {
         _ = draining.wait_for(|draining| *draining) => return,
     };
     match shaken {
-        Ok((stream, Speech::Host, key)) => converse(shared, stream, meter, Some(key)).await,
+        Ok((stream, Speech::Host, key)) => {
+            is_known.set(true);
+            converse(shared, stream, meter, Some(key), is_known).await;
+        }
         Ok((stream, Speech::Pairing, key)) => {
             let Ok(session) = tls::session(&stream) else { return };
             let bound = Bound { connecting: key, inviting: credentials.identity().fingerprint(), session };
@@ -232,6 +266,7 @@ async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     meter: Rc<Meter>,
     key: Option<Fingerprint>,
+    is_known: Rc<Cell<bool>>,
 ) {
     let limits = shared.limits;
     let wire = Wire::new(Side::Server, &limits, meter);
@@ -240,6 +275,7 @@ async fn converse(
         key,
         wire: wire.clone(),
         greeted: Cell::new(false),
+        is_known,
         reply_bytes_max: Cell::new(limits.message_bytes),
         calls_in_flight: Arc::default(),
         cancels: RefCell::default(),
@@ -281,6 +317,8 @@ struct Peer {
     key: Option<Fingerprint>,
     wire: Rc<Wire>,
     greeted: Cell<bool>,
+    /// Whether it has a place here that others cannot take: by its key or, on a plain connection, its hello.
+    is_known: Rc<Cell<bool>>,
     reply_bytes_max: Cell<usize>,
     calls_in_flight: Arc<AtomicUsize>,
     /// By the caller's number of the call.
@@ -418,6 +456,7 @@ impl gate::Server for Gate {
         match read_hello(params.get()?.get_hello()?) {
             Ok((theirs, bytes_max)) if theirs.protocol == ours.protocol => {
                 peer.greeted.set(true);
+                peer.is_known.set(true);
                 peer.reply_bytes_max.set(bytes_max.min(limits.message_bytes));
                 peer.wire.trust(limits);
                 let Guarded(host) = capnp_rpc::new_client(Host(peer.clone()));

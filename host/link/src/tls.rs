@@ -45,6 +45,15 @@ impl Speech {
     }
 }
 
+/// Whom this side connects to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Whom<'a> {
+    /// What is to be spoken with it.
+    pub(crate) speech: Speech,
+    /// The peer of that name, and no other.
+    pub(crate) name: Option<&'a str>,
+}
+
 /// Why a handshake led to nothing.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsError {
@@ -69,6 +78,8 @@ pub(crate) enum Distrust {
     Stranger(Fingerprint),
     #[error("the peer with the key {0} may not `serve` here")]
     Useless(Fingerprint),
+    #[error("the peer with the key {0} is not the one that was asked for")]
+    Another(Fingerprint),
 }
 
 impl From<io::Error> for TlsError {
@@ -90,10 +101,10 @@ impl From<io::Error> for TlsError {
 /// Says hello by TLS, as the side that connected; gives the peer's key.
 pub(crate) async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     credentials: &Credentials,
-    speech: Speech,
+    whom: Whom<'_>,
     stream: S,
 ) -> Result<(TlsStream<S>, Fingerprint), TlsError> {
-    let connector = TlsConnector::from(Arc::new(client_config(credentials, speech, Arc::new(NoClock))?));
+    let connector = TlsConnector::from(Arc::new(client_config(credentials, whom, Arc::new(NoClock))?));
     // Keys have no names; this one is never sent.
     let name = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
     let stream = connector.connect(name, stream).await?;
@@ -140,7 +151,8 @@ pub async fn bare_connect<S>(credentials: &Credentials, stream: S) -> io::Result
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    Ok(connect(credentials, Speech::Host, stream).await.map_err(io::Error::other)?.0)
+    let whom = Whom { speech: Speech::Host, name: None };
+    Ok(connect(credentials, whom, stream).await.map_err(io::Error::other)?.0)
 }
 
 /// The other side of [`bare_connect`].
@@ -180,15 +192,15 @@ pub(crate) fn session<S>(stream: &TlsStream<S>) -> io::Result<[u8; 32]> {
     session.map_err(io::Error::other)
 }
 
-fn client_config(credentials: &Credentials, speech: Speech, clock: Arc<dyn TimeProvider>) -> io::Result<ClientConfig> {
+fn client_config(credentials: &Credentials, whom: Whom<'_>, clock: Arc<dyn TimeProvider>) -> io::Result<ClientConfig> {
     let config = ClientConfig::builder_with_details(provider(), clock);
     let mut config = config
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(io::Error::other)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Verifier::new(credentials, speech)))
+        .with_custom_certificate_verifier(Arc::new(Verifier::new(credentials, whom)))
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(credentials.identity().key())));
-    config.alpn_protocols = vec![speech.name().to_vec()];
+    config.alpn_protocols = vec![whom.speech.name().to_vec()];
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
     Ok(config)
@@ -199,7 +211,7 @@ fn server_config(credentials: &Credentials, speech: Speech, clock: Arc<dyn TimeP
     let mut config = config
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(io::Error::other)?
-        .with_client_cert_verifier(Arc::new(Verifier::new(credentials, speech)))
+        .with_client_cert_verifier(Arc::new(Verifier::new(credentials, Whom { speech, name: None })))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(credentials.identity().key())));
     config.alpn_protocols = vec![speech.name().to_vec()];
     config.send_tls13_tickets = 0;
@@ -235,13 +247,14 @@ impl TimeProvider for NoClock {
 struct Verifier {
     credentials: Credentials,
     speech: Speech,
+    name: Option<String>,
     schemes: rustls::crypto::WebPkiSupportedAlgorithms,
 }
 
 impl Verifier {
-    fn new(credentials: &Credentials, speech: Speech) -> Self {
+    fn new(credentials: &Credentials, Whom { speech, name }: Whom<'_>) -> Self {
         let schemes = default_provider().signature_verification_algorithms;
-        Verifier { credentials: credentials.clone(), speech, schemes }
+        Verifier { credentials: credentials.clone(), speech, name: name.map(str::to_owned), schemes }
     }
 
     fn judge(&self, key: &[u8], needs: Option<Right>) -> Result<(), Error> {
@@ -252,6 +265,7 @@ impl Verifier {
         let distrust = match (self.credentials.find(&key), needs) {
             (None, _) => Distrust::Stranger(key),
             (Some(peer), Some(right)) if !peer.may.contains(&right) => Distrust::Useless(key),
+            (Some(peer), _) if self.name.as_ref().is_some_and(|name| peer.name != *name) => Distrust::Another(key),
             (Some(_), _) => return Ok(()),
         };
         Err(CertificateError::Other(OtherError(Arc::new(distrust))).into())
@@ -386,7 +400,8 @@ mod tests {
         let year = |year: u64| Duration::from_secs((year - 1970) * 365 * 24 * 3600);
         for (ours, theirs) in [(1970, 2026), (2100, 1970), (2026, 2100)] {
             let (near, far) = tokio::io::duplex(1 << 16);
-            let client = client_config(&here, Speech::Host, Arc::new(Stopped(year(ours)))).unwrap();
+            let whom = Whom { speech: Speech::Host, name: None };
+            let client = client_config(&here, whom, Arc::new(Stopped(year(ours)))).unwrap();
             let server = server_config(&there, Speech::Host, Arc::new(Stopped(year(theirs)))).unwrap();
             let name = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
             let (client, server) = tokio::join!(

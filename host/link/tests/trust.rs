@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use edgent_link::*;
+use futures::stream::{FuturesUnordered, StreamExt};
 use support::*;
 
 fn identity() -> Identity {
@@ -141,9 +142,13 @@ async fn who_is_not_known_is_told_what_to_do() {
     let refused = try_as(knows, &pair.address).await.unwrap_err();
     assert!(matches!(&refused, LinkError::UnknownThere { key: told, .. } if *told == key), "{refused}");
     assert!(refused.to_string().contains("edgent pair") && refused.to_string().contains(&pair.address), "{refused}");
-    // The server's log knows whom to ask about.
-    let logged = pair.turned_away.lock().unwrap().clone();
-    assert!(logged.iter().any(|why| why.contains(&key.to_string())), "{logged:?}");
+    // The server's log knows whom to ask about, once it has parted from them.
+    let logs = || pair.turned_away.lock().unwrap().iter().any(|why| why.contains(&key.to_string()));
+    let since = Instant::now();
+    while !logs() {
+        assert!(since.elapsed() < TOO_LONG, "{:?}", pair.turned_away.lock().unwrap());
+        tokio::task::yield_now().await;
+    }
     // The one that is known does not notice.
     connect(&pair.link, &pair.address).await.infer(request(1, 1)).await.unwrap();
 }
@@ -346,22 +351,39 @@ async fn half_a_handshake_is_no_connection() {
     connect(&pair.link, &pair.address).await.infer(request(1, 1)).await.unwrap();
 }
 
-/// Silent ones take up places like any other, but not for long.
+/// Silent ones take up places like any other; but they make room, the first that came first.
 #[tokio::test]
-async fn strangers_count_among_the_connections() {
-    let brief = Duration::from_secs(2);
-    let limits = Limits { connections: 64, first_byte: brief, handshake: brief, ..Limits::default() };
+async fn strangers_keep_nobody_out() {
+    let limits = Limits { connections: 8, first_byte: TOO_LONG, handshake: TOO_LONG, ..Limits::default() };
     let pair = pair(&[Right::Ask, Right::Read], None, limits).await;
     let known = connect(&pair.link, &pair.address).await;
-    let mut silent: Vec<_> = (0..70).map(|_| raw(&pair.address)).collect();
-    // The last ones found no place: closed at once, with not a byte said.
-    let mut last = silent.pop().unwrap();
-    assert_eq!(last.read(&mut [0; 1]).unwrap_or(0), 0);
-    let stats = known.stats().await.unwrap();
-    assert!(stats.connections_refused >= 6, "{stats:?}");
+    let mut silent: Vec<_> = (0..12).map(|_| raw(&pair.address)).collect();
+    let rest = silent.split_off(5);
     tokio::task::spawn_blocking(move || silent.iter_mut().for_each(expect_close)).await.unwrap();
-    while known.stats().await.unwrap().connections > 1 {}
-    connect(&pair.link, &pair.address).await.infer(request(1, 1)).await.unwrap();
+    let stats = known.stats().await.unwrap();
+    assert_eq!((stats.connections, stats.connections_refused), (8, 5), "{stats:?}");
+    // Seven of them are left, and still there is room for who is known; but for no eighth of these.
+    let more: Vec<Client> =
+        (0..7).map(|_| connect(&pair.link, &pair.address)).collect::<FuturesUnordered<_>>().collect().await;
+    let error = pair.link.connect(&pair.address, device(), Limits::default()).await.unwrap_err();
+    assert!(matches!(error, LinkError::NoTls { .. } | LinkError::Connect { .. }), "{error}");
+    for client in more.iter().chain([&known]) {
+        client.infer(request(1, 1)).await.unwrap();
+    }
+    drop(rest);
+}
+
+/// Of two hosts that are believed, a device may want one of them at an address, and no other.
+#[tokio::test]
+async fn a_name_at_an_address_is_proven() {
+    let pair = pair(&[Right::Ask], None, Limits::default()).await;
+    let at = |name: &str| format!("{name}@{}", pair.address);
+    pair.link.connect(&at("other"), device(), Limits::default()).await.unwrap().infer(request(1, 1)).await.unwrap();
+    let error = pair.link.connect(&at("another"), device(), Limits::default()).await.unwrap_err();
+    assert!(matches!(&error, LinkError::AnotherPeer { found, .. } if found == "other"), "{error}");
+    let plain = Link::start(Security::insecure()).unwrap();
+    let error = plain.connect(&at("other"), device(), Limits::default()).await.unwrap_err();
+    assert!(matches!(error, LinkError::Nameless { .. }), "{error}");
 }
 
 #[tokio::test]

@@ -79,7 +79,10 @@ mod tests {
         let mut doubt = Doubt::new(&timings([100.0, 200.0]), s(0));
         assert!(due(&mut doubt, &timings([140.0, 200.0]), 0..1_000).is_empty(), "about as usual");
         let slow = timings([100.0, 900.0]);
-        assert_eq!(due(&mut doubt, &slow, 1_000..1_300), [1_000, 1_002, 1_006, 1_014, 1_030, 1_062, 1_126, 1_190, 1_254]);
+        assert_eq!(
+            due(&mut doubt, &slow, 1_000..1_300),
+            [1_000, 1_002, 1_006, 1_014, 1_030, 1_062, 1_126, 1_190, 1_254]
+        );
         assert!(due(&mut doubt, &timings([100.0, 200.0]), 1_300..1_400).is_empty());
         assert_eq!(due(&mut doubt, &slow, 1_400..1_404), [1_400, 1_402], "what was well is soon doubted again");
     }
