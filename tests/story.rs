@@ -278,6 +278,42 @@ async fn a_request_that_no_exit_can_answer_in_time_is_answered_late_and_says_so(
     assert_eq!(answer["exit"], best_exit(), "with time to spare the best exit answers");
 }
 
+/// More at once than can be done in any time that an answer is worth waiting for: who waits too long is told, and the
+/// others are answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_wait_for_too_long_are_told_so() {
+    let device = device(&["--workers", "1", "--emulate-slowdown", "600"]).await;
+    let link = Link::start(Security::plain_on_loopback(None)).unwrap();
+    let (address, hello) = (device.address().to_string(), Hello::new(Role::Tool, "test"));
+    let client = link.connect(&address, hello, Limits::default()).await.unwrap();
+    let image = Tensor::from_bytes(ElementType::U8, &[1, 3, 64, 64], &[7; 3 * 64 * 64]).unwrap();
+    let exits = Bundle::open(bundle()).unwrap().manifest().exits.clone();
+    let accuracy_floor = exits.iter().map(|exit| exit.accuracy).fold(0.0, f64::max);
+    let mut asking = tokio::task::JoinSet::new();
+    for id in 0..24 {
+        let (client, input) = (client.clone(), edgent_runtime::codec::encode(&image, Codec::Raw));
+        let (model, beside) = (String::new(), Vec::new());
+        let request = AskRequest { id, model, deadline_us: 1_000, accuracy_floor, input, beside };
+        asking.spawn(async move { client.ask(request).await });
+    }
+    let (mut answered, mut refused) = (0, 0);
+    while let Some(became) = asking.join_next().await {
+        match became.unwrap() {
+            Ok(answer) => {
+                assert!(!answer.deadline_met && answer.degraded.is_some(), "{answer:?}");
+                answered += 1;
+            }
+            Err(error) => {
+                // At once, or when it turned out.
+                let is_told = ["it cannot be in time here", "asked for more than it can do"];
+                assert!(is_told.iter().any(|why| error.to_string().contains(why)), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(answered >= 2 && refused >= 2, "{answered} answered, {refused} refused");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_may_leave_when_sure_leaves_early_with_time_to_spare() {
     let device = device(&["--leave-when-sure", "--deadline-ms", "5000"]).await;
@@ -828,7 +864,7 @@ async fn only_what_a_trusted_key_signed_is_run() {
     let policy = path("policy.toml");
     let trusting = |keys: &str| {
         let head = "format = 1\nunsigned = \"refuse\"\n[[publisher]]\nname = \"acme\"\nallow = [\"native\"]\n";
-        std::fs::write(&policy, format!("{head}keys = [{keys}]\n")).unwrap();
+        std::fs::write(&policy, format!("{head}keys = [{keys}]\nlimits = {{ workers-share = 0.5 }}\n")).unwrap();
     };
     let acme_line = acme["public_key"].as_str().unwrap();
     trusting(&format!("\"{acme_line}\", \"next.pub\""));
@@ -838,7 +874,8 @@ async fn only_what_a_trusted_key_signed_is_run() {
         let arguments = [arguments, &common[..], &[store]].concat();
         HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await
     };
-    let edge = start(&["--role", "edge"], &edge_store).await.unwrap();
+    let edge = start(&["--role", "edge", "--workers", "4"], &edge_store).await.unwrap();
+    assert_eq!(workers(&edge), 2, "of an edge's threads, a publisher's model gets what its limits say");
     let edge_address = edge.address().to_string();
     let device = start(&["--role", "device", "--edge", &edge_address], &device_store).await.unwrap();
     let address = device.address().to_string();
@@ -912,6 +949,13 @@ async fn only_what_a_trusted_key_signed_is_run() {
     let said = String::from_utf8_lossy(&host.stderr).into_owned();
     let next_id = next["key_id"].as_str().unwrap();
     assert!(!host.status.success() && said.contains(next_id) && said.contains("trusts no such key"), "{said}");
+}
+
+/// The threads of a host that compute.
+fn workers(host: &HostProcess) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", host.pid().unwrap())).unwrap();
+    let names = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap_or_default());
+    names.filter(|name| name.starts_with("edgent-work-")).count()
 }
 
 /// A signed bundle, and one that is not, offered as they were not signed: how, under which name, with what, and what
