@@ -69,56 +69,6 @@ async fn who_speaks_another_version_is_not_let_in() {
     call.abort();
 }
 
-/// A small generator of numbers, so that a failure can be repeated by its seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-}
-
-/// One of several ways to spoil what a good client says.
-fn spoil(good: &[u8], random: &mut Random) -> Vec<u8> {
-    let mut bytes = good.to_vec();
-    match random.below(6) {
-        0 => bytes.truncate(random.below(good.len())),
-        1 => {
-            for _ in 0..=random.below(4) {
-                bytes[random.below(good.len())] ^= 1 << random.below(8);
-            }
-        }
-        // The first messages are small and full of pointers: most of the protocol's states are there.
-        2 => bytes[random.below(600)] = random.next() as u8,
-        3 => {
-            let at = random.below(good.len() / 8) * 8;
-            bytes[at..at + 8].copy_from_slice(&random.next().to_le_bytes());
-        }
-        // A word of its own somewhere else: right as such, wrong there.
-        4 => {
-            let (from, to) = (random.below(good.len() / 8) * 8, random.below(good.len() / 8) * 8);
-            bytes.copy_within(from..from + 8, to);
-        }
-        _ => {
-            bytes = (0..random.below(2000)).map(|_| random.next() as u8).collect();
-            if random.below(2) == 0 {
-                // Let it get past the table of segments.
-                let words = (bytes.len() / 8).saturating_sub(1) as u64;
-                bytes.splice(..bytes.len().min(8), (words << 32).to_le_bytes());
-            }
-        }
-    }
-    bytes
-}
-
 #[tokio::test]
 async fn spoiled_sessions_end_alone() {
     let (link, server, address) = serve(Limits::default(), Echo).await;
