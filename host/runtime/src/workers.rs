@@ -67,6 +67,13 @@ impl Workers {
         self.pool.0.lock().wait(at)
     }
 
+    /// How long it takes to do what is late, about: what waits until nothing that can be in time does.
+    pub fn late(&self) -> Duration {
+        let state = self.pool.0.lock();
+        let late: Duration = state.late.iter().map(|Reverse(waiting)| waiting.due.takes).sum();
+        late / state.busy_until.len() as u32
+    }
+
     /// Queues a job. Refused at once if it cannot be in time behind those that are due before it, nor be late behind all
     /// others; if that turns out only later, it is told.
     pub fn submit(&self, due: Due, job: impl FnOnce(Turn) + Send + 'static) -> Result<(), Busy> {

@@ -315,7 +315,7 @@ impl Serving {
     }
 
     /// Whether the plan in force needs an edge.
-    fn crosses(&self) -> bool {
+    pub(super) fn crosses(&self) -> bool {
         let plan = self.lock().installed().plan;
         plan.placement(self.deployment.network()) != planner::Placement::DeviceOnly
     }

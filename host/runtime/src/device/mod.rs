@@ -52,6 +52,8 @@ const TICK: Duration = Duration::from_millis(100);
 const CALL_TIME_MAX: Duration = Duration::from_secs(5);
 /// Strategies without a fallback wait this long for the edge before the device answers all the same.
 const WAIT_MAX: Duration = CALL_TIME_MAX;
+/// Of its time, a request may use this share at least, however much is late.
+const WHILE_OTHERS_ARE_LATE: f64 = 0.5;
 /// Kept in hand when the last moment for a local exit is computed.
 const LOCAL_MARGIN_US: f64 = 3_000.0;
 const ACTIONS_WAITING_MAX: usize = 64;
@@ -284,9 +286,11 @@ impl Device {
         asked: Asked,
     ) -> Result<Answer, Fault> {
         let deadline_us = asked.deadline_us;
+        let crosses = serving.crosses();
         let (planned, in_time, takes_fastest) = {
             let controller = serving.lock();
             let left_us = deadline_us - self.shared.queued_us(asked.due());
+            let left_us = if crosses { left_us } else { self.shared.allowed_us(left_us) };
             let planned = controller.for_request(left_us, asked.accuracy_min);
             (planned, controller.in_time(&planned, deadline_us), controller.strategy().falls_back())
         };
@@ -323,6 +327,12 @@ impl Shared {
     /// can do must take faster exits, or what waits grows without end.
     fn queued_us(&self, due: Instant) -> f64 {
         self.workers.wait(due).as_secs_f64() * 1e6
+    }
+
+    /// What the device alone may use of the time that a request has left: while others are late, less, or it would be
+    /// busy with what is in time and they would wait on and on.
+    fn allowed_us(&self, left_us: f64) -> f64 {
+        (left_us - self.workers.late().as_secs_f64() * 1e6).max(left_us * WHILE_OTHERS_ARE_LATE)
     }
 }
 

@@ -248,7 +248,7 @@ impl Serving {
     async fn alone(self: &Arc<Self>, input: Vec<Tensor>, asked: Asked, why: &str) -> Result<Outcome, Fault> {
         let (local, epoch) = {
             let controller = self.lock();
-            let remaining_us = asked.remaining_us() - self.shared.queued_us(asked.due());
+            let remaining_us = self.shared.allowed_us(asked.remaining_us() - self.shared.queued_us(asked.due()));
             (controller.local(remaining_us, asked.accuracy_min), controller.installed().epoch)
         };
         let plan = local.candidate.plan;
