@@ -1,6 +1,6 @@
 //! Charts of points and lines, as SVG in the colours of the reports' page.
 
-use crate::report::escape;
+use crate::report::{CSS, escape};
 use std::fmt::Write;
 
 const WIDTH: f64 = 520.0;
@@ -83,6 +83,13 @@ impl Chart {
             })
             .collect();
         format!("<figure class=card>{}<ul class=legend>{legend}</ul></figure>", self.svg())
+    }
+
+    /// A file of its own.
+    pub(crate) fn file(&self) -> String {
+        let svg = self.svg();
+        let (start, rest) = svg.split_once('>').unwrap_or((&svg, ""));
+        format!("{start}><style>{CSS}</style>{rest}")
     }
 
     fn svg(&self) -> String {

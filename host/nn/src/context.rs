@@ -30,6 +30,16 @@ impl Context {
         inputs: Vec<(String, Tensor)>,
         stop: &Stop,
     ) -> Result<Vec<(String, Tensor)>, ComputeError> {
+        self.observed(inputs, stop, |_| ())
+    }
+
+    /// The same; `after_each` is told of each operator that ran, by its place among the graph's.
+    pub(crate) fn observed(
+        &mut self,
+        inputs: Vec<(String, Tensor)>,
+        stop: &Stop,
+        mut after_each: impl FnMut(usize),
+    ) -> Result<Vec<(String, Tensor)>, ComputeError> {
         let values = self.arrange(inputs)?.into_iter().map(Tensor::into_value).collect::<TVec<_>>();
         // Recurrent operators go on where they stopped. But each run is a request of its own, and must not know of
         // others.
@@ -44,6 +54,7 @@ impl Context {
                 }
                 let outputs = eval(context, op_state, node, inputs);
                 crate::vector::release();
+                after_each(node.id);
                 outputs
             })
         });

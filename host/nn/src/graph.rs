@@ -112,6 +112,12 @@ impl Graph {
         Ok(outputs.into_iter().map(|(_, tensor)| tensor).collect())
     }
 
+    /// As tract alone would run it: what is done here for speed is measured against that.
+    pub(crate) fn plain(decluttered: TypedModel) -> Result<Self, GraphError> {
+        let cost = guarded(|| crate::layer::cost(&decluttered)).map_err(GraphError::Unusable)?;
+        Self::of(decluttered, cost, |model| model.into_optimized()?.into_runnable())
+    }
+
     pub(crate) fn prepare(mut decluttered: TypedModel) -> Result<Self, GraphError> {
         let cost = guarded(|| crate::layer::cost(&decluttered)).map_err(GraphError::Unusable)?;
         crate::lrn::speed_up(&mut decluttered);

@@ -59,6 +59,11 @@ impl Imported {
         Graph::prepare(self.model.clone()).map_err(|e| ImportError::Unsupported(e.to_string()))
     }
 
+    /// The whole network as tract alone would run it.
+    pub fn plain(&self) -> Result<Graph, ImportError> {
+        Graph::plain(self.model.clone()).map_err(|e| ImportError::Unsupported(e.to_string()))
+    }
+
     /// Cuts the network into segments on the way to some exits, each of which gives these outputs, as indices.
     pub fn cut(&self, exits: &[Vec<usize>]) -> Result<Cut, CutError> {
         Cut::of(self, exits)

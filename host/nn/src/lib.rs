@@ -27,6 +27,7 @@ mod published;
 mod survey;
 pub mod synthetic;
 mod tensor;
+mod timing;
 mod vector;
 mod written;
 
@@ -39,4 +40,5 @@ pub use onnx::{MODEL_BYTES_MAX, Pins};
 pub use published::Published;
 pub use survey::{Survey, operators};
 pub use tensor::{ElementType, Fact, TENSOR_BYTES_MAX, Tensor, TensorError, bytes_copied, count_copied};
+pub use timing::Timed;
 pub use written::{Difference, example};

@@ -6,6 +6,7 @@ mod deadline;
 mod faults;
 mod limits;
 mod link;
+mod models;
 mod overload;
 mod plan;
 mod portable;
@@ -24,6 +25,8 @@ pub(crate) enum Command {
     Chain(chain::Arguments),
     /// Networks computed inside the sandbox against the host's own arithmetic; how long its code takes to compile.
     Portable(portable::Arguments),
+    /// Published networks in tract, as hosts run them, against onnxruntime; where the time goes.
+    Models(models::Arguments),
     /// Hostile guests and files, many times each: all contained, the host alive.
     Limits(limits::Arguments),
     /// Activations through the link against a bare TCP echo of the same bytes.
@@ -45,6 +48,7 @@ pub(crate) enum Command {
 pub(crate) fn run(command: Command, output: &Output) -> Result<()> {
     match command {
         Command::Limits(arguments) => limits::run(arguments, output),
+        Command::Models(arguments) => models::run(&arguments, output),
         Command::Sandbox => sandbox::run(output),
         Command::Chain(arguments) => chain::run(&arguments, output),
         Command::Portable(arguments) => portable::run(&arguments, output),
