@@ -144,6 +144,12 @@ models: peers
     cargo build --release --workspace
     target/peers/bin/python tests/peers/models.py
 
+# Published networks' times beside onnxruntime's: docs/speed.md. Downloads 150 MB of packages.
+bench-models: peers
+    cargo build --release --workspace
+    target/peers/bin/python tests/peers/nets.py target/peers/nets
+    target/release/edgent bench models --plain --chart target/models.svg
+
 # Both sides of each ratio in one run.
 bench:
     cargo run --release -- bench sandbox

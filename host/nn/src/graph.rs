@@ -121,7 +121,7 @@ impl Graph {
     pub(crate) fn prepare(mut decluttered: TypedModel) -> Result<Self, GraphError> {
         let cost = guarded(|| crate::layer::cost(&decluttered)).map_err(GraphError::Unusable)?;
         crate::lrn::speed_up(&mut decluttered);
-        Self::of(decluttered, cost, |model| model.into_optimized()?.into_runnable())
+        Self::of(decluttered, cost, |model| crate::fast::speed_up(model)?.into_optimized()?.into_runnable())
     }
 
     /// The network as it is, operator by operator: slow, but where a part has two like branches one of which it gives,

@@ -15,6 +15,7 @@
 mod branches;
 mod context;
 mod cut;
+mod fast;
 mod graph;
 mod guard;
 mod import;

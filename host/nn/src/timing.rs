@@ -70,8 +70,8 @@ mod tests {
         let graph = Graph::load(&made.graph, made.format).unwrap();
         let inputs = graph.inputs().iter().map(|port| (port.name.clone(), synthetic::noise(&port.fact, 1).unwrap()));
         let timed = graph.timed(&inputs.collect::<Vec<_>>(), 3).unwrap();
-        let pool = timed.iter().find(|operator| operator.name == "output").unwrap();
-        assert!(pool.operator.contains("MaxPool") && pool.us > 0.0, "{timed:?}");
+        let pool = timed.iter().find(|timed| timed.operator.contains("Pool")).unwrap();
+        assert!(pool.us > 0.0, "{timed:?}");
         assert!(pool.shapes.contains("3,8,8") && pool.shapes.contains("3,4,4"), "{}", pool.shapes);
     }
 }

@@ -1,9 +1,41 @@
-//! Keeps wide vector registers from slowing down what comes after them.
+//! Wide vector registers: loops that use them, and what they leave behind.
+//!
+//! This program is compiled for any x86-64, which has vectors of four floats. Loops that are worth it are compiled a
+//! second time, for processors with AVX2 and FMA, and which of the two runs is decided when the program does.
 //!
 //! tract's matrix kernels leave the upper halves of the AVX registers in use. As long as they are, a
 //! processor merges every SSE instruction with them, and the code around the kernels, which is compiled
 //! for any x86-64, runs up to three times slower (Intel's optimization manual, "Mixing AVX code with SSE
 //! code"; AMD's Zen 4 does the same).
+
+/// Loops over floats. All that `run` calls must be inlined into it, or it is compiled for any processor.
+pub(crate) trait Loops {
+    /// `FUSED`: the processor multiplies and adds in one instruction; where it does not, `f32::mul_add` is a slow call.
+    fn run<const FUSED: bool>(self);
+}
+
+/// Whether [`wide`] has more than four lanes, or fused multiply-adds: without them tract's own kernels are as good.
+pub(crate) fn is_wide() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    cfg!(target_arch = "aarch64")
+}
+
+/// Runs loops as this processor does them best.
+#[allow(unsafe_code)]
+pub(crate) fn wide(loops: impl Loops) {
+    #[cfg(target_arch = "x86_64")]
+    if is_wide() {
+        #[target_feature(enable = "avx2,fma")]
+        fn with_avx2(loops: impl Loops) {
+            loops.run::<true>();
+        }
+        // SAFETY: the processor has AVX2 and FMA; that is all the function needs.
+        return unsafe { with_avx2(loops) };
+    }
+    if cfg!(target_arch = "aarch64") { loops.run::<true>() } else { loops.run::<false>() }
+}
 
 /// Tells the processor that the upper halves are free. Called after each operator.
 #[cfg(target_arch = "x86_64")]
@@ -26,7 +58,7 @@ pub(crate) fn release() {}
 
 #[cfg(test)]
 mod tests {
-    use super::release;
+    use super::{Loops, release, wide};
 
     #[test]
     fn it_changes_no_value() {
@@ -39,5 +71,18 @@ mod tests {
             })
         };
         assert_eq!(sum(release), sum(|| ()));
+    }
+
+    #[test]
+    fn loops_run_once() {
+        struct Count<'a>(&'a mut usize);
+        impl Loops for Count<'_> {
+            fn run<const FUSED: bool>(self) {
+                *self.0 += 1;
+            }
+        }
+        let mut runs = 0;
+        wide(Count(&mut runs));
+        assert_eq!(runs, 1);
     }
 }

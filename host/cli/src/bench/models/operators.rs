@@ -122,7 +122,9 @@ fn print(report: &Report, output: &Output) {
     output.line(format_args!("{model}: tract {ours_us:.0} us, onnxruntime's profile {ort_us:.0} us"));
     for (side, kinds) in [("tract", &report.ours), ("onnxruntime", &report.ort)] {
         output.line(format_args!("\n{side:<32} count        us"));
-        kinds.iter().for_each(|Kind { kind, count, us }| output.line(format_args!("  {kind:<30} {count:>5} {us:>9.1}")));
+        kinds
+            .iter()
+            .for_each(|Kind { kind, count, us }| output.line(format_args!("  {kind:<30} {count:>5} {us:>9.1}")));
     }
     output.line("\nslowest operators                    tract us    ort us");
     for Slow { operator, ours_us, ort_us, parts } in &report.slowest {

@@ -1,0 +1,382 @@
+//! Convolutions, and products of a constant matrix with many columns, which are convolutions of single pixels.
+//!
+//! tract 0.23 gathers what each window covers anew for every few filters; here it is done once for 16 neighbouring pixels
+//! (a *panel*: for each weight of a filter 16 values), and every filter takes the panel while it is in the cache. What comes
+//! behind is done while the results are still in registers: bias, a sum with another tensor, bounds. Where each filter sees
+//! one channel alone (a depthwise convolution), there is nothing to share; then rows are added up tap by tap.
+
+use super::scratch::Scratch;
+use super::slide::Runs;
+use super::steps::{PerChannel, Step};
+use super::window::{SLACK, Windows};
+use crate::vector::{Loops, wide};
+use std::ops::Range;
+use tract_nnef::internal::*;
+
+/// Pixels of a panel: with [`FILTERS`] rows of results, what 16 registers of eight lanes hold.
+const PANEL: usize = 16;
+/// Filters that are computed together.
+const FILTERS: usize = 6;
+/// Panels that are made before the filters are gone through: so much stays in a processor's second cache…
+const PANELS_BYTES: usize = 256 << 10;
+/// …but some at least, since all weights are read once for them.
+const PANELS_MIN: usize = 4;
+
+/// A convolution with all that was put into it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct FastConv {
+    pub(super) windows: Windows,
+    pub(super) filters: usize,
+    pub(super) groups: usize,
+    /// By groups, by blocks of [`FILTERS`] filters; in a block the weights of one place of all its filters are neighbours.
+    weights: Arc<[f32]>,
+    pub(super) bias: Arc<[f32]>,
+    /// Whether a second input is added.
+    pub(super) adds: bool,
+    pub(super) least: f32,
+    pub(super) most: f32,
+    /// What is done afterwards.
+    pub(super) steps: Vec<Step>,
+    pub(super) output: TVec<usize>,
+    taps: Arc<[usize]>,
+    /// The taps of a depthwise convolution, in whose order its weights are.
+    runs: Runs,
+}
+
+// Floats of a network are what they are: no two of them are compared to decide something.
+impl Eq for FastConv {}
+
+impl FastConv {
+    /// `weights`: for each filter, those of its group's first channel, row by row, then the next channel's.
+    pub(super) fn new(windows: Windows, groups: usize, weights: &[f32], bias: Vec<f32>, output: TVec<usize>) -> Self {
+        let filters = bias.len();
+        let (taps, runs) = (windows.taps(), Runs::of(&windows));
+        let places = windows.channels / groups * taps.len();
+        let mut packed = Vec::with_capacity(weights.len());
+        for group in weights.chunks_exact(places * filters / groups) {
+            if groups == windows.channels && groups == filters {
+                packed.extend(runs.order.iter().map(|tap| group[*tap]));
+                continue;
+            }
+            for block in group.chunks(places * FILTERS) {
+                for place in 0..places {
+                    packed.extend(block.chunks_exact(places).map(|filter| filter[place]));
+                }
+            }
+        }
+        Self {
+            windows,
+            filters,
+            groups,
+            weights: packed.into(),
+            bias: bias.into(),
+            adds: false,
+            least: f32::NEG_INFINITY,
+            most: f32::INFINITY,
+            steps: Vec::new(),
+            output,
+            taps: taps.into(),
+            runs,
+        }
+    }
+
+    /// Has each filter's weights be multiplied.
+    pub(super) fn scale_weights(&mut self, by: &PerChannel) {
+        let filters = self.filters / self.groups;
+        let places = self.windows.channels / self.groups * self.taps.len();
+        let mut scaled = self.weights.to_vec();
+        for (group, weights) in scaled.chunks_exact_mut(places * filters).enumerate() {
+            for (block, weights) in weights.chunks_mut(places * FILTERS).enumerate() {
+                let rows = weights.len() / places;
+                for (at, weight) in weights.iter_mut().enumerate() {
+                    *weight *= by.of(group * filters + block * FILTERS + at % rows);
+                }
+            }
+        }
+        self.weights = scaled.into();
+    }
+
+    fn is_depthwise(&self) -> bool {
+        self.groups == self.windows.channels && self.groups == self.filters
+    }
+}
+
+impl Op for FastConv {
+    fn name(&self) -> StaticName {
+        if self.is_depthwise() { "FastDepthwise".into() } else { "FastConv".into() }
+    }
+
+    fn info(&self) -> TractResult<Vec<String>> {
+        let Windows { kernel, stride, .. } = &self.windows;
+        let (adds, bounds) = (if self.adds { ", adds" } else { "" }, self.least..=self.most);
+        Ok(vec![format!("kernel {kernel:?}, stride {stride:?}, groups {}{adds}, within {bounds:?}", self.groups)])
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for FastConv {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let mut scratch = Scratch::take();
+        let mut output = scratch.tensor(&self.output)?;
+        self.convolve(&inputs, &mut output, &mut scratch)?;
+        inputs.into_iter().for_each(|input| scratch.keep(input));
+        scratch.give_back();
+        Ok(tvec!(output.into_tvalue()))
+    }
+}
+
+impl FastConv {
+    fn convolve(&self, inputs: &[TValue], output: &mut Tensor, scratch: &mut Scratch) -> TractResult<()> {
+        let plain = inputs[0].try_as_plain_ram()?;
+        let added = if self.adds { Some(inputs[1].try_as_plain_ram()?) } else { None };
+        let added = added.as_ref().map(|added| added.as_slice::<f32>()).transpose()?;
+        let (input, mut to) = (plain.as_slice::<f32>()?, output.try_as_plain_ram_mut()?);
+        let images = self.windows.images;
+        let (taken, given) =
+            (self.windows.channels * self.windows.input_pixels(), self.filters * self.windows.pixels());
+        ensure!(input.len() == images * taken, "{} elements are no {images} images", input.len());
+        for (image, output) in to.as_slice_mut::<f32>()?.chunks_exact_mut(given).enumerate() {
+            let input = &input[image * taken..][..taken];
+            let added = added.map(|added| &added[image * given..][..given]);
+            wide(Image { conv: self, input, added, output, scratch });
+        }
+        Ok(())
+    }
+}
+
+impl TypedOp for FastConv {
+    as_op!();
+
+    fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(f32::datum_type().fact(&self.output)))
+    }
+}
+
+/// One image to convolve.
+struct Image<'a> {
+    conv: &'a FastConv,
+    input: &'a [f32],
+    added: Option<&'a [f32]>,
+    output: &'a mut [f32],
+    scratch: &'a mut Scratch,
+}
+
+impl Loops for Image<'_> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(mut self) {
+        if self.conv.is_depthwise() {
+            self.depthwise::<FUSED>();
+        } else {
+            self.by_panels::<FUSED>();
+        }
+    }
+}
+
+impl Image<'_> {
+    #[inline(always)]
+    fn by_panels<const FUSED: bool>(&mut self) {
+        let FastConv { windows, filters, groups, weights, taps, .. } = self.conv;
+        let (channels, filters) = (windows.channels / groups, filters / groups);
+        let (places, pixels) = (channels * taps.len(), windows.pixels());
+        let Scratch { staged, panels, pieces, .. } = &mut *self.scratch;
+        let staged: &[f32] = if windows.is_as_it_is() {
+            self.input
+        } else {
+            staged.resize(windows.channels * windows.staged() + SLACK, 0.0);
+            for (channel, staged) in staged.chunks_exact_mut(windows.staged()).take(windows.channels).enumerate() {
+                windows.stage(self.input, channel, Some(0.0), staged);
+            }
+            staged
+        };
+        let strides = if windows.channels_last { [1, self.conv.filters] } else { [pixels, 1] };
+        let FastConv { bias, least, most, .. } = self.conv;
+        let finish = Finish { bias, added: self.added, least: *least, most: *most, strides };
+        let size = panel_elements(places);
+        let at_once = (PANELS_BYTES / (size * size_of::<f32>())).max(PANELS_MIN);
+        panels.resize(at_once.min(pixels.div_ceil(PANEL)) * size, 0.0);
+        for (group, weights) in weights.chunks_exact(places * filters).enumerate() {
+            let staged = &staged[group * channels * windows.staged()..];
+            for first in (0..pixels).step_by(at_once * PANEL) {
+                let here = first..(first + at_once * PANEL).min(pixels);
+                fill_panels((windows, taps, channels), staged, here.clone(), pieces, panels);
+                for (block, weights) in weights.chunks(places * FILTERS).enumerate() {
+                    let filter = group * filters + block * FILTERS;
+                    for (panel, pixel) in panels.chunks_exact(size).zip(here.clone().step_by(PANEL)) {
+                        let panel = &panel[..places * PANEL];
+                        let to = Place { filter, pixel, pixels: PANEL.min(pixels - pixel) };
+                        match weights.len() / places {
+                            6 => finish.write(multiply::<FUSED, 6>(weights, panel), to, self.output),
+                            5 => finish.write(multiply::<FUSED, 5>(weights, panel), to, self.output),
+                            4 => finish.write(multiply::<FUSED, 4>(weights, panel), to, self.output),
+                            3 => finish.write(multiply::<FUSED, 3>(weights, panel), to, self.output),
+                            2 => finish.write(multiply::<FUSED, 2>(weights, panel), to, self.output),
+                            _ => finish.write(multiply::<FUSED, 1>(weights, panel), to, self.output),
+                        }
+                    }
+                }
+                if !self.conv.steps.is_empty() && !windows.channels_last {
+                    for filter in group * filters..(group + 1) * filters {
+                        let row = &mut self.output[filter * pixels..][here.clone()];
+                        self.conv.steps.iter().for_each(|step| step.apply(filter, row));
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn depthwise<const FUSED: bool>(&mut self) {
+        let FastConv { windows, weights, taps, runs, bias, least, most, .. } = self.conv;
+        let (pixels, [_, width]) = (windows.pixels(), windows.output);
+        let staged = &mut self.scratch.staged;
+        staged.resize(windows.staged() + SLACK, 0.0);
+        for channel in 0..windows.channels {
+            windows.stage(self.input, channel, (channel == 0).then_some(0.0), staged);
+            let (weights, output) =
+                (&weights[channel * taps.len()..][..taps.len()], &mut self.output[channel * pixels..]);
+            for y in 0..windows.output[0] {
+                let from = &staged[windows.start(y)..];
+                let fold = |sum, weight, x| fused::<FUSED>(weight, x, sum);
+                runs.fold(from, weights, width, &mut output[y * width..], bias[channel], fold);
+            }
+            let output = &mut output[..pixels];
+            if let Some(added) = self.added {
+                let added = &added[channel * pixels..][..pixels];
+                output.iter_mut().zip(added).for_each(|(to, added)| *to += added);
+            }
+            if *least > f32::NEG_INFINITY || *most < f32::INFINITY {
+                output.iter_mut().for_each(|to| *to = bounded(*to, *least, *most));
+            }
+            self.conv.steps.iter().for_each(|step| step.apply(channel, output));
+        }
+    }
+}
+
+/// Fills panels with what the windows of some pixels cover: for each channel and tap 16 neighbours, which may be of several
+/// rows. One place of all panels after another, since then the image is read along its rows.
+#[inline(always)]
+fn fill_panels(
+    (windows, taps, channels): (&Windows, &[usize], usize),
+    staged: &[f32],
+    pixels: Range<usize>,
+    pieces: &mut Vec<(usize, usize)>,
+    panels: &mut [f32],
+) {
+    let (places, width) = (channels * taps.len(), windows.output[1]);
+    // Where in the panels each piece of a row starts, and where what it sees starts in a channel.
+    pieces.clear();
+    for (panel, first) in pixels.clone().step_by(PANEL).enumerate() {
+        let mut pixel = first;
+        while pixel < (first + PANEL).min(pixels.end) {
+            let (row, column) = (pixel / width, pixel % width);
+            pieces.push((panel * panel_elements(places) + pixel - first, windows.start(row) + column));
+            pixel += width - column;
+        }
+    }
+    for channel in 0..channels {
+        for (tap, offset) in taps.iter().enumerate() {
+            let panels = &mut panels[(channel * taps.len() + tap) * PANEL..];
+            let from = &staged[channel * windows.staged() + offset..];
+            for (to, start) in pieces.iter() {
+                // More than the piece has; what follows overwrites it.
+                let Some(to) = panels[*to..].first_chunk_mut::<PANEL>() else { return };
+                match from[*start..].first_chunk::<PANEL>() {
+                    Some(from) => *to = *from,
+                    None => to.iter_mut().zip(&from[*start..]).for_each(|(to, from)| *to = *from),
+                }
+            }
+        }
+    }
+}
+
+/// One place more than a panel has, for what is overwritten.
+fn panel_elements(places: usize) -> usize {
+    (places + 1) * PANEL
+}
+
+/// The products of some filters with a panel.
+#[inline(always)]
+fn multiply<const FUSED: bool, const ROWS: usize>(weights: &[f32], panel: &[f32]) -> [[f32; PANEL]; ROWS] {
+    let mut sums = [[0.0; PANEL]; ROWS];
+    for (weights, values) in weights.as_chunks::<ROWS>().0.iter().zip(panel.as_chunks::<PANEL>().0) {
+        for (sums, weight) in sums.iter_mut().zip(weights) {
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum = fused::<FUSED>(*weight, *value, *sum);
+            }
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+fn fused<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// What is no number stays none.
+#[inline(always)]
+pub(super) fn bounded(x: f32, least: f32, most: f32) -> f32 {
+    let x = if x < least { least } else { x };
+    if x > most { most } else { x }
+}
+
+/// Where results belong: from a filter and a pixel on.
+#[derive(Clone, Copy)]
+struct Place {
+    filter: usize,
+    pixel: usize,
+    pixels: usize,
+}
+
+/// What is done with products before they are written.
+#[derive(Clone, Copy)]
+struct Finish<'a> {
+    bias: &'a [f32],
+    added: Option<&'a [f32]>,
+    least: f32,
+    most: f32,
+    /// From a filter's results to the next one's, and from a pixel to the next.
+    strides: [usize; 2],
+}
+
+impl Finish<'_> {
+    #[inline(always)]
+    fn write<const ROWS: usize>(self, sums: [[f32; PANEL]; ROWS], to: Place, output: &mut [f32]) {
+        let Some(bias) = self.bias[to.filter..].first_chunk::<ROWS>() else { return };
+        let [next_filter, next_pixel] = self.strides;
+        let start = to.filter * next_filter + to.pixel * next_pixel;
+        // Most are whole panels; with the conditions out of the loops, the sums stay in registers.
+        if to.pixels == PANEL && next_pixel == 1 {
+            if let Some(added) = self.added {
+                for row in 0..ROWS {
+                    let start = start + row * next_filter;
+                    let Some(output) = output[start..].first_chunk_mut::<PANEL>() else { return };
+                    let Some(added) = added[start..].first_chunk::<PANEL>() else { return };
+                    for lane in 0..PANEL {
+                        output[lane] = bounded(sums[row][lane] + bias[row] + added[lane], self.least, self.most);
+                    }
+                }
+            } else {
+                for row in 0..ROWS {
+                    let Some(output) = output[start + row * next_filter..].first_chunk_mut::<PANEL>() else { return };
+                    for lane in 0..PANEL {
+                        output[lane] = bounded(sums[row][lane] + bias[row], self.least, self.most);
+                    }
+                }
+            }
+            return;
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            let start = start + row * next_filter;
+            let added = self.added.map(|added| &added[start..]);
+            let output = output[start..].iter_mut().step_by(next_pixel);
+            for (lane, (output, sum)) in output.zip(&sums[..to.pixels]).enumerate() {
+                let added = added.map_or(0.0, |added| added[lane * next_pixel]);
+                *output = bounded(sum + bias[row] + added, self.least, self.most);
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The greatest, or the mean, of each window.
+
+use super::scratch::Scratch;
+use super::slide::Runs;
+use super::window::{SLACK, Windows};
+use crate::vector::{Loops, wide};
+use tract_nnef::internal::*;
+
+/// What is made of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Greatest,
+    /// Of those pixels that are there, or of all of the window's places, where what is around the image counts as zero.
+    Mean {
+        around_counts: bool,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct FastPool {
+    windows: Windows,
+    kind: Kind,
+    output: TVec<usize>,
+    runs: Runs,
+    /// One for each tap: windows here have no weights.
+    ones: Arc<[f32]>,
+}
+
+// Its only floats are ones.
+impl Eq for FastPool {}
+
+impl FastPool {
+    pub(super) fn new(windows: Windows, kind: Kind, output: TVec<usize>) -> Self {
+        let (runs, ones) = (Runs::of(&windows), vec![1.0; windows.kernel[0] * windows.kernel[1]].into());
+        Self { windows, kind, output, runs, ones }
+    }
+}
+
+impl Op for FastPool {
+    fn name(&self) -> StaticName {
+        "FastPool".into()
+    }
+
+    fn info(&self) -> TractResult<Vec<String>> {
+        Ok(vec![format!("{:?}, kernel {:?}, stride {:?}", self.kind, self.windows.kernel, self.windows.stride)])
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for FastPool {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let input = args_1!(inputs);
+        let mut scratch = Scratch::take();
+        let mut output = scratch.tensor(&self.output)?;
+        let (from, mut to) = (input.try_as_plain_ram()?, output.try_as_plain_ram_mut()?);
+        wide(All { pool: self, input: from.as_slice()?, output: to.as_slice_mut()?, scratch: &mut scratch });
+        drop((from, to));
+        scratch.keep(input);
+        scratch.give_back();
+        Ok(tvec!(output.into_tvalue()))
+    }
+}
+
+impl TypedOp for FastPool {
+    as_op!();
+
+    fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(f32::datum_type().fact(&self.output)))
+    }
+}
+
+struct All<'a> {
+    pool: &'a FastPool,
+    input: &'a [f32],
+    output: &'a mut [f32],
+    scratch: &'a mut Scratch,
+}
+
+impl Loops for All<'_> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        let FastPool { windows, kind, runs, ones, .. } = self.pool;
+        let (channels, width) = (windows.channels, windows.output[1]);
+        // Where nothing is greater than nothing at all, tract gives the least number.
+        let around = if *kind == Kind::Greatest { f32::MIN } else { 0.0 };
+        let staged = &mut self.scratch.staged;
+        staged.resize(windows.staged() + SLACK, 0.0);
+        let pixels = windows.pixels();
+        for plane in 0..windows.images * channels {
+            let image = &self.input[plane / channels * channels * windows.input_pixels()..];
+            windows.stage(image, plane % channels, (plane == 0).then_some(around), staged);
+            let output = &mut self.output[plane * pixels..];
+            for y in 0..windows.output[0] {
+                let (from, output) = (&staged[windows.start(y)..], &mut output[y * width..]);
+                match kind {
+                    Kind::Greatest => {
+                        runs.fold(from, ones, width, output, around, |most, _, x| if most < x { x } else { most })
+                    }
+                    Kind::Mean { around_counts } => {
+                        runs.fold(from, ones, width, output, 0.0, |sum, _, x| sum + x);
+                        let there = |axis: usize, at: usize| match around_counts {
+                            true => windows.kernel[axis],
+                            false => windows.there(axis, at),
+                        };
+                        let rows = there(0, y);
+                        for (x, to) in output[..width].iter_mut().enumerate() {
+                            *to *= ((rows * there(1, x)) as f32).recip();
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Memory that a thread uses again. To ask for it anew, and to have it filled with zeros, costs more than many an operator.
+//!
+//! What is kept is written all over before anybody reads it: it tells a request nothing of another.
+
+use std::cell::RefCell;
+use tract_nnef::internal::*;
+
+/// What a thread keeps for its next operator, in all.
+const KEPT_BYTES_MAX: usize = 32 << 20;
+/// Tensors that it keeps.
+const KEPT_TENSORS_MAX: usize = 8;
+
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// The channels of an image, with what is around it.
+    pub(super) staged: Vec<f32>,
+    pub(super) panels: Vec<f32>,
+    /// Where each piece of a panel belongs, and where it comes from.
+    pub(super) pieces: Vec<(usize, usize)>,
+    tensors: Vec<Tensor>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Scratch {
+    /// This thread's; it is to be given back.
+    pub(super) fn take() -> Self {
+        SCRATCH.take()
+    }
+
+    pub(super) fn give_back(mut self) {
+        let bytes = |scratch: &Self| {
+            let floats = scratch.staged.capacity() + scratch.panels.capacity();
+            let tensors: usize = scratch.tensors.iter().map(Tensor::len).sum();
+            (floats + tensors) * size_of::<f32>()
+        };
+        while bytes(&self) > KEPT_BYTES_MAX && !self.tensors.is_empty() {
+            self.tensors.remove(0);
+        }
+        if bytes(&self) <= KEPT_BYTES_MAX {
+            SCRATCH.set(self);
+        }
+    }
+
+    /// A tensor of floats, with anything in it.
+    pub(super) fn tensor(&mut self, dims: &[usize]) -> TractResult<Tensor> {
+        let elements = dims.iter().product::<usize>();
+        match self.tensors.iter().rposition(|tensor| tensor.len() == elements) {
+            Some(at) => {
+                let mut tensor = self.tensors.remove(at);
+                tensor.set_shape(dims)?;
+                Ok(tensor)
+            }
+            None => Tensor::zero::<f32>(dims),
+        }
+    }
+
+    /// Keeps a tensor that nobody reads any more.
+    pub(super) fn keep(&mut self, value: TValue) {
+        let Ok(tensor) = Arc::try_unwrap(value.into_arc_tensor()) else { return };
+        if tensor.datum_type() == f32::datum_type() && tensor.is_plain() {
+            if self.tensors.len() == KEPT_TENSORS_MAX {
+                self.tensors.remove(0);
+            }
+            self.tensors.push(tensor);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What networks do to one element after another: scales, shifts, bounds, as behind a convolution or as what is left of a
+//! normalisation. A chain of them goes through the cache once, a piece of a channel at a time.
+
+use super::conv::bounded;
+use crate::vector::{Loops, wide};
+use tract_nnef::internal::*;
+
+/// Elements that go through all steps before the next: few enough for a processor's first cache.
+const PIECE: usize = 1024;
+
+/// One value for all channels, or one for each.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct PerChannel(pub(super) Arc<[f32]>);
+
+impl PerChannel {
+    #[inline(always)]
+    pub(super) fn of(&self, channel: usize) -> f32 {
+        if self.0.len() == 1 { self.0[0] } else { self.0[channel] }
+    }
+}
+
+/// Something that is done to each element.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Step {
+    Scale(PerChannel),
+    Shift(PerChannel),
+    AtLeast(f32),
+    AtMost(f32),
+    /// The product of an element with itself, shifted and bounded: with a scale behind it, a hard swish.
+    Gate {
+        shift: f32,
+        least: f32,
+        most: f32,
+    },
+}
+
+impl Step {
+    #[inline(always)]
+    pub(super) fn apply(&self, channel: usize, values: &mut [f32]) {
+        match self {
+            Self::Scale(by) => {
+                let by = by.of(channel);
+                values.iter_mut().for_each(|x| *x *= by);
+            }
+            Self::Shift(by) => {
+                let by = by.of(channel);
+                values.iter_mut().for_each(|x| *x += by);
+            }
+            Self::AtLeast(least) => values.iter_mut().for_each(|x| *x = bounded(*x, *least, f32::INFINITY)),
+            Self::AtMost(most) => values.iter_mut().for_each(|x| *x = bounded(*x, f32::NEG_INFINITY, *most)),
+            Self::Gate { shift, least, most } => {
+                values.iter_mut().for_each(|x| *x *= bounded(*x + shift, *least, *most));
+            }
+        }
+    }
+}
+
+/// A chain of steps.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct FastSteps {
+    pub(super) channels: usize,
+    /// Elements of a channel that lie side by side.
+    pub(super) pixels: usize,
+    pub(super) steps: Vec<Step>,
+}
+
+// Floats of a network are what they are: no two of them are compared to decide something.
+impl Eq for FastSteps {}
+
+impl Op for FastSteps {
+    fn name(&self) -> StaticName {
+        "FastSteps".into()
+    }
+
+    fn info(&self) -> TractResult<Vec<String>> {
+        Ok(vec![format!("{} steps, {} channels of {} elements", self.steps.len(), self.channels, self.pixels)])
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for FastSteps {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        // In place, if nobody else holds it.
+        let mut tensor = args_1!(inputs).into_tensor();
+        let mut plain = tensor.try_as_plain_ram_mut()?;
+        wide(All { op: self, values: plain.as_slice_mut::<f32>()? });
+        drop(plain);
+        Ok(tvec!(tensor.into_tvalue()))
+    }
+}
+
+impl TypedOp for FastSteps {
+    as_op!();
+
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(inputs[0].datum_type.fact(inputs[0].shape.clone())))
+    }
+}
+
+struct All<'a> {
+    op: &'a FastSteps,
+    values: &'a mut [f32],
+}
+
+impl Loops for All<'_> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        for (plane, values) in self.values.chunks_exact_mut(self.op.pixels).enumerate() {
+            for values in values.chunks_mut(PIECE) {
+                self.op.steps.iter().for_each(|step| step.apply(plane % self.op.channels, values));
+            }
+        }
+    }
+}
