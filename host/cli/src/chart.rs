@@ -9,6 +9,8 @@ const LEFT: f64 = 64.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 30.0;
 const BOTTOM: f64 = 44.0;
+/// A letter's width, on average.
+const LETTER: f64 = 6.0;
 
 /// Lines over two axes.
 pub(crate) struct Chart {
@@ -93,9 +95,10 @@ impl Chart {
     }
 
     fn svg(&self) -> String {
+        let left = self.left();
         let mut svg = format!(
             "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {HEIGHT}' role=img width='100%'><title>{title}</title>\
-             <text x='{LEFT}' y='18' fill='var(--ink)' font-size='14' font-weight='600'>{title}</text>",
+             <text x='{left}' y='18' fill='var(--ink)' font-size='14' font-weight='600'>{title}</text>",
             title = escape(&self.title)
         );
         let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
@@ -103,9 +106,9 @@ impl Chart {
             let y = self.y_of(*value);
             let _ = write!(
                 svg,
-                "<path d='M{LEFT} {y:.1}H{right}' stroke='var(--line)' stroke-width='.7'/>\
+                "<path d='M{left} {y:.1}H{right}' stroke='var(--line)' stroke-width='.7'/>\
                  <text x='{}' y='{:.1}' text-anchor=end fill='var(--soft)' font-size='11'>{}</text>",
-                LEFT - 6.0,
+                left - 6.0,
                 y + 4.0,
                 escape(text)
             );
@@ -121,10 +124,10 @@ impl Chart {
         }
         let _ = write!(
             svg,
-            "<path d='M{LEFT} {TOP}V{bottom}H{right}' fill=none stroke='var(--soft)'/>\
+            "<path d='M{left} {TOP}V{bottom}H{right}' fill=none stroke='var(--soft)'/>\
              <text x='{}' y='{}' text-anchor=middle fill='var(--soft)' font-size='12'>{}</text>\
              <text x='12' y='{}' text-anchor=middle fill='var(--soft)' font-size='12' transform='rotate(-90 12 {})'>{}</text>",
-            (LEFT + right) / 2.0,
+            (left + right) / 2.0,
             HEIGHT - 8.0,
             escape(&self.x.label),
             (TOP + bottom) / 2.0,
@@ -156,7 +159,14 @@ impl Chart {
     }
 
     fn x_of(&self, value: f64) -> f64 {
-        LEFT + (WIDTH - LEFT - RIGHT) * self.x.share(value)
+        let left = self.left();
+        left + (WIDTH - left - RIGHT) * self.x.share(value)
+    }
+
+    /// Wide enough for what is written at the vertical axis.
+    fn left(&self) -> f64 {
+        let longest = self.y.ticks.iter().map(|(_, text)| text.chars().count()).max().unwrap_or(0);
+        LEFT.max(longest as f64 * LETTER + 12.0)
     }
 
     fn y_of(&self, value: f64) -> f64 {

@@ -243,6 +243,7 @@ fn chart(report: &Report) -> Chart {
     if report.plain_ratio.is_some() {
         lines.push(line("tract alone", 1, &|row| row.plain_ratio));
     }
-    let title = "Time of a run on one thread, as a multiple of onnxruntime's".to_owned();
-    Chart { title, x: Axis::linear("times onnxruntime's", 0.0, most), y: Axis::names("", &names), lines }
+    let lines_told = if report.plain_ratio.is_some() { " (squares: tract alone)" } else { "" };
+    let title = format!("Time on one thread, times onnxruntime's{lines_told}");
+    Chart { title, x: Axis::linear("ratio", 0.0, most), y: Axis::names("", &names), lines }
 }

@@ -148,7 +148,12 @@ impl Found {
         else {
             return Ok(());
         };
-        // The axis of the channels is that on which the first constant with several values has them.
+        // The axis of the channels is that on which the first constant with several values has them. Of short rows, as where
+        // channels come last, each would be a loop of its own.
+        let pixels = |axis: Option<usize>| dims[axis.map_or(0, |axis| axis + 1)..].iter().product::<usize>();
+        if pixels(None) < PIXELS_MIN {
+            return Ok(());
+        }
         let mut axis = None;
         let (mut steps, mut end, mut taken, mut from) = (Vec::new(), None, Vec::new(), input);
         loop {
@@ -158,7 +163,7 @@ impl Found {
             };
             let Some(next) = next else { break };
             if axis.is_none() {
-                axis = channel_axis(model, next, dims);
+                axis = channel_axis(model, next, dims).filter(|axis| pixels(Some(*axis)) >= PIXELS_MIN);
             }
             let Some(step) = step_of(model, from, next, axis)? else { break };
             steps.push(step);
@@ -166,14 +171,7 @@ impl Found {
             (end, from) = (Some(next), OutletId::new(next, 0));
         }
         let Some(end) = end.filter(|_| steps.len() >= STEPS_MIN) else { return Ok(()) };
-        let (channels, pixels) = match axis {
-            Some(axis) => (dims[axis], dims[axis + 1..].iter().product()),
-            None => (1, dims.iter().product()),
-        };
-        // Of short rows, as where channels come last, each would be a loop of its own.
-        if pixels < PIXELS_MIN {
-            return Ok(());
-        }
+        let (channels, pixels) = (axis.map_or(1, |axis| dims[axis]), pixels(axis));
         self.taken.extend(taken);
         self.taken.insert(end);
         self.made.insert(end, (Box::new(FastSteps { channels, pixels, steps }), tvec!(input)));
@@ -332,7 +330,7 @@ fn product(model: &TypedModel, node: &TypedNode, op: &EinSum) -> TractResult<Opt
     let (fact, output) = (model.outlet_fact(input)?, &node.outputs[0].fact);
     let (Some(dims), Some(given)) = (fact.shape.as_concrete(), output.shape.as_concrete()) else { return Ok(None) };
     let is_float = fact.datum_type.is::<f32>() && output.datum_type.is::<f32>() && matrix.datum_type().is::<f32>();
-    if !is_float || op.q_params.is_some() || matrix.rank() != 2 || dims.contains(&0) {
+    if !is_float || op.q_params.is_some() || matrix.rank() != 2 || [dims, given].concat().contains(&0) {
         return Ok(None);
     }
     // Where each axis is: in what is read, in the matrix, in what is given.
@@ -393,7 +391,7 @@ fn step_of(model: &TypedModel, from: OutletId, next: usize, axis: Option<usize>)
     }
     let by = by.try_as_plain_ram()?;
     let (values, negated) = (by.as_slice::<f32>()?, by.as_slice::<f32>()?.iter().map(|value| -value));
-    Ok(match (&*op.0.name(), values) {
+    Ok(match (op.0.name(), values) {
         ("Mul", values) => Some(Step::Scale(PerChannel(values.into()))),
         ("Add", values) => Some(Step::Shift(PerChannel(values.into()))),
         ("Sub", _) if is_first => Some(Step::Shift(PerChannel(negated.collect()))),

@@ -57,7 +57,6 @@ impl EvalOp for FastPool {
         let mut output = scratch.tensor(&self.output)?;
         let (from, mut to) = (input.try_as_plain_ram()?, output.try_as_plain_ram_mut()?);
         wide(All { pool: self, input: from.as_slice()?, output: to.as_slice_mut()?, scratch: &mut scratch });
-        drop((from, to));
         scratch.keep(input);
         scratch.give_back();
         Ok(tvec!(output.into_tvalue()))

@@ -47,8 +47,8 @@ impl Runs {
         while at < width {
             let (from, output) = (&from[at..], &mut output[at..]);
             at += match width - at {
-                ..=8 => self.fold_some::<8>(from, weights, output, start, fold),
-                ..=16 => self.fold_some::<16>(from, weights, output, start, fold),
+                0..=8 => self.fold_some::<8>(from, weights, output, start, fold),
+                9..=16 => self.fold_some::<16>(from, weights, output, start, fold),
                 _ => self.fold_some::<AT_ONCE>(from, weights, output, start, fold),
             };
         }

@@ -87,7 +87,6 @@ impl EvalOp for FastSteps {
         let mut tensor = args_1!(inputs).into_tensor();
         let mut plain = tensor.try_as_plain_ram_mut()?;
         wide(All { op: self, values: plain.as_slice_mut::<f32>()? });
-        drop(plain);
         Ok(tvec!(tensor.into_tvalue()))
     }
 }

@@ -237,6 +237,8 @@ fn nothing_is_taken_in_that_others_need() {
 fn what_would_take_too_much_memory_is_left_to_tract() {
     let huge = spec(DataFormat::NCHW, &[1, 1], around(&[1 << 40, 0], &[0, 0]), &[1 << 39, 1], [1, 1]);
     assert!(Windows::of(&huge, &f32::fact([1, 1, 2, 2])).unwrap().is_none());
+    let wide = spec(DataFormat::NCHW, &[1, 1 << 20], around(&[0, 1 << 20], &[0, 0]), &[1, 1], [1, 1]);
+    assert!(Windows::of(&wide, &f32::fact([1, 1, 2, 2])).unwrap().is_none());
     let usual = spec(DataFormat::NCHW, &[1, 1], around(&[1, 0], &[0, 0]), &[1, 1], [1, 1]);
     assert!(Windows::of(&usual, &f32::fact([1, 1, 2, 2])).unwrap().is_some());
 }

@@ -10,6 +10,9 @@ use tract_nnef::tract_core::ops::cnn::PoolSpec;
 /// Staging may take as much memory as a tensor.
 const STAGED_ELEMENTS_MAX: usize = crate::TENSOR_BYTES_MAX / size_of::<f32>();
 
+/// Places of a window. Nobody's are larger, and a list of them is made.
+const TAPS_MAX: usize = 1 << 14;
+
 /// Behind the staged channels, so that loops may read on to the end of a vector.
 pub(super) const SLACK: usize = 32;
 
@@ -84,7 +87,7 @@ impl Windows {
 
     fn lay_out(&mut self) -> Option<()> {
         let all = [self.output, self.kernel, self.stride, self.dilation];
-        if all.iter().flatten().any(|size| *size == 0) {
+        if all.iter().flatten().any(|size| *size == 0) || self.kernel[0].checked_mul(self.kernel[1])? > TAPS_MAX {
             return None;
         }
         if self.is_untouched() {
