@@ -42,7 +42,7 @@ fn code() -> PathBuf {
     static CODE: OnceLock<PathBuf> = OnceLock::new();
     let made = CODE.get_or_init(|| {
         let folder = scratch("portable-code");
-        Engine::keeping(Some(folder.clone())).unwrap().compile_for(Purpose::Ships, portable_guest()).unwrap();
+        Engine::keeping(Some(folder.clone())).unwrap().compile_shipped(Purpose::Computes, portable_guest()).unwrap();
         folder
     });
     made.clone()

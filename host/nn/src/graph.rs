@@ -4,7 +4,7 @@ use crate::guard::guarded;
 use crate::{Context, Cost, ElementType, Fact, Tensor};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use tract_onnx::prelude::{Framework, InferenceModelExt, IntoRunnable, TractResult, TypedFact, TypedModel};
 use tract_onnx::tract_core::model::{TypedRunnableModel, TypedSimplePlan};
 use tract_onnx::{Onnx, WithOnnx};
@@ -19,6 +19,10 @@ pub fn graphs_read() -> u64 {
 /// A graph ready to run: shared, immutable, cheap to clone.
 #[derive(Clone)]
 pub struct Graph(Arc<Loaded>);
+
+/// The same, as long as somebody else has it.
+#[derive(Clone)]
+pub struct WeakGraph(Weak<Loaded>);
 
 struct Loaded {
     plan: Arc<TypedRunnableModel>,
@@ -37,7 +41,7 @@ pub struct Port {
 }
 
 /// How a segment's graph is written down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GraphFormat {
     /// A tar of NNEF with tract's extensions.
     Nnef,
@@ -81,6 +85,11 @@ impl Graph {
         });
         wired.map_err(GraphError::Unusable)?;
         Self::prepare(model)
+    }
+
+    /// A way to find this graph again that does not keep it.
+    pub fn downgrade(&self) -> WeakGraph {
+        WeakGraph(Arc::downgrade(&self.0))
     }
 
     /// What goes in.
@@ -144,6 +153,13 @@ impl Graph {
 
     pub(crate) fn plan(&self) -> &Arc<TypedSimplePlan> {
         &self.0.plan
+    }
+}
+
+impl WeakGraph {
+    /// The graph, if it is still there.
+    pub fn upgrade(&self) -> Option<Graph> {
+        self.0.upgrade().map(Graph)
     }
 }
 

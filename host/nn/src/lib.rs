@@ -34,7 +34,7 @@ mod written;
 
 pub use context::{ComputeError, Context, Stop};
 pub use cut::{Cut, CutError, Exit, SegmentGraph};
-pub use graph::{Graph, GraphError, GraphFormat, Port, graphs_read};
+pub use graph::{Graph, GraphError, GraphFormat, Port, WeakGraph, graphs_read};
 pub use import::{ImportError, Imported};
 pub use layer::{Cost, Layer, LayerKind};
 pub use onnx::{MODEL_BYTES_MAX, Pins};

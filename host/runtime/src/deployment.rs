@@ -7,12 +7,11 @@ use crate::confine::ConfinedError;
 use crate::emulation::{Emulation, Pace};
 use crate::golden::GoldenError;
 use crate::memory::GiveBack;
-use edgent_bundle::{
-    Bundle, BundleError, ComponentError, Digest, Manifest, Tier, imports, portable_guest, split, standard_guest,
-};
-use edgent_nn::{Cost, ElementType, Fact, Graph, GraphError, GraphFormat, Port, Stop, Tensor, TensorError};
+use crate::segments::Preparing;
+use edgent_bundle::{Bundle, BundleError, ComponentError, Digest, Manifest, Tier};
+use edgent_nn::{Cost, ElementType, Fact, GraphError, Stop, Tensor, TensorError};
 use edgent_planner::{Boundary, Codec, Exit, Network, NetworkError, PerCodec, Timings, least_bytes, resident};
-use edgent_sandbox::{Engine, Fault, Limits, OwnGraph, Purpose, SandboxError, Segment, SegmentError, Work};
+use edgent_sandbox::{Engine, Fault, SandboxError, Segment, SegmentError, Work};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -109,57 +108,6 @@ impl Tiers {
     }
 }
 
-/// A segment whose graph the host runs.
-fn native(
-    engine: &Engine,
-    segment: &edgent_bundle::Segment,
-    code: &[u8],
-    graph: &[u8],
-    tensors: &[Fact],
-) -> Result<(Segment, Cost), PrepareError> {
-    let format = GraphFormat::from_name(&segment.graph_format)
-        .ok_or_else(|| PrepareError::Format(segment.name.clone(), segment.graph_format.clone()))?;
-    let code = engine.compile(code)?;
-    let graph = Graph::load(graph, format).map_err(|e| PrepareError::Graph(segment.name.clone(), e))?;
-    let as_told = |ports: &[Port], told: &[usize]| {
-        ports.iter().map(|port| &port.fact).eq(told.iter().map(|tensor| &tensors[*tensor]))
-    };
-    if !as_told(graph.inputs(), &segment.takes) || !as_told(graph.outputs(), &segment.gives) {
-        return Err(PrepareError::Mismatch(segment.name.clone()));
-    }
-    let cost = graph.cost();
-    Ok((Segment::new(&segment.name, &code, graph, Limits::default())?, cost))
-}
-
-/// A segment whose guest does the arithmetic: this program's own, if the component's would leave it to the host. What
-/// it takes and gives is what the manifest says, and its graph is bytes; so is whatever a segment has that has none.
-fn portable(
-    engine: &Engine,
-    manifest: &Manifest,
-    segment: &edgent_bundle::Segment,
-    code: &[u8],
-    graph: &[u8],
-    tensors: &[Fact],
-) -> Result<Segment, PrepareError> {
-    let code = if !segment.has_graph() {
-        // It computes, but not much.
-        engine.compile(code)?
-    } else if code != standard_guest() {
-        engine.compile_for(Purpose::Computes, code)?
-    } else if segment.graph_format == GraphFormat::Nnef.name() {
-        engine.compile_for(Purpose::Ships, portable_guest())?
-    } else {
-        return Err(PrepareError::NotPortable(segment.name.clone(), segment.graph_format.clone()));
-    };
-    let port = |tensor: &usize| Port { name: manifest.tensors[*tensor].name.clone(), fact: tensors[*tensor].clone() };
-    let ports = |tensors: &[usize]| tensors.iter().map(port).collect::<Vec<_>>();
-    let (inputs, outputs) = (ports(&segment.takes), ports(&segment.gives));
-    let crossing_bytes = inputs.iter().chain(&outputs).map(|port| port.fact.bytes()).fold(0, usize::saturating_add);
-    let limits = Limits::computing(graph.len(), crossing_bytes, segment.macs);
-    let work = Work::InGuest(OwnGraph::new(graph.to_vec(), inputs, outputs));
-    Ok(Segment::new(&segment.name, &code, work, limits)?)
-}
-
 /// How a segment makes one boundary's tensors of another's.
 #[derive(Debug)]
 struct Wiring {
@@ -194,7 +142,7 @@ impl Deployment {
 
     /// Reads and prepares what the terms allow.
     pub fn prepare_on(bundle: &Bundle, engine: &Engine, terms: &Terms) -> Result<Self, PrepareError> {
-        let Terms { emulation, memory_max_bytes, admission, tiers, shipped_code } = terms.clone();
+        let Terms { emulation, memory_max_bytes, admission, tiers, .. } = terms.clone();
         // The first here, and so the last to go, too, if something is refused.
         let gives_back = GiveBack;
         let manifest = bundle.manifest().clone();
@@ -216,36 +164,15 @@ impl Deployment {
             allowed_bytes: memory_max_bytes,
             least_bytes: least_bytes(&network, &segments_bytes),
         })?;
-        let mut segments = Vec::with_capacity(manifest.segments.len());
-        let mut costs = Vec::with_capacity(manifest.segments.len());
-        for (segment, held) in manifest.segments.iter().zip(held) {
-            if !held {
-                segments.push(None);
-                costs.push(Cost::default());
-                continue;
-            }
-            let component = bundle.blob(&segment.component)?;
-            let in_segment = |source| PrepareError::Component(segment.name.clone(), source);
-            let (code, graph) = split(&component).map_err(in_segment)?;
-            let tier = tiers.of(segment);
-            if !shipped_code && tier == Tier::Portable && code == standard_guest() {
-                segments.push(None);
-                costs.push(Cost::default());
-                continue;
-            }
-            if let Some(import) = imports(&code).map_err(in_segment)?.into_iter().find(|name| !is_offered(name, tier)) {
-                return Err(PrepareError::Import(segment.name.clone(), import));
-            }
-            let (prepared, cost) = match tier {
-                Tier::Native => native(engine, segment, &code, graph, &tensors)?,
-                Tier::Portable => (portable(engine, &manifest, segment, &code, graph, &tensors)?, Cost::default()),
-            };
-            admission.check_graph(&segment.name, cost)?;
-            costs.push(cost);
-            let finite = |tensors: &[usize]| tensors.iter().map(|at| manifest.tensors[*at].finite).collect::<Vec<_>>();
-            segments.push(Some(prepared.with_finite(finite(&segment.takes), finite(&segment.gives))));
-        }
+        let ready = Preparing { bundle, engine, tensors: &tensors, terms }.all(&held)?;
+        let costs: Vec<Cost> =
+            ready.iter().map(|ready| ready.as_ref().map_or(Cost::default(), |(_, cost)| *cost)).collect();
         admission.check_graphs(&manifest, &costs)?;
+        let finite = |tensors: &[usize]| tensors.iter().map(|at| manifest.tensors[*at].finite).collect::<Vec<_>>();
+        let checked = |(ready, told): (Option<(Segment, Cost)>, &edgent_bundle::Segment)| {
+            ready.map(|(segment, _)| segment.with_finite(finite(&told.takes), finite(&told.gives)))
+        };
+        let segments: Vec<Option<Segment>> = ready.into_iter().zip(&manifest.segments).map(checked).collect();
         let wiring = manifest.segments.iter().map(|segment| Wiring::new(&manifest, segment)).collect();
         let usual = Mutex::new(Timings::new(segments.len()));
         Ok(Self {

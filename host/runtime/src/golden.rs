@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 /// as a share of the greatest.
 pub const TOLERANCE: f64 = 1e-4;
 
-/// After so long no further input is tried before a version is served.
-const ENOUGH: Duration = Duration::from_millis(100);
+/// After so long no further input is tried before a version is served for the first time.
+pub(crate) const ENOUGH: Duration = Duration::from_millis(100);
+
+/// The same of a version that was found good here before: a start need not wait for all of that again.
+pub(crate) const ENOUGH_AGAIN: Duration = Duration::from_millis(10);
 
 /// More inputs than that are not read where each of them has no elements.
 const COUNT_MAX: usize = 1 << 16;
@@ -72,13 +75,13 @@ impl Golden {
 }
 
 /// Whether a bundle answers its golden inputs as it should, at every exit that is held here: the first at least,
-/// and others while there is time.
-pub(crate) fn check(bundle: &Bundle, deployment: &Deployment) -> Result<(), PrepareError> {
+/// and others until it is `enough`.
+pub(crate) fn check(bundle: &Bundle, deployment: &Deployment, enough: Duration) -> Result<(), PrepareError> {
     let Some(golden) = Golden::of(bundle, deployment)? else { return Ok(()) };
     let (start, stop) = (Instant::now(), Stop::at(Instant::now() + TIME_MAX));
     let manifest = deployment.manifest();
     for index in 0..golden.count {
-        if index > 0 && start.elapsed() > ENOUGH {
+        if index > 0 && start.elapsed() > enough {
             break;
         }
         let input: Vec<Tensor> = golden.at(&manifest.boundaries[0].tensors, index).flatten().cloned().collect();

@@ -27,6 +27,7 @@ mod policy;
 mod policy_tests;
 mod push;
 mod running;
+mod segments;
 mod shelf;
 mod state;
 mod sync;

@@ -103,7 +103,7 @@ impl Trial {
     /// Tries a bundle, unless it passed before. Blocks for as long as that takes.
     pub fn bundle(&self, bundle: &Bundle, admission: &Admission, tiers: Tiers) -> Result<(), ConfinedError> {
         let digest = bundle.digest();
-        if self.proven.lock().unwrap_or_else(PoisonError::into_inner).contains(&digest) {
+        if self.has_passed(digest) {
             return Ok(());
         }
         let since = Instant::now();
@@ -120,10 +120,6 @@ impl Trial {
         };
         self.run(&job, &dir, admission::components_bytes(bundle.manifest()))?;
         tracing::info!(digest = %digest.short(), took_ms = since.elapsed().as_millis(), "passed its trial");
-        // With all of it in the sandbox, no graph was read; so that proves nothing for a host that would read them.
-        if tiers == Tiers::AsBuilt {
-            self.remember(digest);
-        }
         Ok(())
     }
 
@@ -140,7 +136,17 @@ impl Trial {
         Ok(())
     }
 
-    fn remember(&self, digest: Digest) {
+    /// Whether a bundle was found good here before, on this or an earlier start.
+    pub(crate) fn has_passed(&self, digest: Digest) -> bool {
+        self.proven.lock().unwrap_or_else(PoisonError::into_inner).contains(&digest)
+    }
+
+    /// Remembers that a bundle passed its trial and all that came after. With all of it in the sandbox, no graph was
+    /// read, and that proves nothing for a host that would read them.
+    pub(crate) fn remember(&self, digest: Digest, tiers: Tiers) {
+        if tiers != Tiers::AsBuilt || self.has_passed(digest) {
+            return;
+        }
         self.proven.lock().unwrap_or_else(PoisonError::into_inner).insert(digest);
         let Some(file) = &self.file else { return };
         let written = || {

@@ -47,8 +47,6 @@ pub enum Purpose {
     Calls,
     /// It does the arithmetic itself, and gets fast memory and all vector instructions.
     Computes,
-    /// The same, and it ships with this program: compiled once, it is kept on disk.
-    Ships,
 }
 
 /// wasmtime with one set of options, and the code it has compiled.
@@ -91,18 +89,26 @@ impl Engine {
 
     /// The same of any guest.
     pub fn compile_for(&self, purpose: Purpose, component: &[u8]) -> Result<Code, SandboxError> {
+        self.compile_kept(purpose, component, None)
+    }
+
+    /// The same of a guest that ships with this program: compiled once, it is kept on disk.
+    pub fn compile_shipped(&self, purpose: Purpose, component: &[u8]) -> Result<Code, SandboxError> {
+        self.compile_kept(purpose, component, self.0.kept.as_deref())
+    }
+
+    fn compile_kept(&self, purpose: Purpose, component: &[u8], kept: Option<&Path>) -> Result<Code, SandboxError> {
         if component.len() > CODE_BYTES_MAX {
             return Err(SandboxError::TooLarge(component.len()));
         }
         let computing = || Compiler::new(options(purpose));
         let compiler = match purpose {
             Purpose::Calls => &self.0.calling,
-            Purpose::Computes | Purpose::Ships => {
+            Purpose::Computes => {
                 let made = self.0.computing.get_or_init(computing).as_ref();
                 made.map_err(|why| SandboxError::Engine(why.clone()))?
             }
         };
-        let kept = self.0.kept.as_deref().filter(|_| purpose == Purpose::Ships);
         compiler.compile(component, kept).map_err(|e| SandboxError::Code(format!("{e:#}")))
     }
 }
@@ -120,9 +126,7 @@ fn options(purpose: Purpose) -> Config {
         .wasm_tail_call(false);
     let (reserved_bytes, guard_bytes) = match purpose {
         // Where address space is limited, a guest that computes is slower, but there is one.
-        Purpose::Computes | Purpose::Ships if is_address_space_unlimited() => {
-            (ROOMY_MEMORY_RESERVED_BYTES, ROOMY_MEMORY_GUARD_BYTES)
-        }
+        Purpose::Computes if is_address_space_unlimited() => (ROOMY_MEMORY_RESERVED_BYTES, ROOMY_MEMORY_GUARD_BYTES),
         _ => (MEMORY_RESERVED_BYTES, MEMORY_GUARD_BYTES),
     };
     config

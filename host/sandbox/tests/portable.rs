@@ -23,7 +23,7 @@ const SLOW: Shape = Shape::Conv { maps: 64, filters: 64, side_px: 128, window_px
 
 /// One for all tests: compiling the guest takes seconds, and code that nobody uses is forgotten.
 static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new().unwrap());
-static CODE: LazyLock<Code> = LazyLock::new(|| ENGINE.compile_for(Purpose::Ships, PORTABLE).unwrap());
+static CODE: LazyLock<Code> = LazyLock::new(|| ENGINE.compile_shipped(Purpose::Computes, PORTABLE).unwrap());
 
 fn made(shape: Shape) -> (Graph, Work) {
     let made = synthetic::layer(shape, 3).unwrap();
@@ -131,7 +131,7 @@ fn kept_code_is_used_again_unless_it_is_damaged_or_others_could_write_it() {
     let files = || -> Vec<PathBuf> { fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect() };
     let runs = || {
         // The standard guest stands for one that ships: it is compiled in no time.
-        let code = Engine::keeping(Some(folder.clone())).unwrap().compile_for(Purpose::Ships, STANDARD).unwrap();
+        let code = Engine::keeping(Some(folder.clone())).unwrap().compile_shipped(Purpose::Computes, STANDARD).unwrap();
         let graph = support::graph("echo", 3);
         let echo = Segment::new("echo", &code, graph, plenty()).unwrap();
         assert_eq!(support::run(&echo, support::tensor(&[1, 2, 3]), &Stop::never()).unwrap().bytes(), [1, 2, 3]);

@@ -11,6 +11,7 @@ mod overload;
 mod plan;
 mod portable;
 mod sandbox;
+mod start;
 mod swap;
 
 use crate::output::Output;
@@ -39,6 +40,8 @@ pub(crate) enum Command {
     Faults(faults::Arguments),
     /// A host asked for up to ten times of what it can do: answers in time must not become fewer.
     Overload(overload::Arguments),
+    /// How soon a device answers after its start, and the memory that it, an instance and another version take.
+    Start(start::Arguments),
     /// Good and bad versions pushed to two real hosts while they answer.
     Swap(swap::Arguments),
     /// Small networks with known answers, through the import and the sandbox.
@@ -57,6 +60,7 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<()> {
         Command::Deadline(arguments) => deadline::run(&arguments, output),
         Command::Faults(arguments) => faults::run(&arguments, output),
         Command::Overload(arguments) => overload::run(&arguments, output),
+        Command::Start(arguments) => start::run(&arguments, output),
         Command::Swap(arguments) => swap::run(&arguments, output),
         Command::Conformance(arguments) => conformance::run(&arguments, output),
     }

@@ -110,7 +110,7 @@ fn code(output: &Output) -> Result<(Engine, Code)> {
     let start = || -> Result<(Engine, f64)> {
         let engine = Engine::keeping(Some(cache.path().join("code")))?;
         let since = Instant::now();
-        engine.compile_for(Purpose::Ships, portable_guest())?;
+        engine.compile_shipped(Purpose::Computes, portable_guest())?;
         Ok((engine, since.elapsed().as_secs_f64() * 1e3))
     };
     output.progress("compiling the portable guest");
@@ -124,7 +124,7 @@ fn code(output: &Output) -> Result<(Engine, Code)> {
 fn cut(arguments: &Arguments, out: PathBuf, engine: &Engine, output: &Output) -> Result<Case> {
     let bundle = build(&arguments.model, &out, 1, output)?;
     // Keeps the code from being forgotten between the two.
-    let _code = engine.compile_for(Purpose::Ships, portable_guest())?;
+    let _code = engine.compile_shipped(Purpose::Computes, portable_guest())?;
     let native = Deployment::prepare(&bundle, engine, 1.0)?;
     let since = Instant::now();
     let portable = Deployment::prepare_on(&bundle, engine, &Terms { tiers: Tiers::Portable, ..Terms::default() })?;
@@ -155,7 +155,7 @@ fn whole(network: Published, engine: &Engine) -> Result<Case> {
     let input = vec![synthetic::noise(&inputs[0].fact, SEED)?];
     let crossing_bytes = inputs.iter().chain(&outputs).map(|port| port.fact.bytes()).sum();
     let native = Segment::new(name, &engine.compile(standard_guest())?, graph, Limits::default())?;
-    let code = engine.compile_for(Purpose::Ships, portable_guest())?;
+    let code = engine.compile_shipped(Purpose::Computes, portable_guest())?;
     let work = Work::InGuest(OwnGraph::new(bytes, inputs, outputs));
     let since = Instant::now();
     let portable = Segment::new(name, &code, work, Limits::computing(graph_bytes, crossing_bytes, macs))?;
