@@ -38,6 +38,7 @@ mod report;
 mod rig;
 mod samples;
 mod scan;
+mod shaped;
 mod top;
 pub mod trace;
 mod verify;
@@ -116,6 +117,9 @@ enum Command {
     Completions(manual::Completions),
     /// Write manual pages of both programs.
     Man(manual::Manual),
+    /// A slow link, emulated, before any server.
+    #[command(hide = true)]
+    Relay(shaped::Arguments),
     /// Measure this program.
     #[command(subcommand)]
     Bench(bench::Command),
@@ -172,6 +176,7 @@ fn run(command: Command, output: &Output) -> ExitCode {
         Command::Map(command) => map::run(&command, output),
         Command::Completions(arguments) => manual::completions(&arguments, output),
         Command::Man(arguments) => manual::manual(&arguments, output),
+        Command::Relay(arguments) => shaped::run(&arguments),
         Command::Bench(command) => bench::run(command, output),
     })
 }
