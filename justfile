@@ -105,6 +105,19 @@ peers:
     test -x target/peers/bin/python || python3 -m venv target/peers
     target/peers/bin/pip install --quiet --requirement tests/peers/requirements.txt
 
+# The second backend, with the library of PyPI's wheel; a folder of its own, since the feature changes what half of the
+# tree is built with. Its first build takes minutes.
+onnxruntime: peers
+    EDGENT_ONNXRUNTIME=$(ls "$PWD"/target/peers/lib/python*/site-packages/onnxruntime/capi/libonnxruntime.so.*) \
+    && export EDGENT_ONNXRUNTIME \
+    && cargo test --release --workspace --features edgent/onnxruntime --target-dir target/onnxruntime --lib onnxruntime \
+    && cargo test --release --workspace --features edgent/onnxruntime --target-dir target/onnxruntime --test onnxruntime
+
+# Two hosts beside two processes of Python, onnxruntime and gRPC, over the same slow link: docs/split-peer.md.
+split-peer: peers
+    cargo build --release --workspace
+    target/peers/bin/python tests/peers/split_bench.py
+
 # The node tests of the onnx package, through the import and the sandbox.
 onnx-suite: peers
     cargo build --release --workspace
@@ -157,6 +170,7 @@ bench:
     cargo run --release -- bench portable
     cargo run --release -- bench link
     cargo run --release -- bench plan
+    cargo run --release -- bench start
     cargo run --release -- bench deadline --quick --seconds 5 --strategy edgent --strategy paper --report target/deadline.html
 
 # All of CI's steps.

@@ -60,6 +60,7 @@ fn crates_depend_only_on_those_they_may() {
 fn each_foreign_world_has_one_crate() {
     let worlds = [
         ("tract", "edgent-nn"),
+        ("ort", "edgent-nn"),
         ("wasmtime", "edgent-sandbox"),
         ("capnp", "edgent-link"),
         ("tokio-rustls", "edgent-link"),

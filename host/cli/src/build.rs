@@ -52,6 +52,10 @@ pub(crate) struct Arguments {
     /// Where the arithmetic is done: by the host, or, as portable, in the sandbox, where the host reads no graph.
     #[arg(long, value_enum, default_value = "native")]
     tier: TierName,
+    /// How segments' graphs are written where that can be: as NNEF, which every host and tier reads; or as parts of the
+    /// ONNX file, which onnxruntime reads, too.
+    #[arg(long, value_enum, default_value = "nnef")]
+    graphs: GraphsName,
     #[command(flatten)]
     bounds: Bounds,
 }
@@ -61,6 +65,22 @@ pub(crate) struct Arguments {
 pub(crate) enum TierName {
     Native,
     Portable,
+}
+
+/// A graph's format as users name it.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum GraphsName {
+    Nnef,
+    Onnx,
+}
+
+impl From<GraphsName> for GraphFormat {
+    fn from(name: GraphsName) -> Self {
+        match name {
+            GraphsName::Nnef => Self::Nnef,
+            GraphsName::Onnx => Self::Onnx,
+        }
+    }
 }
 
 impl From<TierName> for Tier {
@@ -100,6 +120,8 @@ pub(crate) struct Order<'a> {
     /// Others than the standard one for some segments.
     pub(crate) guests: BTreeMap<usize, Vec<u8>>,
     pub(crate) tier: Tier,
+    /// How graphs are written, where that can be.
+    pub(crate) graphs: GraphFormat,
 }
 
 /// Enough to see half a point of accuracy, few enough to take seconds.
@@ -159,7 +181,8 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     };
     let (model, out, name) = (&arguments.model, &arguments.out, arguments.name.as_deref());
     let (guests, tier) = (guests(&arguments.guest, arguments.tier.into())?, arguments.tier.into());
-    let bundle = build_as(Order { model, out, codec_samples: arguments.samples, name, pins, guests, tier }, output)?;
+    let (codec_samples, graphs) = (arguments.samples, arguments.graphs.into());
+    let bundle = build_as(Order { model, out, codec_samples, name, pins, guests, tier, graphs }, output)?;
     let manifest = bundle.manifest();
     let mut formats = BTreeMap::new();
     for segment in &manifest.segments {
@@ -206,20 +229,20 @@ pub(crate) fn read_guest(path: &Path, tier: Tier) -> Result<Vec<u8>> {
 
 /// A network that is described in a model.toml, as it is.
 pub(crate) fn build(model: &Path, out: &Path, codec_samples: usize, output: &Output) -> Result<Bundle> {
-    let (pins, guests, tier) = (Pins::default(), BTreeMap::new(), Tier::Native);
-    build_as(Order { model, out, codec_samples, name: None, pins, guests, tier }, output)
+    let (pins, guests, tier, graphs) = (Pins::default(), BTreeMap::new(), Tier::Native, GraphFormat::Nnef);
+    build_as(Order { model, out, codec_samples, name: None, pins, guests, tier, graphs }, output)
 }
 
 /// Imports, cuts, measures and writes.
 pub(crate) fn build_as(order: Order<'_>, output: &Output) -> Result<Bundle> {
-    let Order { model, out, codec_samples, name, pins, guests, tier } = order;
+    let Order { model, out, codec_samples, name, pins, guests, tier, graphs } = order;
     let described = ModelFile::beside(model)?;
     let source = fs::read(model).map_err(|e| BadInput::error(format!("{}: {e}", model.display())))?;
     let in_model = |e: &dyn std::fmt::Display| BadInput::error(format!("{}: {e}", model.display()));
     let imported = import(&source, &described, pins).map_err(|e| in_model(&e))?;
     imported.notes().iter().for_each(|note| output.progress(note));
     let outputs = outputs_of_exits(&imported, &described).map_err(|e| in_model(&e))?;
-    let cut = imported.cut(&outputs).map_err(|e| in_model(&e))?;
+    let cut = imported.cut_into(graphs, &outputs).map_err(|e| in_model(&e))?;
     cut.notes.iter().for_each(|note| output.progress(note));
     let around = Around::read(&described).map_err(|e| in_model(&e))?;
     // By their numbers in the bundle, those of the network alone.

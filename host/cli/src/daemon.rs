@@ -87,6 +87,10 @@ struct Arguments {
     /// How much memory segments may take; those that do not fit are left to the edge (device only).
     #[arg(long, value_name = "MIB", value_parser = bounds::memory_mib, allow_negative_numbers = true)]
     memory_max_mib: Option<f64>,
+    /// Have onnxruntime, from this library (libonnxruntime.so), compute what it computes faster, for publishers whom the
+    /// policy allows it. The program must have been built with it.
+    #[arg(long, value_name = "FILE")]
+    onnxruntime: Option<PathBuf>,
     #[command(flatten)]
     caps: Caps,
     #[command(flatten)]
@@ -216,6 +220,7 @@ pub(crate) fn run() -> Result<()> {
         memory_max_bytes: arguments.memory_max_mib.map_or(u64::MAX, |mib| (mib * f64::from(1 << 20)) as u64),
         admission: arguments.caps.admission(),
         trial: Some(trial),
+        onnxruntime: arguments.onnxruntime,
         code_cache,
         workers: arguments.workers,
         security,
@@ -250,7 +255,9 @@ async fn serve(settings: Settings, pair: Option<Vec<Right>>) -> Result<()> {
     let role = settings.role;
     let mut hang_up = signal(SignalKind::hangup())?;
     let mut host = Host::start(settings).await.map_err(|e| match e {
-        HostError::Models(..) | HostError::Bundle(_) | HostError::Policy(_) => BadInput::error(e),
+        HostError::Models(..) | HostError::Bundle(_) | HostError::Policy(_) | HostError::Backend(_) => {
+            BadInput::error(e)
+        }
         other => anyhow::Error::new(other),
     })?;
     // One line, so that whoever started this host knows when and where to reach it.

@@ -52,6 +52,8 @@ struct Judged {
     publisher: Option<String>,
     version: Option<u64>,
     tiers: Tiers,
+    /// Whether onnxruntime may read it, where a host has that.
+    onnxruntime: bool,
     /// The publisher's limits that hold while it runs; what the manifest breaks is a refusal.
     macs_max: Option<u64>,
     workers_share: f64,
@@ -135,7 +137,7 @@ pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
         };
         let tried = match refused {
             Some(why) => Err(why),
-            None => trial.bundle(&bundle, &admission, tiers).map_err(|error| error.to_string()),
+            None => trial.bundle(&bundle, &admission, tiers, false).map_err(|error| error.to_string()),
         };
         (tried, bundle.dir().to_owned(), components_bytes(bundle.manifest()))
     };
@@ -145,9 +147,9 @@ pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
 
 impl Judged {
     fn of(admitted: Admitted) -> Self {
-        let Admitted { by, tiers, macs_max, workers_share } = admitted;
+        let Admitted { by, tiers, onnxruntime, macs_max, workers_share } = admitted;
         let (publisher, version) = by.map(|signed| (signed.publisher, signed.version)).unzip();
-        Self { publisher, version, tiers, macs_max, workers_share }
+        Self { publisher, version, tiers, onnxruntime, macs_max, workers_share }
     }
 }
 
@@ -303,12 +305,13 @@ fn show(report: &Report, output: &Output) {
     if let Some(bytes) = report.memory_bytes {
         output.line(format_args!("memory          about {:.1} MiB", mib(bytes)));
     }
-    if let Some(Judged { publisher, version, macs_max, workers_share, .. }) = &report.policy {
+    if let Some(Judged { publisher, version, onnxruntime, macs_max, workers_share, .. }) = &report.policy {
         let by = publisher.as_ref().map_or_else(|| "nobody who is trusted".to_owned(), |name| format!("'{name}'"));
         let version = version.map_or_else(String::new, |version| format!(" as version {version}"));
         let macs = macs_max.map_or_else(String::new, |macs| format!(", up to {macs} multiply-accumulates an answer"));
         let share = format!(", {:.0} % of an edge's threads for a model", workers_share * 100.0);
-        output.line(format_args!("by the policy   signed by {}{version}{macs}{share}", by.escape_debug()));
+        let beside = if *onnxruntime { ", may be run by onnxruntime" } else { "" };
+        output.line(format_args!("by the policy   signed by {}{version}{macs}{share}{beside}", by.escape_debug()));
     }
     output.line(match &report.refused {
         None => "would be taken".to_owned(),

@@ -1,30 +1,42 @@
 //! One caller's execution of a graph, and the means to stop it.
 
+use crate::graph::Runner;
 use crate::guard::guarded;
+use crate::onnxruntime::Session;
 use crate::{Graph, Port, Tensor};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tract_onnx::prelude::{TVec, TractResult};
-use tract_onnx::tract_core::model::TypedSimpleState;
+use tract_onnx::tract_core::model::{TypedSimplePlan, TypedSimpleState};
 use tract_onnx::tract_core::plan::eval;
 
 /// Execution state of a [`Graph`] for one call at a time.
 pub struct Context {
     graph: Graph,
-    state: TypedSimpleState,
+    state: State,
+}
+
+enum State {
+    Tract(Arc<TypedSimplePlan>, TypedSimpleState),
+    /// onnxruntime keeps none between two runs.
+    Onnxruntime(Arc<Session>),
 }
 
 impl Context {
     pub(crate) fn new(graph: &Graph) -> TractResult<Self> {
-        Ok(Self { graph: graph.clone(), state: graph.plan().spawn()? })
+        let state = match graph.runner() {
+            Runner::Tract(plan) => State::Tract(plan.clone(), plan.spawn()?),
+            Runner::Onnxruntime(session) => State::Onnxruntime(session.clone()),
+        };
+        Ok(Self { graph: graph.clone(), state })
     }
 
     /// Runs the graph. Inputs may come in any order; they are matched by name, and each must have
     /// the declared type and dimensions. Outputs come in the graph's order.
     ///
-    /// `stop` is looked at between operators: tract cannot be interrupted inside one.
+    /// `stop` is looked at between operators: neither backend can be interrupted inside one.
     pub fn compute(
         &mut self,
         inputs: Vec<(String, Tensor)>,
@@ -33,20 +45,27 @@ impl Context {
         self.observed(inputs, stop, |_| ())
     }
 
-    /// The same; `after_each` is told of each operator that ran, by its place among the graph's.
+    /// The same; `after_each` is told of each of tract's operators that ran, by its place among the graph's.
     pub(crate) fn observed(
         &mut self,
         inputs: Vec<(String, Tensor)>,
         stop: &Stop,
         mut after_each: impl FnMut(usize),
     ) -> Result<Vec<(String, Tensor)>, ComputeError> {
-        let values = self.arrange(inputs)?.into_iter().map(Tensor::into_value).collect::<TVec<_>>();
+        let inputs = self.arrange(inputs)?;
+        let (plan, state) = match &mut self.state {
+            State::Tract(plan, state) => (plan, state),
+            State::Onnxruntime(session) => {
+                let outputs = session.run(&inputs, self.graph.outputs(), stop)?;
+                return self.name_outputs(outputs.into_iter().map(Some));
+            }
+        };
+        let values = inputs.into_iter().map(Tensor::into_value).collect::<TVec<_>>();
         // Recurrent operators go on where they stopped. But each run is a request of its own, and must not know of
         // others.
-        if self.state.op_states.iter().any(Option::is_some) {
-            self.state = guarded(|| self.graph.plan().spawn()).map_err(ComputeError::Failed)?;
+        if state.op_states.iter().any(Option::is_some) {
+            *state = guarded(|| plan.spawn()).map_err(ComputeError::Failed)?;
         }
-        let state = &mut self.state;
         let ran = guarded(|| {
             state.run_plan_with_eval(values, |context, op_state, node, inputs| {
                 if stop.reached() {
@@ -62,7 +81,7 @@ impl Context {
             Ok(values) => self.name_outputs(values.into_iter().map(Tensor::from_value)),
             Err(message) => {
                 // The state is half-run now: the next call gets a fresh one.
-                self.state = guarded(|| self.graph.plan().spawn()).map_err(ComputeError::Failed)?;
+                *state = guarded(|| plan.spawn()).map_err(ComputeError::Failed)?;
                 Err(if stop.reached() { ComputeError::Stopped } else { ComputeError::Failed(message) })
             }
         }

@@ -21,7 +21,7 @@
 //! A network may have several inputs, and an exit several outputs: they cross the first boundary, and the last,
 //! together. In the graph, a root before all inputs stands for the former.
 //!
-//! Where a segment cannot be written down as NNEF, it is a part of the ONNX file, between the closest boundaries
+//! Where a segment cannot be written down as NNEF, or is not wanted so, it is a part of the ONNX file, between the closest boundaries
 //! whose tensors the file knows: [`written`](crate::written).
 
 use crate::graph::concrete;
@@ -83,12 +83,13 @@ pub struct Exit {
 }
 
 impl Cut {
-    pub(crate) fn of(imported: &Imported, exits: &[Vec<usize>]) -> Result<Self, CutError> {
+    pub(crate) fn of(imported: &Imported, exits: &[Vec<usize>], preferred: GraphFormat) -> Result<Self, CutError> {
         let model = &imported.model;
         let tree = Dominators::of(model).map_err(CutError::Graph)?;
         let mut making = Making {
             cut: Self::default(),
             imported,
+            preferred,
             values: imported.file.values(),
             known: BTreeMap::new(),
             arriving: BTreeMap::new(),
@@ -130,6 +131,7 @@ type Trial = (Vec<OutletId>, Vec<OutletId>, bool);
 struct Making<'a> {
     cut: Cut,
     imported: &'a Imported,
+    preferred: GraphFormat,
     /// The values that the file knows.
     values: BTreeSet<&'a str>,
     /// The tensors that have been met.
@@ -147,18 +149,24 @@ impl Making<'_> {
         let mut steps: Vec<(usize, usize, Written)> = Vec::new();
         let mut at = 0;
         while at < last {
-            let (from, to, written) = match self.nnef(&chain[at], &chain[at + 1]) {
-                Ok(written) => (at, at + 1, written),
+            let step = |maker: &mut Self, format| match format {
+                GraphFormat::Nnef => maker.nnef(&chain[at], &chain[at + 1]).map(|written| (at, at + 1, written)),
+                GraphFormat::Onnx => maker.onnx_around(chain, &steps, at),
+            };
+            let (first, second) = match self.preferred {
+                GraphFormat::Nnef => (("as NNEF", GraphFormat::Nnef), ("a part of the file", GraphFormat::Onnx)),
+                GraphFormat::Onnx => (("as a part of the file", GraphFormat::Onnx), ("NNEF", GraphFormat::Nnef)),
+            };
+            let (from, to, written) = match step(self, first.1) {
+                Ok(step) => step,
                 Err(why) => {
                     let name = self.name(&chain[at + 1]);
-                    let around = self.onnx_around(chain, &steps, at).map_err(|onnx| CutError::Segment {
+                    let other = step(self, second.1).map_err(|other| CutError::Segment {
                         name: name.clone(),
-                        why: format!("{why}; and as a part of the file: {onnx}"),
+                        why: format!("{}: {why}; and as {}: {other}", first.0, second.0),
                     })?;
-                    self.cut
-                        .notes
-                        .push(format!("the segment with '{name}' is a part of the file, since as NNEF: {why}"));
-                    around
+                    self.cut.notes.push(format!("the segment with '{name}' is {}, since {}: {why}", second.0, first.0));
+                    other
                 }
             };
             steps.retain(|(_, end, _)| *end <= from);

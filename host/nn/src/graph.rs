@@ -1,12 +1,14 @@
 //! A segment's graph, optimised for the processor it was loaded on.
 
+use crate::backend::Choice;
 use crate::guard::guarded;
+use crate::onnxruntime::Session;
 use crate::{Context, Cost, ElementType, Fact, Tensor};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use tract_onnx::prelude::{Framework, InferenceModelExt, IntoRunnable, TractResult, TypedFact, TypedModel};
-use tract_onnx::tract_core::model::{TypedRunnableModel, TypedSimplePlan};
+use tract_onnx::tract_core::model::TypedRunnableModel;
 use tract_onnx::{Onnx, WithOnnx};
 
 static GRAPHS_READ: AtomicU64 = AtomicU64::new(0);
@@ -25,10 +27,18 @@ pub struct Graph(Arc<Loaded>);
 pub struct WeakGraph(Weak<Loaded>);
 
 struct Loaded {
-    plan: Arc<TypedRunnableModel>,
+    runner: Runner,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     cost: Cost,
+    choice: Option<Choice>,
+}
+
+/// What a backend has made of a graph. Shared: weights are in memory once.
+#[derive(Clone)]
+pub(crate) enum Runner {
+    Tract(Arc<TypedRunnableModel>),
+    Onnxruntime(Arc<Session>),
 }
 
 /// A named place where a tensor goes into a graph or comes out of it.
@@ -107,6 +117,11 @@ impl Graph {
         self.0.cost
     }
 
+    /// Who computes it, and why; none where there is nobody but tract.
+    pub fn choice(&self) -> Option<&Choice> {
+        self.0.choice.as_ref()
+    }
+
     /// A new execution state.
     pub fn context(&self) -> Result<Context, GraphError> {
         guarded(|| Context::new(self)).map_err(GraphError::Unusable)
@@ -148,11 +163,27 @@ impl Graph {
         let inputs = ports(&model, model.input_outlets()).map_err(GraphError::Unusable)?;
         let outputs = ports(&model, model.output_outlets()).map_err(GraphError::Unusable)?;
         let plan = guarded(|| plan(model)).map_err(GraphError::Unusable)?;
-        Ok(Self(Arc::new(Loaded { plan, inputs, outputs, cost })))
+        Ok(Self(Arc::new(Loaded { runner: Runner::Tract(plan), inputs, outputs, cost, choice: None })))
     }
 
-    pub(crate) fn plan(&self) -> &Arc<TypedSimplePlan> {
-        &self.0.plan
+    /// The same graph, run by onnxruntime.
+    pub(crate) fn with_session(&self, session: Session) -> Self {
+        self.with(Runner::Onnxruntime(Arc::new(session)), None)
+    }
+
+    /// The same, with how it was chosen.
+    pub(crate) fn chosen(&self, choice: Choice) -> Self {
+        self.with(self.0.runner.clone(), Some(choice))
+    }
+
+    fn with(&self, runner: Runner, choice: Option<Choice>) -> Self {
+        let Loaded { inputs, outputs, cost, .. } = &*self.0;
+        let (inputs, outputs) = (inputs.clone(), outputs.clone());
+        Self(Arc::new(Loaded { runner, inputs, outputs, cost: *cost, choice }))
+    }
+
+    pub(crate) fn runner(&self) -> &Runner {
+        &self.0.runner
     }
 }
 

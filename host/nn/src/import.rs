@@ -4,7 +4,7 @@ use crate::cut::Cut;
 use crate::graph::{Graph, concrete, onnx};
 use crate::guard::guarded;
 use crate::onnx::{MODEL_BYTES_MAX, OnnxFile};
-use crate::{CutError, Fact, Pins, Port};
+use crate::{CutError, Fact, GraphFormat, Pins, Port};
 use std::collections::BTreeSet;
 use std::fmt;
 use tract_onnx::prelude::{Framework, InferenceModelExt, OutletId, SpecialOps, TractResult, TypedModel};
@@ -66,7 +66,13 @@ impl Imported {
 
     /// Cuts the network into segments on the way to some exits, each of which gives these outputs, as indices.
     pub fn cut(&self, exits: &[Vec<usize>]) -> Result<Cut, CutError> {
-        Cut::of(self, exits)
+        self.cut_into(GraphFormat::Nnef, exits)
+    }
+
+    /// The same, with segments that are written in this way where that can be. As ONNX they begin and end where the
+    /// file has names for what crosses, so there may be fewer.
+    pub fn cut_into(&self, preferred: GraphFormat, exits: &[Vec<usize>]) -> Result<Cut, CutError> {
+        Cut::of(self, exits, preferred)
     }
 
     fn ports(model: &TypedModel, names: Vec<String>) -> Result<(Vec<Port>, Vec<Port>), ImportError> {

@@ -12,6 +12,7 @@
 #![deny(unsafe_code)] // But for one instruction: vector.rs.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod backend;
 mod branches;
 mod context;
 mod cut;
@@ -23,6 +24,8 @@ mod layer;
 mod lrn;
 mod nested;
 mod onnx;
+#[cfg_attr(not(feature = "onnxruntime"), path = "onnxruntime/absent.rs")]
+mod onnxruntime;
 mod operators;
 mod published;
 mod survey;
@@ -32,12 +35,14 @@ mod timing;
 mod vector;
 mod written;
 
+pub use backend::{Backend, BackendError, Choice};
 pub use context::{ComputeError, Context, Stop};
 pub use cut::{Cut, CutError, Exit, SegmentGraph};
 pub use graph::{Graph, GraphError, GraphFormat, Port, WeakGraph, graphs_read};
 pub use import::{ImportError, Imported};
 pub use layer::{Cost, Layer, LayerKind};
 pub use onnx::{MODEL_BYTES_MAX, Pins};
+pub use onnxruntime::Onnxruntime;
 pub use published::Published;
 pub use survey::{Survey, operators};
 pub use tensor::{ElementType, Fact, TENSOR_BYTES_MAX, Tensor, TensorError, bytes_copied, count_copied};

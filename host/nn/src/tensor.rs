@@ -44,6 +44,23 @@ impl Tensor {
         Ok(Self(Arc::new(tensor)))
     }
 
+    /// The same of any elements.
+    #[cfg(feature = "onnxruntime")]
+    pub(crate) fn from_elements<T: tract_onnx::prelude::Datum + Copy>(
+        dims: &[usize],
+        values: &[T],
+    ) -> Result<Self, TensorError> {
+        let tensor = TractTensor::from_shape(dims, values).map_err(|e| TensorError::Unsupported(format!("{e:#}")))?;
+        count_copied(size_of_val(values));
+        Ok(Self(Arc::new(tensor)))
+    }
+
+    /// The elements in place, if they are of that type.
+    #[cfg(feature = "onnxruntime")]
+    pub(crate) fn elements<T: tract_onnx::prelude::Datum>(&self) -> Option<&[T]> {
+        self.0.as_plain_ram().and_then(|view| view.as_slice::<T>().ok())
+    }
+
     /// The type of the elements.
     pub fn element_type(&self) -> ElementType {
         ElementType::of(self.0.datum_type()).unwrap_or(ElementType::U8)

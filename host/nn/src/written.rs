@@ -13,7 +13,7 @@ use tract_onnx::prelude::TypedModel;
 
 /// How far apart two outputs may be that are meant to be the same, as a share of the largest value: operators are
 /// put together in another order after reading, and round otherwise.
-const ROUNDING: f64 = 1e-4;
+pub(crate) const ROUNDING: f64 = 1e-4;
 
 /// Inputs on which what was written is compared with what was meant.
 const INPUTS_TRIED: u64 = 3;

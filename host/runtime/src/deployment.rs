@@ -9,7 +9,7 @@ use crate::golden::GoldenError;
 use crate::memory::GiveBack;
 use crate::segments::Preparing;
 use edgent_bundle::{Bundle, BundleError, ComponentError, Digest, Manifest, Tier};
-use edgent_nn::{Cost, ElementType, Fact, GraphError, Stop, Tensor, TensorError};
+use edgent_nn::{Choice, Cost, ElementType, Fact, GraphError, Onnxruntime, Stop, Tensor, TensorError};
 use edgent_planner::{Boundary, Codec, Exit, Network, NetworkError, PerCodec, Timings, least_bytes, resident};
 use edgent_sandbox::{Engine, Fault, SandboxError, Segment, SegmentError, Work};
 use rustix::time::{ClockId, clock_gettime};
@@ -70,6 +70,8 @@ pub struct Terms {
     pub admission: Admission,
     /// Where the arithmetic is done.
     pub tiers: Tiers,
+    /// A second backend, for the graphs that it computes faster; tract alone computes if there is none.
+    pub onnxruntime: Option<Onnxruntime>,
     /// Whether segments whose code is part of this program are prepared, too. For a trial, they need not be: nothing
     /// of the bundle is read outside the sandbox then.
     pub shipped_code: bool,
@@ -93,6 +95,7 @@ impl Default for Terms {
             memory_max_bytes: u64::MAX,
             admission: Admission::default(),
             tiers: Tiers::AsBuilt,
+            onnxruntime: None,
             shipped_code: true,
         }
     }
@@ -332,6 +335,14 @@ impl Deployment {
     pub fn portable(&self) -> usize {
         let is_portable = |segment: &&Segment| matches!(segment.work(), Work::InGuest(_));
         self.segments.iter().flatten().filter(is_portable).count()
+    }
+
+    /// Who computes each segment, by its index, and why; nothing of those for which there is nobody but tract.
+    pub fn choices(&self) -> impl Iterator<Item = (usize, &Choice)> {
+        self.segments.iter().enumerate().filter_map(|(index, segment)| match segment.as_ref()?.work() {
+            Work::InHost(graph) => Some((index, graph.choice()?)),
+            Work::InGuest(_) => None,
+        })
     }
 
     /// How many of the segments are held here.

@@ -15,7 +15,7 @@ use edgent_link::{
     PAIRING_TIME, PAIRING_TRIES, PROTOCOL_VERSION, PairError, Paired, PairingCode, Right, Role, Security, Server,
     Service, TensorDescription,
 };
-use edgent_nn::Fact;
+use edgent_nn::{BackendError, Fact, Onnxruntime};
 use edgent_sandbox::{Engine, SandboxError};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -59,6 +59,8 @@ pub struct Settings {
     pub admission: Admission,
     /// Who tries bundles in a confined process before they are loaded; nobody: they are loaded untried.
     pub trial: Option<Trialist>,
+    /// The library of a second backend, for publishers whom the policy allows it.
+    pub onnxruntime: Option<PathBuf>,
     /// Where code that ships with this program is kept once it is compiled; nowhere: it is compiled at each start.
     pub code_cache: Option<PathBuf>,
     /// Threads that run segments, for each model; 0 for as many as there are processors.
@@ -127,10 +129,14 @@ impl Host {
         if let Some(warning) = policy.warning().filter(|_| store.is_some()) {
             tracing::warn!("{warning}");
         }
-        let trial = settings.trial.map(|told| Trial::new(told.program, told.bounds, told.proven));
+        let onnxruntime = settings.onnxruntime.as_deref().map(Onnxruntime::open).transpose()?;
+        let trial = settings.trial.map(|told| {
+            Trial::new(told.program, told.bounds, told.proven).with_onnxruntime(settings.onnxruntime.clone())
+        });
         let engine = Engine::keeping(settings.code_cache)?;
         let judged = Judged { policy, admission: settings.admission, trial };
-        let shelf = Arc::new(Shelf::new(store.clone(), judged, engine, emulation, settings.memory_max_bytes));
+        let shelf = Shelf::new(store.clone(), judged, engine, emulation, settings.memory_max_bytes);
+        let shelf = Arc::new(shelf.with_onnxruntime(onnxruntime));
         let (preparing, models) = (Arc::clone(&shelf), settings.models.clone());
         let judging = Arc::clone(&shelf);
         let prepare = move || {
@@ -368,6 +374,8 @@ pub enum HostError {
     Prepare { dir: PathBuf, source: PrepareError },
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
     #[error("the store: {0}")]
     Store(String),
     #[error("preparing the models failed: {0}")]

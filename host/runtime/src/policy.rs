@@ -15,6 +15,8 @@
 //! # What is not allowed here is denied. "native": the host itself does the arithmetic, on graphs that it has read.
 //! # Without it, all is done in the sandbox, whatever the bundle says: slower, and the host reads no graph.
 //! allow = ["native"]
+//! # With "onnxruntime", too, the host may have that compute instead of tract, if its operator has named its library
+//! # (`--onnxruntime`): native code that reads the publisher's graphs in the host itself.
 //! # Each may be left out.
 //! limits = { bundle-mib = 200.0, components-mib = 150.0, segments = 100, macs = 1e9, memory-mib = 400.0, workers-share = 0.5 }
 //! ```
@@ -75,6 +77,7 @@ struct Publisher {
     keys: Vec<PublicKey>,
     models: Option<Vec<String>>,
     native: bool,
+    onnxruntime: bool,
     limits: LimitsEntry,
 }
 
@@ -103,6 +106,7 @@ struct PublisherEntry {
 #[serde(rename_all = "kebab-case")]
 enum Grant {
     Native,
+    Onnxruntime,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
@@ -137,6 +141,8 @@ pub struct Admitted {
     pub by: Option<Signed>,
     /// Where its arithmetic must be done.
     pub tiers: Tiers,
+    /// Whether onnxruntime may read its graphs.
+    pub onnxruntime: bool,
     /// What its publisher's answers may take, by the graphs as well as by the manifest.
     pub macs_max: Option<u64>,
     /// How much of an edge's threads for a model it gets: over 0, up to 1.
@@ -212,7 +218,14 @@ impl Policy {
                     return Err(at(here, &format!("{key} of '{name}' must be over 0{most}")));
                 }
             }
-            publishers.push(Publisher { name, keys, models, native: allow.contains(&Grant::Native), limits });
+            let [native, onnxruntime] = [Grant::Native, Grant::Onnxruntime].map(|grant| allow.contains(&grant));
+            if onnxruntime && !native {
+                return Err(at(
+                    here,
+                    &format!("'{name}' is allowed \"onnxruntime\", which is nothing without \"native\""),
+                ));
+            }
+            publishers.push(Publisher { name, keys, models, native, onnxruntime, limits });
         }
         Ok(Self { source: Source::File(path.to_owned()), unsigned: file.unsigned, publishers })
     }
@@ -277,7 +290,8 @@ impl Policy {
                             let tiers = if publisher.native { Tiers::AsBuilt } else { Tiers::Portable };
                             let macs_max = publisher.limits.macs.map(|macs| macs as u64);
                             let workers_share = publisher.limits.workers_share.unwrap_or(1.0);
-                            return Ok(Admitted { by: Some(signed), tiers, macs_max, workers_share });
+                            let onnxruntime = publisher.onnxruntime;
+                            return Ok(Admitted { by: Some(signed), tiers, onnxruntime, macs_max, workers_share });
                         }
                         Err(why) => refusals.push(why),
                     }
@@ -290,7 +304,7 @@ impl Policy {
         }
         let tiers = if self.unsigned == Unsigned::Allow { Tiers::AsBuilt } else { Tiers::Portable };
         let judged = self.judge_unsigned(bundle, signatures, origin, &minimum);
-        let admitted = |()| Admitted { by: None, tiers, macs_max: None, workers_share: 1.0 };
+        let admitted = |()| Admitted { by: None, tiers, onnxruntime: false, macs_max: None, workers_share: 1.0 };
         judged.map(admitted).map_err(refused)
     }
 

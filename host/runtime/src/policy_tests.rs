@@ -303,10 +303,21 @@ fn who_is_not_allowed_native_has_all_done_in_the_sandbox_or_is_refused() {
         let judged = file(unsigned, allow).judge(bundle, &signatures, Origin::Peer, |_| Ok(0));
         let case = format!("{unsigned} {allow:?}, signed: {is_signed}, {:?}", bundle.manifest().segments[0]);
         match judged {
-            Ok(judged) => assert_eq!(Some(judged.tiers), expected, "{case}"),
+            Ok(judged) => assert_eq!((Some(judged.tiers), judged.onnxruntime), (expected, false), "{case}"),
             Err(why) => assert!(expected.is_none() && why.to_string().contains("not NNEF"), "{case}: {why}"),
         }
     }
+    // Native code beside tract reads graphs only of those who are named for it; a bundle that nobody signed, never.
+    let both = "allow = [\"native\", \"onnxruntime\"]";
+    for (unsigned, is_signed, expected) in [("refuse", true, true), ("allow", true, true), ("allow", false, false)] {
+        let files = is_signed.then(|| acme.sign(&onnx, 1, 1));
+        let read = files.iter().map(|[statement, minisig]| Signature::read(statement, minisig).unwrap());
+        let signatures: Vec<Signature> = read.collect();
+        let judged = file(unsigned, both).judge(&onnx, &signatures, Origin::Peer, |_| Ok(0)).unwrap();
+        assert_eq!(judged.onnxruntime, expected, "{unsigned}, signed: {is_signed}");
+    }
+    let without_file = Policy::without_file(true).judge(&onnx, &[], Origin::Here, |_| Ok(0)).unwrap();
+    assert!(!without_file.onnxruntime);
 }
 
 #[test]
@@ -357,6 +368,7 @@ fn a_file_that_is_not_understood_is_refused_with_line_and_name() {
         (format!("{head}keys = [\"gone.pub\"]\n"), &["line 5", "gone.pub", "No such file"]),
         (format!("{head}keys = [\"policy.toml\"]\n"), &["line 5", "policy.toml", "no public key"]),
         (format!("{head}keys = [\"{key}\"]\nallow = [\"clock\"]\n"), &["line 6", "clock", "native"]),
+        (format!("{head}keys = [\"{key}\"]\nallow = [\"onnxruntime\"]\n"), &["line 4", "nothing without \"native\""]),
         (format!("{head}keys = [\"{key}\"]\nlimits = {{ memory = 1 }}\n"), &["line 6", "memory"]),
         (format!("{head}keys = [\"{key}\"]\nlimits = {{ bundle-mib = nan }}\n"), &["line 4", "bundle-mib"]),
         (format!("{head}keys = [\"{key}\"]\nlimits = {{ macs = 0.0 }}\n"), &["line 4", "macs of 'acme'"]),

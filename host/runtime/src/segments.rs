@@ -5,7 +5,7 @@
 
 use crate::deployment::{PrepareError, Terms, is_offered};
 use edgent_bundle::{Bundle, Digest, Segment as Described, Tier, imports, portable_guest, split, standard_guest};
-use edgent_nn::{Cost, Fact, Graph, GraphError, GraphFormat, Port, WeakGraph};
+use edgent_nn::{Backend, Cost, Fact, Graph, GraphError, GraphFormat, Port, WeakGraph};
 use edgent_sandbox::{Code, Engine, Limits, OwnGraph, Purpose, Segment, Work};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -85,7 +85,13 @@ impl Preparing<'_> {
         let format = GraphFormat::from_name(&described.graph_format)
             .ok_or_else(|| PrepareError::Format(described.name.clone(), described.graph_format.clone()))?;
         let code = self.calling(code)?;
-        let graph = GRAPHS.get((described.component.digest, format), || Graph::load(graph, format));
+        let graph = match &self.terms.onnxruntime {
+            None => GRAPHS.get((described.component.digest, format, Backend::Tract), || Graph::load(graph, format)),
+            // Where there are both, what this graph's bytes were chosen to run on counts for every version.
+            Some(theirs) => GRAPHS.get((described.component.digest, format, Backend::Onnxruntime), || {
+                Graph::load_fastest(graph, format, theirs)
+            }),
+        };
         let graph = graph.map_err(|e| PrepareError::Graph(described.name.clone(), e))?;
         let as_told = |ports: &[Port], told: &[usize]| {
             ports.iter().map(|port| &port.fact).eq(told.iter().map(|tensor| &self.tensors[*tensor]))
@@ -131,8 +137,8 @@ impl Preparing<'_> {
     }
 }
 
-/// A graph by the component that brought it, and how it is written there.
-type Key = (Digest, GraphFormat);
+/// A graph by the component that brought it, how it is written there, and the most that may compute it.
+type Key = (Digest, GraphFormat, Backend);
 
 /// Graphs for as long as somebody runs them.
 #[derive(Default)]

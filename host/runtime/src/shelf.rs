@@ -4,13 +4,14 @@
 
 use crate::edge::fault;
 use crate::policy::{Admitted, Origin, Signed};
-use crate::trial::Trial;
+use crate::trial::{Proof, Trial};
 use crate::{Admission, Deployment, Emulation, Policy, PrepareError, Refusal, Terms, golden};
 use bytes::Bytes;
 use edgent_bundle::{
     Blob, Bundle, BundleError, Digest, MANIFEST_BYTES_MAX, Reference, SealedManifest, Signature, Store,
 };
 use edgent_link::{BLOBS_MAX, BlobName, Fault, FaultKind, Reply, VERSIONS_MAX, Version};
+use edgent_nn::{Backend, Onnxruntime};
 use edgent_planner::Timings;
 use edgent_sandbox::Engine;
 use std::collections::{HashMap, VecDeque};
@@ -48,6 +49,8 @@ pub(crate) struct Shelf {
     store: Option<Store>,
     policy: RwLock<Policy>,
     engine: Engine,
+    /// Where there is a second backend: for publishers whom the policy allows it.
+    onnxruntime: Option<Onnxruntime>,
     emulation: Emulation,
     memory_max_bytes: u64,
     /// Signatures of bundles that are to be offered.
@@ -98,6 +101,7 @@ impl Shelf {
             admission,
             trial,
             engine,
+            onnxruntime: None,
             emulation,
             memory_max_bytes,
             told,
@@ -107,6 +111,11 @@ impl Shelf {
             half_offered,
             last_read,
         }
+    }
+
+    /// The same where there is a second backend.
+    pub(crate) fn with_onnxruntime(self, onnxruntime: Option<Onnxruntime>) -> Self {
+        Self { onnxruntime, ..self }
     }
 
     /// Judges by another policy from now on. What runs already goes on.
@@ -301,22 +310,28 @@ impl Shelf {
     pub(crate) fn prepare(&self, bundle: Bundle) -> Result<Prepared, PrepareError> {
         let admitted = self.judge(bundle.sealed(), bundle.signatures(), Origin::Here)?;
         let admission = admitted.within(self.admission);
-        let Admitted { by, tiers, workers_share, .. } = admitted;
+        let Admitted { by, tiers, onnxruntime: may_onnxruntime, workers_share, .. } = admitted;
         if let Some(Signed { publisher, key, version, .. }) = by {
             let name = &bundle.manifest().name;
             tracing::info!(model = %name, digest = %bundle.digest().short(), %publisher, %key, version, "signed");
         }
         admission.check_manifest(bundle.manifest())?;
-        let is_known = self.trial.as_ref().is_some_and(|trial| trial.has_passed(bundle.digest()));
+        let onnxruntime = self.onnxruntime.clone().filter(|_| may_onnxruntime);
+        if self.onnxruntime.is_some() && !may_onnxruntime {
+            let model = &bundle.manifest().name;
+            tracing::info!(%model, "left to tract: the policy does not let its publisher use onnxruntime");
+        }
+        let proof = Proof { digest: bundle.digest(), with_onnxruntime: onnxruntime.is_some() };
+        let is_known = self.trial.as_ref().is_some_and(|trial| trial.has_passed(proof));
         if let Some(trial) = &self.trial {
-            trial.bundle(&bundle, &admission, tiers)?;
+            trial.bundle(&bundle, &admission, tiers, proof.with_onnxruntime)?;
         }
         let (emulation, memory_max_bytes) = (self.emulation.clone(), self.memory_max_bytes);
-        let terms = Terms { emulation, memory_max_bytes, admission, tiers, ..Terms::default() };
+        let terms = Terms { emulation, memory_max_bytes, admission, tiers, onnxruntime, ..Terms::default() };
         let deployment = Deployment::prepare_on(&bundle, &self.engine, &terms)?;
         golden::check(&bundle, &deployment, if is_known { golden::ENOUGH_AGAIN } else { golden::ENOUGH })?;
         if let Some(trial) = &self.trial {
-            trial.remember(bundle.digest(), tiers);
+            trial.remember(proof, tiers);
         }
         let measured = deployment.measure(PROFILE_RUNS)?;
         let segments = deployment.network().segments();
@@ -328,7 +343,10 @@ impl Shelf {
         }
         let (name, held, portable) = (&deployment.manifest().name, deployment.held(), deployment.portable());
         let digest = deployment.digest();
-        tracing::info!(model = %name, digest = %digest.short(), portable, "prepared {held} of {segments} segments");
+        let onnxruntime = deployment.choices().filter(|(_, choice)| choice.backend == Backend::Onnxruntime).count();
+        tracing::info!(
+            model = %name, digest = %digest.short(), portable, onnxruntime, "prepared {held} of {segments} segments"
+        );
         Ok(Prepared { bundle, deployment, timings, workers_share })
     }
 

@@ -10,13 +10,14 @@
 use crate::confine::{ConfinedError, Confinement};
 use crate::{Admission, Deployment, Terms, Tiers, admission, build_name};
 use edgent_bundle::{Bundle, Digest, Reference, Store};
-use edgent_nn::{Cost, Graph, Imported, Pins, Port, Tensor};
+use edgent_nn::{Cost, Graph, Imported, Onnxruntime, Pins, Port, Tensor};
 use edgent_sandbox::Engine;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -48,10 +49,19 @@ const PROVEN_BYTES_MAX: u64 = 1 << 20;
 pub struct Trial {
     program: PathBuf,
     bounds: Bounds,
-    /// Bundles that passed, and where that is written down.
-    proven: Mutex<HashSet<Digest>>,
+    /// Where onnxruntime is, for bundles that it may read.
+    onnxruntime: Option<PathBuf>,
+    /// What passed, and where that is written down.
+    proven: Mutex<HashSet<Proof>>,
     file: Option<PathBuf>,
     warned: AtomicBool,
+}
+
+/// A bundle that was found good, and whether onnxruntime read it, too: having passed without proves nothing with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Proof {
+    pub(crate) digest: Digest,
+    pub(crate) with_onnxruntime: bool,
 }
 
 /// An operator's own limits, in place of those that follow from a bundle's size.
@@ -81,6 +91,8 @@ pub enum Job {
         tensor_bytes_max: u64,
         /// Where its arithmetic is to be done.
         tiers: Tiers,
+        /// The library of a second backend that is to read it, too.
+        onnxruntime: Option<PathBuf>,
     },
     /// Compiling a guest.
     Guest(PathBuf),
@@ -97,13 +109,25 @@ impl Trial {
     /// `program` is this one; what passed is remembered in `file`, too, if there is one.
     pub fn new(program: PathBuf, bounds: Bounds, file: Option<PathBuf>) -> Self {
         let proven = file.as_deref().map(read_proven).unwrap_or_default();
-        Self { program, bounds, proven: Mutex::new(proven), file, warned: AtomicBool::new(false) }
+        Self { program, bounds, onnxruntime: None, proven: Mutex::new(proven), file, warned: AtomicBool::new(false) }
+    }
+
+    /// The same where there is a second backend, whose library this is.
+    pub fn with_onnxruntime(self, library: Option<PathBuf>) -> Self {
+        Self { onnxruntime: library, ..self }
     }
 
     /// Tries a bundle, unless it passed before. Blocks for as long as that takes.
-    pub fn bundle(&self, bundle: &Bundle, admission: &Admission, tiers: Tiers) -> Result<(), ConfinedError> {
+    pub fn bundle(
+        &self,
+        bundle: &Bundle,
+        admission: &Admission,
+        tiers: Tiers,
+        with_onnxruntime: bool,
+    ) -> Result<(), ConfinedError> {
         let digest = bundle.digest();
-        if self.has_passed(digest) {
+        let onnxruntime = self.onnxruntime.clone().filter(|_| with_onnxruntime);
+        if self.has_passed(Proof { digest, with_onnxruntime: onnxruntime.is_some() }) {
             return Ok(());
         }
         let since = Instant::now();
@@ -117,16 +141,23 @@ impl Trial {
             components_bytes_max,
             tensor_bytes_max,
             tiers,
+            onnxruntime: onnxruntime.clone(),
         };
-        self.run(&job, &dir, admission::components_bytes(bundle.manifest()))?;
+        let libraries = onnxruntime.iter().map(PathBuf::as_path).flat_map(libraries);
+        let read = iter::once(dir.clone()).chain(libraries).collect();
+        self.run_reading(&job, read, admission::components_bytes(bundle.manifest()))?;
         tracing::info!(digest = %digest.short(), took_ms = since.elapsed().as_millis(), "passed its trial");
         Ok(())
     }
 
     /// Tries something of so many bytes that lies at `path`.
     pub fn run(&self, job: &Job, path: &Path, bytes: u64) -> Result<(), ConfinedError> {
+        self.run_reading(job, vec![path.to_owned()], bytes)
+    }
+
+    fn run_reading(&self, job: &Job, read: Vec<PathBuf>, bytes: u64) -> Result<(), ConfinedError> {
         let job = serde_json::to_string(job).unwrap_or_default();
-        let confinement = self.bounds.confinement(bytes, vec![path.to_owned()]);
+        let confinement = self.bounds.confinement(bytes, read);
         let finished = confinement.run(&self.program, &[OsStr::new(TRY), OsStr::new(&job)])?;
         // What of the limits its kernel lacks.
         let missing = String::from_utf8_lossy(&finished.stdout);
@@ -137,17 +168,17 @@ impl Trial {
     }
 
     /// Whether a bundle was found good here before, on this or an earlier start.
-    pub(crate) fn has_passed(&self, digest: Digest) -> bool {
-        self.proven.lock().unwrap_or_else(PoisonError::into_inner).contains(&digest)
+    pub(crate) fn has_passed(&self, proof: Proof) -> bool {
+        self.proven.lock().unwrap_or_else(PoisonError::into_inner).contains(&proof)
     }
 
     /// Remembers that a bundle passed its trial and all that came after. With all of it in the sandbox, no graph was
     /// read, and that proves nothing for a host that would read them.
-    pub(crate) fn remember(&self, digest: Digest, tiers: Tiers) {
-        if tiers != Tiers::AsBuilt || self.has_passed(digest) {
+    pub(crate) fn remember(&self, proof: Proof, tiers: Tiers) {
+        if tiers != Tiers::AsBuilt || self.has_passed(proof) {
             return;
         }
-        self.proven.lock().unwrap_or_else(PoisonError::into_inner).insert(digest);
+        self.proven.lock().unwrap_or_else(PoisonError::into_inner).insert(proof);
         let Some(file) = &self.file else { return };
         let written = || {
             if let Some(dir) = file.parent() {
@@ -156,7 +187,7 @@ impl Trial {
             let is_long = fs::metadata(file).is_ok_and(|found| found.len() > PROVEN_BYTES_MAX);
             let mut options = OpenOptions::new();
             let mut file = options.create(true).append(!is_long).write(true).truncate(is_long).open(file)?;
-            file.write_all(proof(digest).as_bytes())
+            file.write_all(proof.line().as_bytes())
         };
         if let Err(error) = written() {
             tracing::warn!(%error, file = %file.display(), "a trial is not remembered");
@@ -181,31 +212,48 @@ impl Bounds {
     }
 }
 
-/// A line of the file: another build of this program, or another processor, may load a graph in another way.
-fn proof(digest: Digest) -> String {
-    format!("{digest} {} {}\n", build_name(), std::env::consts::ARCH)
+impl Proof {
+    /// A line of the file: another build of this program, or another processor, may load a graph in another way.
+    fn line(self) -> String {
+        let beside = if self.with_onnxruntime { " onnxruntime" } else { "" };
+        format!("{} {} {}{beside}\n", self.digest, build_name(), std::env::consts::ARCH)
+    }
+
+    fn read(line: &str) -> Option<Self> {
+        let digest = line.split(' ').next()?.parse().ok()?;
+        let proofs = [false, true].map(|with_onnxruntime| Self { digest, with_onnxruntime });
+        proofs.into_iter().find(|proof| proof.line().trim_end() == line)
+    }
 }
 
-fn read_proven(file: &Path) -> HashSet<Digest> {
+/// What a process may read to load a library: that, and where the system has those that it needs itself.
+pub fn libraries(library: &Path) -> impl Iterator<Item = PathBuf> {
+    let system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"].map(PathBuf::from);
+    let own = fs::canonicalize(library).unwrap_or_else(|_| library.to_owned());
+    iter::once(own).chain(system.into_iter().filter(|path| path.exists()))
+}
+
+fn read_proven(file: &Path) -> HashSet<Proof> {
     let mut text = String::new();
     let read = File::open(file).and_then(|file| file.take(2 * PROVEN_BYTES_MAX).read_to_string(&mut text));
     if read.is_err() {
         return HashSet::new();
     }
-    let digest = |line: &str| line.split(' ').next()?.parse::<Digest>().ok();
-    text.lines().filter_map(|line| digest(line).filter(|digest| proof(*digest).trim_end() == line)).collect()
+    text.lines().filter_map(Proof::read).collect()
 }
 
 /// What the confined process does: `arguments` are those behind [`TRY`].
 pub fn attempt(arguments: &[OsString]) -> Result<(), String> {
     let job = arguments.first().and_then(|job| job.to_str()).ok_or("nothing to try")?;
     match serde_json::from_str(job).map_err(|e| format!("what to try: {e}"))? {
-        Job::Bundle { dir, digest, macs_max, components_bytes_max, tensor_bytes_max, tiers } => {
+        Job::Bundle { dir, digest, macs_max, components_bytes_max, tensor_bytes_max, tiers, onnxruntime } => {
+            let onnxruntime = onnxruntime.map(|library| Onnxruntime::open(&library)).transpose();
+            let onnxruntime = onnxruntime.map_err(|e| e.to_string())?;
             let digest = digest.parse::<Digest>().map_err(|e| e.to_string())?;
             let bundle = Store::at(&dir).open(&Reference::Digest(digest)).map_err(|e| e.to_string())?;
             let admission = Admission { macs_max, components_bytes_max, tensor_bytes_max };
             let engine = Engine::new().map_err(|e| e.to_string())?;
-            let terms = Terms { admission, tiers, shipped_code: false, ..Terms::default() };
+            let terms = Terms { admission, tiers, onnxruntime, shipped_code: false, ..Terms::default() };
             let deployment = Deployment::prepare_on(&bundle, &engine, &terms);
             deployment.and_then(|deployment| deployment.measure(1)).map(drop).map_err(|e| e.to_string())
         }

@@ -8,7 +8,7 @@ use crate::build::{Order, build_as};
 use crate::output::{BadInput, Output};
 use anyhow::{Result, bail};
 use edgent_bundle::Tier;
-use edgent_nn::{Difference, ElementType, Pins, Stop, Tensor};
+use edgent_nn::{Difference, ElementType, GraphFormat, Pins, Stop, Tensor};
 use edgent_runtime::Deployment;
 use edgent_runtime::golden::Golden;
 use edgent_sandbox::Engine;
@@ -89,7 +89,8 @@ fn try_one(folder: &Path, scratch: &Path, engine: &Engine) -> Result<(), (Verdic
     let quiet = Output::new(true).silent();
     let (model, out) = (&folder.join("model.onnx"), &scratch.join("bundle"));
     let (pins, guests, tier) = (Pins::default(), BTreeMap::new(), Tier::Native);
-    let order = Order { model, out, codec_samples: 0, name: Some("case"), pins, guests, tier };
+    let order =
+        Order { model, out, codec_samples: 0, name: Some("case"), pins, guests, tier, graphs: GraphFormat::Nnef };
     let bundle = build_as(order, &quiet).map_err(|error| (Verdict::Refused, error))?;
     let answer = || {
         let deployment = Deployment::prepare(&bundle, engine, 1.0)?;

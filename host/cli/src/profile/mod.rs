@@ -15,15 +15,16 @@ use crate::output::{BadInput, Output, quantile};
 use anyhow::{Context, Result};
 use edgent_bundle::{Bundle, Tier, split};
 use edgent_link::CodecTime;
-use edgent_nn::{ElementType, Fact, Graph, GraphFormat, Stop, Tensor, example};
+use edgent_nn::{Choice, ElementType, Fact, Graph, GraphFormat, Onnxruntime, Stop, Tensor, example};
 use edgent_planner::{Quality, Regression, Sample};
-use edgent_runtime::{Deployment, build_name, codec, confine};
+use edgent_runtime::trial::libraries;
+use edgent_runtime::{Deployment, Terms, build_name, codec, confine};
 use edgent_sandbox::{Engine, Limits, Segment};
 use features::{FeatureSet, LayerType};
 use file::{CodecTimes, FORMAT, Fitted, Measured, Profile, Times};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 use sweep::{Effort, Sweep};
@@ -53,6 +54,10 @@ pub(crate) struct Arguments {
     /// Measure few sizes a few times: seconds, and rougher predictions.
     #[arg(long)]
     quick: bool,
+    /// Have onnxruntime, from this library, run those of the bundle's segments that it runs faster, and say which; as a
+    /// host that is told so.
+    #[arg(long, value_name = "FILE", requires = "bundle")]
+    onnxruntime: Option<PathBuf>,
 }
 
 /// The profile, and how its predictions compare with a bundle that was measured.
@@ -62,6 +67,22 @@ struct Report {
     profile: Profile,
     #[serde(skip_serializing_if = "Option::is_none")]
     comparison: Option<Comparison>,
+    /// Who runs the bundle's segments, where there are two who could.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    backends: Vec<BackendRow>,
+}
+
+#[derive(Serialize)]
+struct BackendRow {
+    segment: String,
+    backend: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tract_us: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    onnxruntime_us: Option<f64>,
+    /// Why onnxruntime does not run it at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -89,13 +110,18 @@ struct Compared {
 /// The command in a process of its own, which can open the bundle, if there is one, and write the profile.
 pub(crate) fn confined(arguments: &Arguments) -> Result<ExitCode> {
     let bundle = arguments.bundle.as_ref().context("without a bundle, nothing foreign is read")?;
-    confined::on_bundle(bundle, &[], arguments.out.as_deref())
+    let libraries: Vec<PathBuf> = arguments.onnxruntime.iter().flat_map(|library| libraries(library)).collect();
+    let libraries: Vec<&Path> = libraries.iter().map(PathBuf::as_path).collect();
+    confined::on_bundle(bundle, &libraries, arguments.out.as_deref())
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let engine = Engine::new()?;
     let bundle = arguments.bundle.as_ref().map(|dir| Bundle::open(dir).map_err(BadInput::error)).transpose()?;
-    let mut chain = bundle.as_ref().map(|bundle| Chain::new(bundle, &engine)).transpose()?;
+    let onnxruntime = arguments.onnxruntime.as_deref().map(Onnxruntime::open).transpose().map_err(BadInput::error)?;
+    let terms = Terms { onnxruntime, ..Terms::default() };
+    let mut chain = bundle.as_ref().map(|bundle| Chain::new(bundle, &engine, &terms)).transpose()?;
+    let backends = chain.as_ref().map_or_else(Vec::new, |chain| backends(&chain.deployment));
     let effort = if arguments.quick { QUICK } else { FULL };
     output.progress(format_args!("making layers of {} sizes a type", effort.sizes));
     let mut sweep = Sweep::new(&engine, effort)?;
@@ -108,7 +134,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         Profile::parse(&text).context("the profile that was measured cannot be read")?;
         std::fs::write(path, text).with_context(|| format!("{}", path.display()))?;
     }
-    let report = Report { profile, comparison };
+    let report = Report { profile, comparison, backends };
     print(&report, output);
     output.result(&report)
 }
@@ -121,6 +147,21 @@ impl Compared {
     }
 }
 
+/// Who runs each segment, of those for which there was a choice.
+fn backends(deployment: &Deployment) -> Vec<BackendRow> {
+    let row = |(index, choice): (usize, &Choice)| {
+        let (times, why) = (choice.times_us.as_ref().ok(), choice.times_us.as_ref().err());
+        BackendRow {
+            segment: deployment.manifest().segments[index].name.clone(),
+            backend: choice.backend.name(),
+            tract_us: times.map(|[tract_us, _]| *tract_us),
+            onnxruntime_us: times.map(|[_, onnxruntime_us]| *onnxruntime_us),
+            why: why.cloned(),
+        }
+    };
+    deployment.choices().map(row).collect()
+}
+
 /// A bundle's segments, run exit by exit as requests run them.
 struct Chain {
     deployment: Deployment,
@@ -131,8 +172,8 @@ struct Chain {
 }
 
 impl Chain {
-    fn new(bundle: &Bundle, engine: &Engine) -> Result<Self> {
-        let deployment = Deployment::prepare(bundle, engine, 1.0)?;
+    fn new(bundle: &Bundle, engine: &Engine, terms: &Terms) -> Result<Self> {
+        let deployment = Deployment::prepare_on(bundle, engine, terms)?;
         confine::granted_time();
         let load_us = (0..BUNDLE_LOADS).map(|_| load_us(bundle, engine)).collect::<Result<_>>()?;
         // Neither all the same nor in order: like an image.
@@ -281,7 +322,7 @@ fn compare(profile: &Profile, bundle: &Bundle, whole: Whole) -> Result<Compariso
     })
 }
 
-fn print(Report { profile, comparison }: &Report, output: &Output) {
+fn print(Report { profile, comparison, backends }: &Report, output: &Output) {
     let row = |name: &str, set: &str, fitted: &Fitted| {
         output.line(format_args!(
             "{name:<16} {set:<6} {:>7} {:>7.3} {:>8.1} %  {}",
@@ -304,6 +345,14 @@ fn print(Report { profile, comparison }: &Report, output: &Output) {
     output.line("codec      writing      reading  (us for each MiB that an activation has as it is)");
     for (codec, CodecTimes { encode_us_per_mib, decode_us_per_mib }) in &profile.codecs {
         output.line(format_args!("{codec:<6} {encode_us_per_mib:>11.0} {decode_us_per_mib:>12.0}"));
+    }
+    if !backends.is_empty() {
+        output.line(format_args!("{:<40} {:<12} {:>9} {:>14}", "segment", "run by", "tract us", "onnxruntime us"));
+    }
+    for BackendRow { segment, backend, tract_us, onnxruntime_us, why } in backends {
+        let times = tract_us.zip(*onnxruntime_us).map(|(ours, theirs)| format!("{ours:>9.1} {theirs:>14.1}"));
+        let told = times.or_else(|| why.clone()).unwrap_or_default();
+        output.line(format_args!("{segment:<40} {backend:<12} {told}"));
     }
     let Some(comparison) = comparison else { return };
     output.line(format_args!(
