@@ -77,6 +77,17 @@ fn a_host_has_it_read_only_what_its_policy_allows() {
     }
 }
 
+#[test]
+fn what_is_no_library_is_refused_with_its_name() {
+    let file = project().join("README.md");
+    let mut host = Command::new(env!("CARGO_BIN_EXE_edgent-host"));
+    host.args(["--role", "device", "--listen", "127.0.0.1:0", "--model", bundle(), "--onnxruntime"]).arg(&file);
+    let ended = host.output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(2), "{said}");
+    assert!(said.contains("onnxruntime cannot be loaded from") && said.contains("README.md"), "{said}");
+}
+
 /// Ends what it started, however the test ends.
 struct Ended(Child);
 

@@ -7,6 +7,7 @@ use crate::deployment::{PrepareError, Terms, is_offered};
 use edgent_bundle::{Bundle, Digest, Segment as Described, Tier, imports, portable_guest, split, standard_guest};
 use edgent_nn::{Backend, Cost, Fact, Graph, GraphError, GraphFormat, Port, WeakGraph};
 use edgent_sandbox::{Code, Engine, Limits, OwnGraph, Purpose, Segment, Work};
+use rustix::process::{Resource, getrlimit};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -45,9 +46,8 @@ impl Preparing<'_> {
                 made.lock().unwrap_or_else(PoisonError::into_inner).push((index, ready));
             }
         };
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
         thread::scope(|scope| {
-            for _ in 1..threads {
+            for _ in 1..threads() {
                 // Where there are no more threads, this one does it all.
                 if thread::Builder::new().name("edgent-prepare".to_owned()).spawn_scoped(scope, work).is_err() {
                     break;
@@ -134,6 +134,14 @@ impl Preparing<'_> {
             true => self.engine.compile_shipped(Purpose::Calls, code)?,
             false => self.engine.compile(code)?,
         })
+    }
+}
+
+/// As many as there are processors; one where address space is limited, of which each thread's arena takes 64 MiB.
+fn threads() -> usize {
+    match getrlimit(Resource::As).current {
+        None => thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX),
+        Some(_) => 1,
     }
 }
 
