@@ -1,8 +1,9 @@
 //! Where a graph's time goes, operator by operator.
 
+use crate::graph::Runner;
 use crate::{ComputeError, Graph, Stop, Tensor};
 use std::time::Instant;
-use tract_onnx::prelude::Node;
+use tract_onnx::prelude::{Node, TypedModel};
 use tract_onnx::tract_core::internal::{TypedFact, TypedOp};
 
 /// One operator as it runs on this processor.
@@ -23,8 +24,11 @@ pub struct Timed {
 impl Graph {
     /// Runs the graph some times, and tells each operator's time, in the order in which they run.
     pub fn timed(&self, inputs: &[(String, Tensor)], runs: usize) -> Result<Vec<Timed>, ComputeError> {
+        let Runner::Tract(plan) = self.runner() else {
+            return Err(ComputeError::Failed("onnxruntime runs this graph, and tells no operator's time".to_owned()));
+        };
         let mut context = self.context().map_err(|e| ComputeError::Failed(e.to_string()))?;
-        let nodes = self.plan().model().nodes();
+        let (model, nodes) = (plan.model(), plan.model().nodes());
         let (mut times_us, mut order) = (vec![Vec::with_capacity(runs); nodes.len()], Vec::new());
         for run in 0..runs {
             let mut since = Instant::now();
@@ -40,22 +44,22 @@ impl Graph {
             times.sort_by(f64::total_cmp);
             times.get(times.len() / 2).copied().unwrap_or(0.0)
         };
-        Ok(order.into_iter().map(|node| self.described(&nodes[node], middle(&mut times_us[node]))).collect())
+        Ok(order.into_iter().map(|node| described(model, &nodes[node], middle(&mut times_us[node]))).collect())
     }
+}
 
-    fn described(&self, node: &Node<TypedFact, Box<dyn TypedOp>>, us: f64) -> Timed {
-        let facts = self.plan().model().node_input_facts(node.id).unwrap_or_default();
-        let shape = |fact: &TypedFact| format!("{:?}", fact.shape);
-        let listed = |shapes: Vec<String>| shapes.join(" ");
-        let inputs = listed(facts.into_iter().map(shape).collect());
-        let outputs = listed(node.outputs.iter().map(|output| shape(&output.fact)).collect());
-        Timed {
-            name: node.name.clone(),
-            operator: node.op.name().into_owned(),
-            choices: node.op.info().unwrap_or_default(),
-            shapes: format!("{inputs} → {outputs}"),
-            us,
-        }
+fn described(model: &TypedModel, node: &Node<TypedFact, Box<dyn TypedOp>>, us: f64) -> Timed {
+    let facts = model.node_input_facts(node.id).unwrap_or_default();
+    let shape = |fact: &TypedFact| format!("{:?}", fact.shape);
+    let listed = |shapes: Vec<String>| shapes.join(" ");
+    let inputs = listed(facts.into_iter().map(shape).collect());
+    let outputs = listed(node.outputs.iter().map(|output| shape(&output.fact)).collect());
+    Timed {
+        name: node.name.clone(),
+        operator: node.op.name().into_owned(),
+        choices: node.op.info().unwrap_or_default(),
+        shapes: format!("{inputs} → {outputs}"),
+        us,
     }
 }
 

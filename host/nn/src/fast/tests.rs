@@ -1,6 +1,7 @@
 //! Networks with what is put in here, compared with the same networks in tract alone.
 
 use super::*;
+use crate::graph::Runner;
 use crate::synthetic::Noise;
 use crate::{Difference, Graph, synthetic};
 use tract_nnef::tract_core::ops::cnn::KernelFormat;
@@ -22,7 +23,8 @@ fn same(model: TypedModel, what: &str) -> Vec<String> {
             assert!(apart.most <= ROUNDING * apart.greatest, "{what}, run {run}: {apart:?}");
         }
     }
-    fast.plan().model().nodes().iter().map(|node| node.op.name().into_owned()).collect()
+    let Runner::Tract(plan) = fast.runner() else { panic!("{what}: only tract is here") };
+    plan.model().nodes().iter().map(|node| node.op.name().into_owned()).collect()
 }
 
 fn has(operators: &[String], name: &str) -> bool {
