@@ -14,6 +14,10 @@ const MEMORY_MAX_MIB: f64 = (1_u64 << 30) as f64;
 /// More threads for a model than any machine has processors for.
 const WORKERS_MAX: usize = 1_024;
 
+/// A connection lasts this long at least: each costs a handshake. At most, a year.
+const RECONNECT_MIN_S: f64 = 1.0;
+const RECONNECT_MAX_S: f64 = 3.2e7;
+
 /// Whether a deadline and an emulated slowdown are ones.
 pub(crate) fn check(deadline_ms: f64, slowdown: f64) -> anyhow::Result<()> {
     for (what, value, most) in
@@ -44,6 +48,12 @@ pub(crate) fn share(text: &str) -> Result<f64, String> {
 /// Reads a share of some.
 pub(crate) fn share_over_0(text: &str) -> Result<f64, String> {
     over_0(text, 1.0)
+}
+
+/// Reads how long connections last.
+pub(crate) fn reconnect_s(text: &str) -> Result<f64, String> {
+    let given = number(text).filter(|s| (RECONNECT_MIN_S..=RECONNECT_MAX_S).contains(s));
+    given.ok_or_else(|| format!("must be a number of seconds from {RECONNECT_MIN_S} to {RECONNECT_MAX_S}"))
 }
 
 /// Reads an amount of memory.

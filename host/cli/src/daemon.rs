@@ -19,6 +19,7 @@ use edgent_runtime::{Emulation, Host, HostError, Settings, Trialist, codec};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs segments of networks, as the device that has the data or as the edge that has the speed.
@@ -42,10 +43,18 @@ struct Arguments {
     /// choose.
     #[arg(long, value_name = "ADDR", value_parser = bounds::address)]
     http: Option<String>,
+    /// Tell a balancer before several hosts how much room there is here: HAProxy's agent check. Port 0 lets the system
+    /// choose.
+    #[arg(long, value_name = "ADDR", value_parser = bounds::address)]
+    agent_check: Option<String>,
     /// Address of an edge (device only; may be given several times, in order of preference). NAME@HOST:PORT: only the
     /// peer of that name is believed there.
     #[arg(long, value_name = "ADDR", value_parser = bounds::place)]
     edge: Vec<String>,
+    /// Connect to each edge anew after about so long, and go on there: where a balancer stands before several edges, it
+    /// spreads connections, not requests (device only).
+    #[arg(long, value_name = "S", value_parser = bounds::reconnect_s, allow_negative_numbers = true)]
+    reconnect_s: Option<f64>,
     /// Bundle to serve: its folder, or FOLDER@NAME:VERSION (an edge may have several). Needed without --store.
     #[arg(long, value_name = "BUNDLE")]
     model: Vec<PathBuf>,
@@ -146,6 +155,10 @@ impl Arguments {
             let name = config.name("memory_max_mib");
             return Err(BadInput::error(format!("{name} is for a device: an edge must be able to run every segment")));
         }
+        if self.reconnect_s.is_some() && self.role == Some(HostRole::Edge) {
+            let name = config.name("reconnect_s");
+            return Err(BadInput::error(format!("{name} is for a device: an edge connects to nobody")));
+        }
         if self.edge.len() > EDGES_MAX {
             let name = config.name("edge");
             return Err(BadInput::error(format!("{name} may be given {EDGES_MAX} times at most")));
@@ -200,7 +213,9 @@ pub(crate) fn run() -> Result<()> {
         role,
         listen: arguments.listen,
         http: arguments.http,
+        agent_check: arguments.agent_check,
         edges: arguments.edge,
+        reconnect: arguments.reconnect_s.map(Duration::from_secs_f64),
         models: arguments.model,
         store: arguments.store,
         policy: arguments.policy,
@@ -261,8 +276,9 @@ async fn serve(settings: Settings, pair: Option<Vec<Right>>) -> Result<()> {
         other => anyhow::Error::new(other),
     })?;
     // One line, so that whoever started this host knows when and where to reach it.
-    let http = host.http_addr().map_or_else(String::new, |address| format!(" HTTP on {address},"));
-    println!("{HOST_PROGRAM} {role}{http} listening on {}", host.local_addr());
+    let said = |what, address: Option<_>| address.map_or_else(String::new, |address| format!(" {what} on {address},"));
+    let (agent, http) = (said("agent check", host.agent_addr()), said("HTTP", host.http_addr()));
+    println!("{HOST_PROGRAM} {role}{agent}{http} listening on {}", host.local_addr());
     std::io::stdout().flush().context("stdout")?;
     if let Some(may) = pair {
         invite(&host, may)?;

@@ -23,6 +23,7 @@ pub struct HostProcess {
     address: SocketAddr,
     stdout: BufReader<ChildStdout>,
     http: Option<SocketAddr>,
+    agent: Option<SocketAddr>,
 }
 
 impl HostProcess {
@@ -47,13 +48,13 @@ impl HostProcess {
         let mut line = String::new();
         let read = tokio::time::timeout(READY, stdout.read_line(&mut line)).await;
         read.with_context(|| format!("the host said nothing for {} s", READY.as_secs()))??;
-        let mut addresses = line.split([' ', ',', '\n']).filter_map(|word| word.parse().ok()).rev();
-        let Some(address) = addresses.next() else {
+        let at = |what: &str| line.split([',', '\n']).find_map(|part| part.split_once(what)?.1.parse().ok());
+        let Some(address) = at("listening on ") else {
             let status = child.wait().await?;
             bail!("the host ended with {status} before it was ready; its arguments were {arguments:?}");
         };
-        let http = addresses.next();
-        Ok(Self { child, address, stdout, http })
+        let (http, agent) = (at("HTTP on "), at("agent check on "));
+        Ok(Self { child, address, stdout, http, agent })
     }
 
     /// Where it listens.
@@ -72,6 +73,11 @@ impl HostProcess {
     /// Where it listens for HTTP, if it was told to.
     pub fn http(&self) -> Option<SocketAddr> {
         self.http
+    }
+
+    /// Where it tells a balancer how much room it has, if it was told to.
+    pub fn agent(&self) -> Option<SocketAddr> {
+        self.agent
     }
 
     /// The process; none once it has ended.

@@ -1,5 +1,6 @@
 //! Starting a host, and ending it in good order.
 
+use crate::agent::Agent;
 use crate::device::{Device, DeviceService, DeviceSettings};
 use crate::http::Front;
 use crate::metrics::Metrics;
@@ -39,8 +40,13 @@ pub struct Settings {
     pub listen: String,
     /// Where to listen for HTTP; nowhere if not given.
     pub http: Option<String>,
+    /// Where to listen for a balancer that asks how much room there is; nowhere if not given.
+    pub agent_check: Option<String>,
     /// Edges, for a device.
     pub edges: Vec<String>,
+    /// Connect to each edge anew after about so long, so that a balancer before several can spread devices; never, if
+    /// not given.
+    pub reconnect: Option<Duration>,
     /// Bundles to serve; a device has exactly one.
     pub models: Vec<PathBuf>,
     /// Where versions are kept that come while the host runs; none come without it.
@@ -108,6 +114,7 @@ pub struct Host {
     link: Link,
     server: Server,
     front: Option<Front>,
+    agent: Option<Agent>,
     running: Running,
     known: Option<(IdentityFolder, Credentials)>,
     /// Where the operator's policy lies, and who judges by it.
@@ -168,6 +175,7 @@ impl Host {
             Some(only) if role == Role::Device => {
                 let device_settings = DeviceSettings {
                     edges: settings.edges,
+                    reconnect: settings.reconnect,
                     plan: settings.plan,
                     leave_when_sure: settings.leave_when_sure,
                     limits: settings.limits,
@@ -192,7 +200,13 @@ impl Host {
             None => None,
         };
         let server = link.serve(&settings.listen, hello, settings.limits, service).await?;
-        Ok(Self { link, server, front, running, known: settings.known, policy: settings.policy, shelf: judging, given })
+        // Last: who is told that there is room here is sent here at once.
+        let agent = match &settings.agent_check {
+            Some(address) => Some(Agent::start(address, running.clone()).await?),
+            None => None,
+        };
+        let (known, policy) = (settings.known, settings.policy);
+        Ok(Self { link, server, front, agent, running, known, policy, shelf: judging, given })
     }
 
     /// Looks again at the bundles that it was told to serve, and at what is in force in its store, and puts in force
@@ -287,13 +301,21 @@ impl Host {
         self.front.as_ref().map(Front::local_addr)
     }
 
+    /// Where it listens for a balancer, if it does.
+    pub fn agent_addr(&self) -> Option<SocketAddr> {
+        self.agent.as_ref().map(Agent::local_addr)
+    }
+
     /// Takes no more requests, answers those in flight, and ends.
     pub async fn drain(self) {
-        let Self { server, front, .. } = self;
+        let Self { server, front, agent, .. } = self;
         let end = Instant::now() + DRAIN;
         // First of all, so that who looks whether this host is ready goes elsewhere while it is still there.
         if let Some(front) = &front {
             front.announce_end();
+        }
+        if let Some(agent) = &agent {
+            agent.announce_end();
         }
         server.shutdown(DRAIN).await;
         if let Some(front) = front {
@@ -388,4 +410,6 @@ pub enum HostError {
     Link(#[from] LinkError),
     #[error("HTTP on {address}: {source}")]
     Http { address: String, source: std::io::Error },
+    #[error("the agent check on {address}: {source}")]
+    AgentCheck { address: String, source: std::io::Error },
 }

@@ -8,6 +8,7 @@
 
 mod admission;
 mod again;
+mod agent;
 mod answer;
 pub mod codec;
 pub mod confidence;

@@ -33,6 +33,21 @@ impl Running {
         }
     }
 
+    /// Whether a model is served that is not quarantined.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.served().iter().any(|version| version.quarantine().is_none())
+    }
+
+    /// How much of its time a request that came now would have left after waiting for its turn, from 0 to 1; of several
+    /// models, for that which waits longest.
+    pub(crate) fn room(&self) -> f64 {
+        let (wait_us, deadline_us) = match self {
+            Self::Device(device) => device.wait_us(),
+            Self::Edge(edge) => edge.wait_us(),
+        };
+        (1.0 - wait_us / deadline_us).clamp(0.0, 1.0)
+    }
+
     /// What the host does now.
     pub(crate) fn state(&self) -> State {
         match self {

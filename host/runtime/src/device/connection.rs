@@ -11,6 +11,7 @@ use crate::codec::{self, to_wire};
 use edgent_link::{Client, CodecTime, Digest, Direction, Fault, FaultKind, Link, LinkError, Plan};
 use edgent_planner::{self as planner, Action, Event, Exchange, Installed};
 use std::convert::Infallible;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -30,6 +31,10 @@ const STANDBY_MEET: Duration = Duration::from_secs(5);
 
 /// …with so many bytes.
 const STANDBY_PROBE_BYTES: u64 = 16 << 10;
+
+/// A device that connects anew does so up to this share of the time earlier, so that those that began together do not do
+/// so together.
+const RECONNECT_JITTER: f64 = 0.5;
 
 impl Device {
     /// Keeps its edges connected, and follows the controllers' wishes.
@@ -51,20 +56,34 @@ impl Device {
         let address = &settings.edges[place];
         loop {
             let why = match self.join(&link, place, &settings).await {
-                Ok(joined) => {
+                Ok(mut joined) => loop {
                     tracing::info!(%address, "the edge is connected");
                     tokio::select! {
-                        why = joined.client.closed() => why.to_string(),
-                        Ok(()) = joined.client.leaving() => "it is shutting down".to_owned(),
+                        why = joined.client.closed() => break why.to_string(),
+                        Ok(()) = joined.client.leaving() => break "it is shutting down".to_owned(),
                         never = self.stand_by(joined.clone()) => match never {},
+                        anew = self.join_anew(&link, place, &settings) => joined = anew,
                     }
-                }
+                },
                 Err(error) => error.to_string(),
             };
             // What it was asked before may still be answered: those who wait hold the connection.
             let wait = self.shared.edges.lost(place, self.shared.started.elapsed());
             tracing::warn!(%address, %why, "no edge there; trying again in {} ms", wait.as_millis());
             tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Connects to an edge that is connected, when it is time to: what answers at its address may be another one now.
+    async fn join_anew(&self, link: &Link, place: usize, settings: &DeviceSettings) -> Joined {
+        let Some(after) = settings.reconnect else { return pending().await };
+        loop {
+            tokio::time::sleep(after.mul_f64(1.0 - RECONNECT_JITTER * fastrand::f64())).await;
+            match self.join(link, place, settings).await {
+                Ok(joined) => return joined,
+                // What stands goes on.
+                Err(error) => tracing::warn!(address = %settings.edges[place], %error, "not connected anew"),
+            }
         }
     }
 
@@ -77,6 +96,12 @@ impl Device {
             let joined = Joined::new(place, address, &client, serving.model(), met);
             for _ in 0..SMALL_PROBES {
                 self.shared.probe(&joined, 0).await?;
+            }
+            if let Some(before) = self.shared.edges.at(place) {
+                // It takes the other one's place without a pause: the way there is known, and so is the plan in force.
+                let is_in_force = self.shared.edges.is_in_force(&before);
+                joined.keep_link(if is_in_force { serving.lock().link().clone() } else { before.link() });
+                serving.agree_with(&joined).await;
             }
             // Another version may be in force by now; then it is that one which meets the edge.
             if self.versions.when_current(&serving, || self.shared.edges.join(joined.clone())) {

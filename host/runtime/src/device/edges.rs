@@ -160,6 +160,11 @@ impl Edges {
         self.in_force().is_some_and(|in_force| in_force.is(edge))
     }
 
+    /// The one in this place, if it is there.
+    pub(super) fn at(&self, place: usize) -> Option<Joined> {
+        self.state().joined[place].clone()
+    }
+
     /// Those that are there and not in force.
     pub(super) fn standing_by(&self) -> Vec<Joined> {
         let state = self.state();

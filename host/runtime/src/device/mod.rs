@@ -67,6 +67,8 @@ pub const LATE: &str = "the edge's answer was not there in time";
 pub struct DeviceSettings {
     /// Addresses of edges, in order of preference.
     pub edges: Vec<String>,
+    /// Connect to each edge anew after about so long; never, if not given.
+    pub reconnect: Option<Duration>,
     /// Deadline, codec and privacy bounds.
     pub plan: planner::Settings,
     /// Stay at an exit on the way that is sure of its answer.
@@ -211,6 +213,12 @@ impl Device {
         };
         let version = Some(Arc::clone(&serving.deployment));
         State { role: Role::Device, version, stats, deadline_us, device: Some(device) }
+    }
+
+    /// How long a request with the usual deadline would wait for its turn, and that deadline.
+    pub(crate) fn wait_us(&self) -> (f64, f64) {
+        let deadline_us = self.shared.plan.deadline_us;
+        (self.shared.queued_us(Instant::now() + Duration::from_micros(deadline_us as u64)), deadline_us)
     }
 
     /// What would be planned, were the link at this rate; and all plans there are.

@@ -31,6 +31,14 @@ impl Edge {
         served.into_iter().map(|(_, model)| Arc::clone(&model.deployment)).collect()
     }
 
+    /// How long a request with the usual deadline would wait for its turn, and that deadline.
+    pub(crate) fn wait_us(&self) -> (f64, f64) {
+        let due = Instant::now() + Duration::from_micros(self.deadline_us as u64);
+        let models = self.served.models();
+        let waits = models.values().map(|model| model.workers.wait(due));
+        (waits.max().unwrap_or_default().as_secs_f64() * 1e6, self.deadline_us)
+    }
+
     /// Answers by one of the versions that are served.
     pub(crate) async fn ask(&self, request: AskRequest, version: Digest) -> Answered {
         let add = |counter: &AtomicU64, condition: bool| counter.fetch_add(condition.into(), Ordering::Relaxed);

@@ -101,8 +101,7 @@ impl Shared {
     }
 
     pub(super) fn is_ready(&self) -> bool {
-        let served = self.running.served();
-        !self.is_ending() && served.iter().any(|version| version.quarantine().is_none())
+        !self.is_ending() && self.running.is_ready()
     }
 
     pub(super) fn is_model_ready(&self, found: &Found) -> bool {
