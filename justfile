@@ -152,6 +152,16 @@ package:
     cargo build --release --workspace
     packaging/test.sh
 
+# Three edges and twenty devices behind HAProxy, for half a minute; edges are killed, frozen, drained and added.
+haproxy seconds="30": peers
+    cargo build --release --workspace
+    SECONDS={{seconds}} target/peers/bin/python tests/peers/haproxy.py
+
+# The book, in book/, and whether its links lead somewhere. Its commands are run by `just test`.
+book:
+    mdbook build docs
+    python3 tests/peers/book_links.py
+
 # Published networks, compared with onnxruntime at every cut: the table of docs/models.md. Downloads 150 MB of packages.
 models: peers
     cargo build --release --workspace
@@ -174,4 +184,4 @@ bench:
     cargo run --release -- bench deadline --quick --seconds 5 --strategy edgent --strategy paper --report target/deadline.html
 
 # All of CI's steps.
-ci: test lint model fresh audit demo oci registry minisign swap faults limits onnx-suite http-clients metrics dashboard top package bench
+ci: test lint model fresh audit demo oci registry minisign swap faults limits onnx-suite http-clients metrics dashboard top haproxy package book bench

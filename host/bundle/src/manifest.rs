@@ -20,6 +20,7 @@ const EXITS_MAX: usize = 64;
 const TENSORS_MAX: usize = 16_384;
 const TENSORS_CROSSING_MAX: usize = 64;
 
+// ANCHOR: manifest
 /// A network as a tree: its boundaries, the segments between them, and the exits at its leaves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -252,6 +253,7 @@ pub struct Blob {
     /// Its size.
     pub bytes: u64,
 }
+// ANCHOR_END: manifest
 
 impl Manifest {
     /// Whether everything in it refers to something that exists and hangs together. Code that gets a

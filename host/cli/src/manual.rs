@@ -10,6 +10,10 @@ use serde::Serialize;
 use std::fs;
 use std::path::PathBuf;
 
+/// The page that `--markdown` writes, and how wide it is.
+const MARKDOWN_FILE: &str = "commands.md";
+const MARKDOWN_COLUMNS: usize = 100;
+
 /// Where manuals of daemons stand.
 const DAEMON_SECTION: &str = "8";
 
@@ -33,6 +37,9 @@ enum Program {
 pub(crate) struct Manual {
     /// The folder for the pages; made if need be.
     dir: PathBuf,
+    /// One page in Markdown instead, commands.md: the book has it.
+    #[arg(long)]
+    markdown: bool,
 }
 
 #[derive(Serialize)]
@@ -64,6 +71,10 @@ pub(crate) fn manual(arguments: &Manual, output: &Output) -> Result<()> {
     let dir = &arguments.dir;
     let written = || -> std::io::Result<usize> {
         fs::create_dir_all(dir)?;
+        if arguments.markdown {
+            fs::write(dir.join(MARKDOWN_FILE), markdown())?;
+            return Ok(1);
+        }
         clap_mangen::generate_to(crate::Arguments::command(), dir)?;
         Man::new(daemon::command()).section(DAEMON_SECTION).generate_to(dir)?;
         Ok(pages(&crate::Arguments::command()) + 1)
@@ -71,6 +82,32 @@ pub(crate) fn manual(arguments: &Manual, output: &Output) -> Result<()> {
     let pages = written().with_context(|| format!("writing pages to {}", dir.display()))?;
     output.line(format_args!("{pages} pages in {}", dir.display()));
     output.result(&Pages { dir: dir.clone(), pages })
+}
+
+/// Each command with what it says of itself when it is asked for help.
+fn markdown() -> String {
+    let mut text = format!(
+        "# Commands\n\n<!-- Written by `{TOOL_PROGRAM} man docs --markdown`. -->\n\n\
+         What `--help` says of each. A setting of `{HOST_PROGRAM}` is also a variable and a key of a file: \
+         [operating.md](operating.md).\n"
+    );
+    for mut root in [daemon::command(), crate::Arguments::command()] {
+        // What is `global` is only known below once clap has put the command together.
+        root.build();
+        describe(root, &mut text);
+    }
+    text
+}
+
+fn describe(command: Command, text: &mut String) {
+    let mut command = command.term_width(MARKDOWN_COLUMNS);
+    let name = command.get_bin_name().unwrap_or(command.get_name()).to_owned();
+    let help = command.render_long_help().to_string();
+    let help: Vec<&str> = help.lines().map(str::trim_end).collect();
+    text.push_str(&format!("\n## `{name}`\n\n```text\n{}\n```\n", help.join("\n").trim_end()));
+    for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
+        describe(below.clone(), text);
+    }
 }
 
 /// One for each command, and for each of its own.
