@@ -132,6 +132,13 @@ http-clients: peers
     target/kserve/bin/pip install --quiet --requirement tests/peers/kserve.txt
     target/kserve/bin/python tests/peers/kserve_clients.py
 
+# The manifest for KServe, against the models of its Python package; no cluster.
+kserve:
+    cargo build --release --workspace
+    test -x target/kserve/bin/python || python3 -m venv target/kserve
+    target/kserve/bin/pip install --quiet --requirement tests/peers/kserve.txt
+    target/kserve/bin/python tests/peers/kserve_manifest.py
+
 # A real Prometheus scrapes both roles; what the alerts and the Grafana dashboard ask for is there.
 metrics:
     cargo build --release --workspace
@@ -184,4 +191,4 @@ bench:
     cargo run --release -- bench deadline --quick --seconds 5 --strategy edgent --strategy paper --report target/deadline.html
 
 # All of CI's steps.
-ci: test lint model fresh audit demo oci registry minisign swap faults limits onnx-suite http-clients metrics dashboard top haproxy package book bench
+ci: test lint model fresh audit demo oci registry minisign swap faults limits onnx-suite http-clients kserve metrics dashboard top haproxy package book bench
