@@ -301,6 +301,8 @@ impl Serving {
                             tokio::spawn(async move { serving.agree_with(&other).await });
                         }
                     }
+                    // It is lost: that is told, and a refusal after it would hold up the plan with the next one.
+                    Ok(Err(_)) if self.shared.edge_is_lost() => {}
                     Ok(Err(error)) => {
                         tracing::warn!(%error, "the edge refused a plan; keeping the old one");
                         self.tell(Event::Refused);
