@@ -169,6 +169,13 @@ book:
     mdbook build docs
     python3 tests/peers/book_links.py
 
+# The Debian package for arm64, made here and tried under emulation. Needs root, and what packaging/arm64.sh names; half an hour
+# on two processors, so CI leaves it out.
+arm64:
+    cargo build --release --workspace
+    packaging/arm64.sh
+    packaging/arm64-test.sh
+
 # Published networks, compared with onnxruntime at every cut: the table of docs/models.md. Downloads 150 MB of packages.
 models: peers
     cargo build --release --workspace
