@@ -170,7 +170,7 @@ book:
     python3 tests/peers/book_links.py
 
 # The Debian package for arm64, made here and tried under emulation. Needs root, and what packaging/arm64.sh names; half an hour
-# on two processors, so CI leaves it out.
+# of processor time, so CI leaves it out.
 arm64:
     cargo build --release --workspace
     packaging/arm64.sh
