@@ -102,7 +102,7 @@ fn a_flag_goes_before_a_variable_and_that_before_the_file_and_that_before_the_de
 #[test]
 fn what_cannot_be_is_refused_by_file_line_and_key() {
     let cases = [
-        ("\n\ndeadlin_ms = 3", "edgent.toml:3: 'deadlin_ms' is no setting; the settings are codec_loss_max,"),
+        ("\n\ndeadlin_ms = 3", "edgent.toml:3: 'deadlin_ms' is no setting; the settings are agent_check,"),
         ("config = 'other.toml'", "edgent.toml:1: 'config' is no setting"),
         ("[device]\nlisten = 'a:1'", "edgent.toml:1: 'device' is no setting"),
         ("deadline_ms = '3'", "edgent.toml:1: deadline_ms must be a number, not a string"),
@@ -128,6 +128,8 @@ fn what_cannot_be_is_refused_by_file_line_and_key() {
         ("http = 'a:70000'", "edgent.toml:1: http cannot be 'a:70000'"),
         ("store = ''", "edgent.toml:1: store must not be empty"),
         ("role = 'edge'\nmemory_max_mib = 10", "edgent.toml:2: memory_max_mib is for a device"),
+        ("role = 'edge'\nreconnect_s = 60", "edgent.toml:2: reconnect_s is for a device"),
+        ("reconnect_s = 0.5", "edgent.toml:1: reconnect_s cannot be '0.5': must be a number of seconds from 1 to"),
         ("tls = true\ninsecure = true", "edgent.toml:1: tls and edgent.toml:2: insecure exclude each other"),
         ("tls = true\n\ntls = true", "edgent.toml:3: duplicate key"),
         ("tls = true\nlisten = \"", "edgent.toml:2: "),
