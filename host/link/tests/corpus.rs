@@ -61,8 +61,11 @@ hear! {
 
 type Calling<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
-/// Each call that a client can make, by a name; `None`: nothing of it reaches the service.
-const CALLS: &[(&str, fn(&Client) -> Calling<'_>)] = &[
+/// A call that a client can make.
+type Call = fn(&Client) -> Calling<'_>;
+
+/// Each of them that reaches the service, by a name.
+const CALLS: &[(&str, Call)] = &[
     ("describe", |client| call(client.describe())),
     ("install_plan", |client| call(client.install_plan(plan(Codec::U8)))),
     ("infer", |client| {
@@ -122,7 +125,7 @@ async fn listening() -> (Link, Server, String, Receiver<String>) {
 }
 
 /// What one client says that makes this call.
-async fn said(calls: fn(&Client) -> Calling<'_>) -> Vec<u8> {
+async fn said(calls: Call) -> Vec<u8> {
     let (link, server, _, _heard) = listening().await;
     let relay = Relay::to(server.local_addr());
     calls(&connect(&link, &relay.address).await).await;
