@@ -105,12 +105,17 @@ fn describe(command: Command, text: &mut String) {
     let help = command.render_long_help().to_string();
     let help: Vec<&str> = help.lines().map(str::trim_end).collect();
     text.push_str(&format!("\n## `{name}`\n\n```text\n{}\n```\n", help.join("\n").trim_end()));
-    for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
+    for below in shown(&command).filter(|below| below.get_name() != "help") {
         describe(below.clone(), text);
     }
 }
 
 /// One for each command, and for each of its own.
 fn pages(command: &Command) -> usize {
-    1 + command.get_subcommands().map(pages).sum::<usize>()
+    1 + shown(command).map(pages).sum::<usize>()
+}
+
+/// Those that users are told of.
+fn shown(command: &Command) -> impl Iterator<Item = &Command> {
+    command.get_subcommands().filter(|below| !below.is_hide_set())
 }
