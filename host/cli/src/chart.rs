@@ -1,7 +1,11 @@
 //! Charts of points and lines, as SVG in the colours of the reports' page.
 
-use crate::report::{CSS, escape};
+use crate::report::escape;
 use std::fmt::Write;
+
+mod bars;
+
+pub(crate) use bars::Bars;
 
 const WIDTH: f64 = 520.0;
 const HEIGHT: f64 = 300.0;
@@ -78,7 +82,7 @@ impl Chart {
                 let dashes = dashes(line.look);
                 let colour = colour(line.look);
                 format!(
-                    "<li><svg width=18 height=12 aria-hidden=true><path d='M0 6H18' stroke='{colour}' stroke-width=2 {dashes} />{}</svg> {}",
+                    "<li><svg width='18' height='12' aria-hidden='true'><path d='M0 6H18' stroke='{colour}' stroke-width='2' {dashes} />{}</svg> {}",
                     if line.is_stepped { String::new() } else { mark },
                     escape(&line.name)
                 )
@@ -87,17 +91,10 @@ impl Chart {
         format!("<figure class=card>{}<ul class=legend>{legend}</ul></figure>", self.svg())
     }
 
-    /// A file of its own.
-    pub(crate) fn file(&self) -> String {
-        let svg = self.svg();
-        let (start, rest) = svg.split_once('>').unwrap_or((&svg, ""));
-        format!("{start}><style>{CSS}</style>{rest}")
-    }
-
     fn svg(&self) -> String {
         let left = self.left();
         let mut svg = format!(
-            "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {HEIGHT}' role=img width='100%'><title>{title}</title>\
+            "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {HEIGHT}' role='img' width='100%'><title>{title}</title>\
              <text x='{left}' y='18' fill='var(--ink)' font-size='14' font-weight='600'>{title}</text>",
             title = escape(&self.title)
         );
@@ -107,7 +104,7 @@ impl Chart {
             let _ = write!(
                 svg,
                 "<path d='M{left} {y:.1}H{right}' stroke='var(--line)' stroke-width='.7'/>\
-                 <text x='{}' y='{:.1}' text-anchor=end fill='var(--soft)' font-size='11'>{}</text>",
+                 <text x='{}' y='{:.1}' text-anchor='end' fill='var(--soft)' font-size='11'>{}</text>",
                 left - 6.0,
                 y + 4.0,
                 escape(text)
@@ -116,7 +113,7 @@ impl Chart {
         for (value, text) in &self.x.ticks {
             let _ = write!(
                 svg,
-                "<text x='{:.1}' y='{}' text-anchor=middle fill='var(--soft)' font-size='11'>{}</text>",
+                "<text x='{:.1}' y='{}' text-anchor='middle' fill='var(--soft)' font-size='11'>{}</text>",
                 self.x_of(*value),
                 bottom + 15.0,
                 escape(text)
@@ -124,9 +121,9 @@ impl Chart {
         }
         let _ = write!(
             svg,
-            "<path d='M{left} {TOP}V{bottom}H{right}' fill=none stroke='var(--soft)'/>\
-             <text x='{}' y='{}' text-anchor=middle fill='var(--soft)' font-size='12'>{}</text>\
-             <text x='12' y='{}' text-anchor=middle fill='var(--soft)' font-size='12' transform='rotate(-90 12 {})'>{}</text>",
+            "<path d='M{left} {TOP}V{bottom}H{right}' fill='none' stroke='var(--soft)'/>\
+             <text x='{}' y='{}' text-anchor='middle' fill='var(--soft)' font-size='12'>{}</text>\
+             <text x='12' y='{}' text-anchor='middle' fill='var(--soft)' font-size='12' transform='rotate(-90 12 {})'>{}</text>",
             (left + right) / 2.0,
             HEIGHT - 8.0,
             escape(&self.x.label),
@@ -155,7 +152,7 @@ impl Chart {
             }
         }
         let (colour, dashes) = (colour(line.look), dashes(line.look));
-        let _ = write!(svg, "<path d='{path}' fill=none stroke='{colour}' stroke-width='1.8' {dashes} />{marks}");
+        let _ = write!(svg, "<path d='{path}' fill='none' stroke='{colour}' stroke-width='1.8' {dashes} />{marks}");
     }
 
     fn x_of(&self, value: f64) -> f64 {

@@ -7,7 +7,7 @@
 mod operators;
 mod peer;
 
-use crate::chart::{Axis, Chart, Line};
+use crate::chart::Bars;
 use crate::output::{BadInput, Output, quantile};
 use anyhow::{Context as _, Result};
 use edgent_nn::{Context, Difference, Graph, Imported, Pins, Stop, Tensor, example};
@@ -231,19 +231,10 @@ fn geometric_mean(ratios: impl Iterator<Item = f64>) -> f64 {
     (logs.iter().sum::<f64>() / logs.len().max(1) as f64).exp()
 }
 
-fn chart(report: &Report) -> Chart {
-    let names: Vec<String> = report.rows.iter().map(|row| row.model.clone()).collect();
-    let line = |name: &str, look, ratio: &dyn Fn(&Row) -> Option<f64>| {
-        let rows = report.rows.iter().enumerate();
-        let points = rows.filter_map(|(at, row)| Some((ratio(row)?, at as f64))).collect();
-        Line { name: name.to_owned(), look, points, is_stepped: false }
-    };
-    let most = report.rows.iter().map(|row| row.ratio.max(row.plain_ratio.unwrap_or(0.0))).fold(1.0, f64::max);
-    let mut lines = vec![line("as hosts prepare it", 0, &|row| Some(row.ratio))];
-    if report.plain_ratio.is_some() {
-        lines.push(line("tract alone", 1, &|row| row.plain_ratio));
-    }
-    let lines_told = if report.plain_ratio.is_some() { " (squares: tract alone)" } else { "" };
-    let title = format!("Time on one thread, times onnxruntime's{lines_told}");
-    Chart { title, x: Axis::linear("ratio", 0.0, most), y: Axis::names("", &names), lines }
+fn chart(report: &Report) -> Bars {
+    let mut measures = vec!["as hosts prepare it".to_owned()];
+    measures.extend(report.plain_ratio.map(|_| "tract alone".to_owned()));
+    let ratios = |row: &Row| [Some(row.ratio), row.plain_ratio].into_iter().flatten().collect();
+    let rows = report.rows.iter().map(|row| (row.model.clone(), ratios(row))).collect();
+    Bars { title: "Time on one thread, as a multiple of onnxruntime's".to_owned(), measures, rows, mark: 1.0 }
 }
