@@ -87,9 +87,9 @@ impl Bars {
                 );
             }
         }
-        let _ = write!(
+        let _ = writeln!(
             svg,
-            "<path d='M{at:.1} {TOP}V{bottom:.1}' stroke='var(--ink)' stroke-width='1.2' stroke-dasharray='5 3'/></svg>\n",
+            "<path d='M{at:.1} {TOP}V{bottom:.1}' stroke='var(--ink)' stroke-width='1.2' stroke-dasharray='5 3'/></svg>",
             at = x(self.mark)
         );
         svg
