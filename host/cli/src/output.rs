@@ -88,6 +88,12 @@ impl fmt::Display for BadInput {
 
 impl std::error::Error for BadInput {}
 
+/// The geometric mean of ratios; 1 of none.
+pub(crate) fn geometric_mean(ratios: impl Iterator<Item = f64>) -> f64 {
+    let logs: Vec<f64> = ratios.map(f64::ln).collect();
+    (logs.iter().sum::<f64>() / logs.len().max(1) as f64).exp()
+}
+
 /// The value at a share `q` of the sorted values; 0 of none.
 pub(crate) fn quantile(values: &mut [f64], q: f64) -> f64 {
     values.sort_by(f64::total_cmp);

@@ -1,5 +1,6 @@
 //! Measures segments again that seemed slow and have not run since: see [`edgent_planner::Doubt`].
 
+use crate::edge::duration;
 use crate::{Deployment, Due, Turn, Workers};
 use edgent_planner::Timings;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use tokio::sync::oneshot;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs every segment that is held, whenever its workers have nothing that can be in time, until older times are
-/// forgotten; `takes` is a guess of how long one run takes. What cannot be run gives no times.
+/// forgotten; `takes`, as [`takes`] guesses it, is how long one run takes. What cannot be run gives no times.
 pub(crate) async fn measure(deployment: &Arc<Deployment>, workers: &Workers, takes: Duration) -> Vec<(usize, f64)> {
     let mut all = Vec::new();
     for _ in 0..Timings::MEDIAN_RUNS {
@@ -27,4 +28,9 @@ pub(crate) async fn measure(deployment: &Arc<Deployment>, workers: &Workers, tak
         all.extend(segments_us);
     }
     all
+}
+
+/// How long one run of all segments takes by what is known; those that never ran are not held.
+pub(crate) fn takes(known: &Timings) -> Duration {
+    duration(known.medians_us().into_iter().filter(|us| us.is_finite()).sum())
 }

@@ -391,7 +391,7 @@ impl Measured {
     /// If so, how long all segments are thought to take.
     fn is_doubted(&mut self) -> Option<Duration> {
         let is_due = self.doubt.is_due(&self.timings, self.since.elapsed());
-        is_due.then(|| duration(self.timings.medians_us().into_iter().filter(|us| us.is_finite()).sum()))
+        is_due.then(|| again::takes(&self.timings))
     }
 }
 
@@ -609,7 +609,7 @@ pub(crate) fn fault(kind: FaultKind, message: impl Into<String>) -> Fault {
     Fault { kind, message: message.into() }
 }
 
-fn duration(us: f64) -> Duration {
+pub(crate) fn duration(us: f64) -> Duration {
     Duration::try_from_secs_f64(us / 1e6).unwrap_or_default()
 }
 

@@ -8,7 +8,7 @@ mod operators;
 mod peer;
 
 use crate::chart::Bars;
-use crate::output::{BadInput, Output, quantile};
+use crate::output::{BadInput, Output, geometric_mean, quantile};
 use anyhow::{Context as _, Result};
 use edgent_nn::{Context, Difference, Graph, Imported, Pins, Stop, Tensor, example};
 use peer::Peer;
@@ -224,11 +224,6 @@ fn difference(graph: &Graph, ours: &mut Context, inputs: &[(String, Tensor)], th
         most = if share.is_nan() { f64::INFINITY } else { f64::max(most, share) };
     }
     Ok(most)
-}
-
-fn geometric_mean(ratios: impl Iterator<Item = f64>) -> f64 {
-    let logs: Vec<f64> = ratios.map(f64::ln).collect();
-    (logs.iter().sum::<f64>() / logs.len().max(1) as f64).exp()
 }
 
 fn chart(report: &Report) -> Bars {

@@ -2,7 +2,7 @@
 //! the host: time, size, and how far the answers are apart.
 
 use crate::build::build;
-use crate::output::{Output, quantile};
+use crate::output::{Output, geometric_mean, quantile};
 use anyhow::{Context, Result};
 use edgent_bundle::{portable_guest, standard_guest};
 use edgent_nn::{Graph, Published, Stop, Tensor, synthetic};
@@ -81,9 +81,8 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         cases.push(whole(network, &engine)?);
     }
     let rows = cases.into_iter().map(|case| measure(case, arguments.rounds)).collect::<Result<Vec<_>>>()?;
-    let logarithms: f64 = rows.iter().map(|row| row.ratio.ln()).sum();
     let report = Report {
-        ratio: (logarithms / rows.len() as f64).exp(),
+        ratio: geometric_mean(rows.iter().map(|row| row.ratio)),
         max_abs_diff: rows.iter().map(|row| row.max_abs_diff).fold(0.0, f64::max),
         code,
         rows,

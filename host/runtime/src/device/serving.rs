@@ -9,7 +9,7 @@ use super::trial::Tally;
 use super::{CALL_TIME_MAX, LATE, LOCAL_MARGIN_US, Shared, WAIT_MAX, position};
 use crate::answer::logits;
 use crate::codec::{to_wire, wire_bytes};
-use crate::edge::fault;
+use crate::edge::{duration, fault};
 use crate::workers::{CancelOnDrop, Turn, hopeless};
 use crate::{Deployment, Due, again, codec, confidence};
 use edgent_bundle::Bundle;
@@ -526,9 +526,8 @@ impl Serving {
         if !self.doubt.lock().unwrap_or_else(PoisonError::into_inner).is_due(controller.device(), now) {
             return;
         }
-        let us: f64 = controller.device().medians_us().into_iter().filter(|us| us.is_finite()).sum();
+        let (serving, takes) = (Arc::clone(self), again::takes(controller.device()));
         drop(controller);
-        let (serving, takes) = (Arc::clone(self), Duration::try_from_secs_f64(us / 1e6).unwrap_or_default());
         tokio::spawn(async move {
             let again = again::measure(&serving.deployment, &serving.shared.workers, takes).await;
             serving.learn(again);
@@ -586,9 +585,8 @@ impl Serving {
         let stop = Stop::never();
         // A request that was answered otherwise meanwhile must not hold up those behind it.
         let _unwanted = CancelOnDrop(stop.clone());
-        let takes = Duration::try_from_secs_f64(takes_us / 1e6).unwrap_or_default();
         // A late answer is one, too; and on a device, nobody else would give it.
-        let due = Due::or_late(asked.arrived, asked.due(), takes);
+        let due = Due::or_late(asked.arrived, asked.due(), duration(takes_us));
         let job = move |turn| drop(done.send((turn == Turn::Run).then(|| work(&deployment, &stop))));
         self.shared.workers.submit(due, job).map_err(|busy| fault(FaultKind::Busy, busy.to_string()))?;
         let done = result.await.map_err(|_| fault(FaultKind::Internal, "the device's worker died"))?;
