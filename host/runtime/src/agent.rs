@@ -91,7 +91,7 @@ fn line(is_ending: bool, is_ready: bool, room: f64) -> String {
     match (is_ending, is_ready) {
         (true, _) => "drain\n".to_owned(),
         (false, false) => "down #no model is served\n".to_owned(),
-        (false, true) => format!("ready up {}%\n", ((room * 100.0) as u32).clamp(PERCENT_MIN, 100)),
+        (false, true) => format!("ready up {}%\n", ((room * 100.0).round() as u32).clamp(PERCENT_MIN, 100)),
     }
 }
 
@@ -111,7 +111,9 @@ mod tests {
     fn what_is_told_are_words_that_a_balancer_knows() {
         let cases = [
             (false, true, 1.0, "ready up 100%\n"),
-            (false, true, 0.756, "ready up 75%\n"),
+            (false, true, 0.756, "ready up 76%\n"),
+            // Smoothed, it comes close to all and never there.
+            (false, true, 0.9999, "ready up 100%\n"),
             (false, true, 0.0, "ready up 1%\n"),
             (false, false, 1.0, "down #no model is served\n"),
             (true, true, 1.0, "drain\n"),
