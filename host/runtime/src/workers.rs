@@ -67,11 +67,10 @@ impl Workers {
         self.pool.0.lock().wait(at)
     }
 
-    /// How long it takes to do what is late, about: what waits until nothing that can be in time does.
-    pub fn late(&self) -> Duration {
-        let state = self.pool.0.lock();
-        let late: Duration = state.late.iter().map(|Reverse(waiting)| waiting.due.takes).sum();
-        late / state.busy_until.len() as u32
+    /// By how much the latest of those is late that wait until nothing that can be in time does; none, if none does.
+    pub fn late_by(&self) -> Option<Duration> {
+        let first_due = self.pool.0.lock().late.iter().map(|Reverse(waiting)| waiting.due.at).min()?;
+        Some(Instant::now().saturating_duration_since(first_due))
     }
 
     /// Queues a job. Refused at once if it cannot be in time behind those that are due before it, nor be late behind all

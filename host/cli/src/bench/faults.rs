@@ -37,6 +37,9 @@ pub(crate) struct Arguments {
     /// Instead: lose the link and freeze the edge for so long, and look at memory and open files.
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     soak_s: Option<f64>,
+    /// Write what became of each request, as CSV.
+    #[arg(long, value_name = "FILE")]
+    requests: Option<PathBuf>,
     /// What the moments of faults follow from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -149,6 +152,7 @@ struct Bench<'a> {
     arguments: &'a Arguments,
     output: &'a Output,
     rows: Vec<Row>,
+    requests: String,
 }
 
 impl<'a> Bench<'a> {
@@ -171,16 +175,17 @@ impl<'a> Bench<'a> {
         };
         let rig = Rig::start_over(security, bundle, shape, &device, &edge, false).await?;
         let load = Load::start(rig.client.clone(), bundle)?;
-        let mut bench = Bench { rig, load, random: Random::new(arguments.seed), arguments, output, rows: Vec::new() };
+        let (random, rows, requests) = (Random::new(arguments.seed), Vec::new(), String::new());
+        let mut bench = Bench { rig, load, random, arguments, output, rows, requests };
         bench.load.answered_with_the_edge(Instant::now(), RECOVERY_MAX).await.context("at first")?;
         Ok(bench)
     }
 
     /// What was found, once both hosts have ended in good order.
-    async fn end(self) -> Result<Vec<Row>> {
+    async fn end(self) -> Result<(Vec<Row>, String)> {
         self.load.end().await;
         self.rig.end().await?;
-        Ok(self.rows)
+        Ok((self.rows, self.requests))
     }
 }
 
@@ -208,11 +213,16 @@ async fn measure(bundle: &Bundle, identity: &Path, arguments: &Arguments, output
     bench.connections().await?;
     bench.flapping().await?;
     let device_alive = bench.rig.processes()[0] == device_pid;
-    let mut rows = bench.end().await?;
+    let (mut rows, mut requests) = bench.end().await?;
     if BIT_FLIPPED.0.contains(&arguments.only) {
         let mut over_tls = Bench::start(bundle, Some(&IdentityFolder::at(identity)), arguments, output).await?;
         over_tls.mishaps(&[BIT_FLIPPED]).await?;
-        rows.extend(over_tls.end().await?);
+        let (more_rows, more_requests) = over_tls.end().await?;
+        rows.extend(more_rows);
+        requests += &more_requests;
+    }
+    if let Some(file) = &arguments.requests {
+        std::fs::write(file, format!("{}{requests}", Record::CSV_HEAD)).with_context(|| file.display().to_string())?;
     }
     Ok(Report { faults: rows, seed: arguments.seed, device_alive, in_time_without })
 }
@@ -353,6 +363,7 @@ impl Bench<'_> {
         if let Some(error) = records.iter().find_map(|record| record.error.as_ref()) {
             self.output.progress(format_args!("{name}: lost: {error}"));
         }
+        self.requests.extend(records.iter().map(|record| record.csv(name, since)));
         let row = Row {
             name,
             tried,

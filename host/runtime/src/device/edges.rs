@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// The edges that a device was told of, in its order of preference.
 #[derive(Debug)]
@@ -45,6 +45,8 @@ pub(super) struct Joined {
 struct Way {
     /// Activations that were sent and not answered yet, and when the device stops waiting for each.
     in_flight: Mutex<HashMap<u64, Instant>>,
+    /// How many requests it let wait until their last moment.
+    hung: watch::Sender<u64>,
     known: Mutex<Known>,
     /// The last epoch whose plan the edge agreed on while another edge is in force.
     agreed: AtomicU64,
@@ -73,7 +75,7 @@ impl Joined {
         (connected, codecs): (Event, Vec<CodecTime>),
     ) -> Self {
         let known = Mutex::new(Known { link: LinkEstimate::default(), connected });
-        let way = Way { in_flight: Mutex::default(), known, agreed: AtomicU64::new(0) };
+        let way = Way { in_flight: Mutex::default(), hung: watch::Sender::default(), known, agreed: AtomicU64::new(0) };
         Self { place, address: address.to_owned(), client: client.clone(), model, codecs, way: Arc::new(way) }
     }
 
@@ -95,6 +97,16 @@ impl Joined {
     /// would have to wait behind it.
     pub(super) fn is_clogged(&self) -> bool {
         self.in_flight().values().any(|last_moment| *last_moment <= Instant::now())
+    }
+
+    /// Tells all who wait for it that it lets a request wait for too long.
+    pub(super) fn hangs(&self) {
+        self.way.hung.send_modify(|count| *count += 1);
+    }
+
+    /// Changes when it does from now on.
+    pub(super) fn hung(&self) -> watch::Receiver<u64> {
+        self.way.hung.subscribe()
     }
 
     pub(super) fn exchanged(&self, exchange: Exchange, now: Duration) {

@@ -52,7 +52,7 @@ const TICK: Duration = Duration::from_millis(100);
 const CALL_TIME_MAX: Duration = Duration::from_secs(5);
 /// Strategies without a fallback wait this long for the edge before the device answers all the same.
 const WAIT_MAX: Duration = CALL_TIME_MAX;
-/// Of its time, a request may use this share at least, however much is late.
+/// While others are late, a request may use this share of its time; again of that when they are late by its time, and so on.
 const WHILE_OTHERS_ARE_LATE: f64 = 0.5;
 /// Kept in hand when the last moment for a local exit is computed.
 const LOCAL_MARGIN_US: f64 = 3_000.0;
@@ -298,7 +298,7 @@ impl Device {
         let (planned, in_time, takes_fastest) = {
             let controller = serving.lock();
             let left_us = deadline_us - self.shared.queued_us(asked.due());
-            let left_us = if crosses { left_us } else { self.shared.allowed_us(left_us) };
+            let left_us = if crosses { left_us } else { self.shared.allowed_us(left_us, asked) };
             let planned = controller.for_request(left_us, asked.accuracy_min);
             (planned, controller.in_time(&planned, deadline_us), controller.strategy().falls_back())
         };
@@ -337,10 +337,11 @@ impl Shared {
         self.workers.wait(due).as_secs_f64() * 1e6
     }
 
-    /// What the device alone may use of the time that a request has left: while others are late, less, or it would be
-    /// busy with what is in time and they would wait on and on.
-    fn allowed_us(&self, left_us: f64) -> f64 {
-        (left_us - self.workers.late().as_secs_f64() * 1e6).max(left_us * WHILE_OTHERS_ARE_LATE)
+    /// What the device alone may use of the time that a request has left: while others are late, less, and ever less, or
+    /// it would be busy with what is in time and they would wait on and on.
+    fn allowed_us(&self, left_us: f64, asked: Asked) -> f64 {
+        let share = |late: Duration| WHILE_OTHERS_ARE_LATE.powf(1.0 + late.as_secs_f64() * 1e6 / asked.deadline_us);
+        left_us * self.workers.late_by().map_or(1.0, share)
     }
 }
 

@@ -2,7 +2,9 @@
 //! wins.
 //!
 //! The edge in force is asked first. If it fails, or is overdue, the next one is asked, too, as long as it can still be in
-//! time; at the last moment at which a local exit fits, that is started beside them. Pure, as `ranking.rs` is.
+//! time; at the last moment at which a local exit fits, that is started beside them. If the edge has just let another
+//! request wait until its last moment, that is not waited for: all who wait would want a worker one after the other, and
+//! those who come later and ask no edge would have it before them. Pure, as `ranking.rs` is.
 
 use std::time::Duration;
 
@@ -41,6 +43,8 @@ pub(super) struct Terms {
 #[derive(Debug)]
 pub(super) struct Race {
     terms: Terms,
+    /// The first edge has let another request wait until its last moment.
+    hangs: bool,
     first: State,
     next: State,
     alone: State,
@@ -55,7 +59,7 @@ enum State {
 
 impl Race {
     pub(super) fn new(terms: Terms) -> Self {
-        Self { terms, first: State::Waits, next: State::Waits, alone: State::Waits }
+        Self { terms, hangs: false, first: State::Waits, next: State::Waits, alone: State::Waits }
     }
 
     /// What to do now; it is asked again after each start, failure and wait.
@@ -64,14 +68,16 @@ impl Race {
             self.first = State::Runs;
             return Step::Start(Runner::First);
         }
-        let is_overdue = self.first == State::Failed || self.terms.overdue.is_some_and(|overdue| overdue <= now);
+        let is_overdue =
+            self.first == State::Failed || self.hangs || self.terms.overdue.is_some_and(|overdue| overdue <= now);
         let next_can = self.next == State::Waits && self.terms.next_until.is_some_and(|until| now <= until);
         if next_can && is_overdue {
             self.next = State::Runs;
             return Step::Start(Runner::Next);
         }
         let edges_run = self.first == State::Runs || self.next == State::Runs;
-        if self.alone == State::Waits && (!edges_run || self.terms.last_moment <= now) {
+        let hangs = self.hangs && self.next != State::Runs;
+        if self.alone == State::Waits && (!edges_run || hangs || self.terms.last_moment <= now) {
             self.alone = State::Runs;
             return Step::Start(Runner::Alone);
         }
@@ -81,6 +87,10 @@ impl Race {
         let overdue = self.terms.overdue.filter(|overdue| next_can && *overdue > now);
         let last_moment = (self.alone == State::Waits).then_some(self.terms.last_moment);
         Step::Wait(overdue.into_iter().chain(last_moment).min())
+    }
+
+    pub(super) fn hangs(&mut self) {
+        self.hangs = true;
     }
 
     pub(super) fn failed(&mut self, runner: Runner) {
@@ -138,6 +148,22 @@ mod tests {
         race.step(ms(10));
         race.failed(Next);
         assert_eq!(race.step(ms(20)), Start(Alone));
+    }
+
+    #[test]
+    fn nobody_waits_for_an_edge_that_let_another_wait_too_long() {
+        for (next_until, then) in [(Some(50), Next), (Some(5), Alone), (None, Alone)] {
+            let mut race = race(Some(30), next_until, 80);
+            assert_eq!(race.step(ms(0)), Start(First));
+            race.hangs();
+            assert_eq!(race.step(ms(10)), Start(then), "{next_until:?}");
+        }
+        let mut race = race(Some(30), Some(50), 80);
+        race.step(ms(0));
+        race.hangs();
+        race.step(ms(10));
+        assert_eq!(race.step(ms(11)), Wait(Some(ms(80))), "the next one is another");
+        assert_eq!(race.step(ms(80)), Start(Alone));
     }
 
     #[test]

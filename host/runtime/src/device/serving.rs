@@ -153,7 +153,7 @@ impl Serving {
         });
         let (packing, mut why) = (Packing::new(), fault(FaultKind::TimeUp, LATE));
         let mut running: FuturesUnordered<BoxFuture<'_, (Runner, Result<Outcome, Fault>)>> = FuturesUnordered::new();
-        let mut first_runs = true;
+        let (mut first_runs, mut hung) = (true, edge.hung());
         if falls_back && edge.is_clogged() {
             why = fault(FaultKind::Busy, "an earlier activation is still on the link");
             race.failed(Runner::First);
@@ -180,10 +180,11 @@ impl Serving {
                     continue;
                 }
                 Step::Start(runner @ Runner::Alone) => {
-                    if first_runs {
+                    if first_runs && trip.is_late() {
                         self.shared.edges.struck(&edge, self.shared.started.elapsed());
-                        first_runs = false;
+                        edge.hangs();
                     }
+                    first_runs = false;
                     let (input, why) = (input.clone(), why.message.clone());
                     let alone = async move { (runner, self.alone(input, asked, &why).await) };
                     running.push(alone.boxed());
@@ -213,6 +214,7 @@ impl Serving {
                     }
                 },
                 () = waiting => {}
+                Ok(()) = hung.changed(), if falls_back => race.hangs(),
             }
         }
     }
@@ -246,14 +248,17 @@ impl Serving {
 
     /// The best exit that the device can still reach alone; if none is in time, the fastest.
     async fn alone(self: &Arc<Self>, input: Vec<Tensor>, asked: Asked, why: &str) -> Result<Outcome, Fault> {
+        let is_in_time;
         let (local, epoch) = {
             let controller = self.lock();
-            let remaining_us = self.shared.allowed_us(asked.remaining_us() - self.shared.queued_us(asked.due()));
-            (controller.local(remaining_us, asked.accuracy_min), controller.installed().epoch)
+            let left_us = asked.remaining_us() - self.shared.queued_us(asked.due());
+            let local = controller.local(self.shared.allowed_us(left_us, asked), asked.accuracy_min);
+            is_in_time = local.candidate.cost.total_us() <= left_us;
+            (local, controller.installed().epoch)
         };
         let plan = local.candidate.plan;
         let output = self.segments(asked, plan.exit, 0..plan.cut, input).await?;
-        let late = if local.fits { "" } else { "; no exit fits the time that is left, this is the fastest" };
+        let late = if is_in_time { "" } else { "; no exit fits the time that is left, this is the fastest" };
         Ok(Outcome { output, plan, epoch, degraded: Some(format!("{why}{late}")), looked_in_us: None })
     }
 

@@ -37,6 +37,24 @@ pub(super) struct Record {
 }
 
 impl Record {
+    pub(super) const CSV_HEAD: &str =
+        "fault,asked_ms,latency_ms,deadline_ms,in_time,exit,cut,placement,degraded,error\n";
+
+    /// A line of the table that [`Self::CSV_HEAD`] begins; what has no answer leaves its fields empty.
+    pub(super) fn csv(&self, fault: &str, since: Instant) -> String {
+        let quoted =
+            |text: Option<&str>| text.map_or(String::new(), |text| format!("\"{}\"", text.replace('"', "\"\"")));
+        let asked_ms = (self.asked - since).as_secs_f64() * 1e3;
+        let answered = self.answer.as_ref().map_or(",,,,,,".to_owned(), |answer| {
+            let Answer { deadline_met, exit, cut, placement, .. } = answer;
+            let ms = |us: u64| us as f64 / 1e3;
+            let (latency_ms, deadline_ms) = (ms(answer.latency_us), ms(answer.deadline_us));
+            let (placement, degraded) = (placement.name(), quoted(answer.degraded.as_deref()));
+            format!("{latency_ms:.3},{deadline_ms},{deadline_met},{exit},{cut},{placement},{degraded}")
+        });
+        format!("{},{asked_ms:.1},{answered},{}\n", quoted(Some(fault)), quoted(self.error.as_deref()))
+    }
+
     pub(super) fn is_wrong(&self) -> bool {
         self.answer.as_ref().is_some_and(|answer| {
             let as_it_is = answer.codec == Codec::Raw || answer.placement == Placement::DeviceOnly;
