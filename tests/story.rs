@@ -19,7 +19,7 @@ use edgent_runtime::codec::{decode, encode_all};
 use edgent_runtime::confine::Confinement;
 use edgent_runtime::golden::{Golden, difference};
 use edgent_runtime::trial::{Bounds, Job, TRY};
-use edgent_runtime::{Deployment, tell_signatures};
+use edgent_runtime::{Deployment, LATE, tell_signatures};
 use edgent_sandbox::Engine;
 use rustix::process::Signal;
 use safetensors::Dtype;
@@ -223,6 +223,44 @@ async fn a_device_goes_to_its_second_edge_and_comes_back_to_the_first() {
     assert!(answers.iter().all(|answer| by_an_edge(answer) && answer["deadline_met"] == true), "{answers:?}");
     assert!(again.ended().await.unwrap().success(), "an edge that is told to end ends in good order");
     assert!(device.end().await.unwrap().success());
+}
+
+/// Where the edge hangs, the device goes on from the activation that it has: were its segments run twice, there would be
+/// time for an early exit only.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_goes_on_from_the_cut_when_the_edge_hangs() {
+    let edge = edge().await;
+    let slow = ["--emulate-slowdown", "60", "--deadline-ms", "60000"];
+    let device = device(&[&["--edge", &edge.address().to_string()], &slow[..]].concat()).await;
+    let address = device.address().to_string();
+    ask_until(&device, "with the edge", |answer| answer["degraded"].is_null());
+    let bundle = Bundle::open(bundle()).unwrap();
+    let path = &bundle.manifest().exits.iter().find(|exit| exit.name == best_exit()).unwrap().path;
+    let pinned = |cut: usize| {
+        edgent(&["pin", "--to", &address, "--exit", &best_exit(), "--cut", &cut.to_string()]);
+        ask_until(&device, "as pinned", |answer| answer["exit"] == best_exit() && answer["cut"] == cut);
+        ask(&device)
+    };
+    let latency_ms = |answer: &Value| answer["latency_ms"].as_f64().unwrap();
+    let alone_ms = pinned(path.len()).iter().map(latency_ms).fold(f64::INFINITY, f64::min);
+    // Most of the work is before the cut. The edge's segments take other times, and the same shares.
+    let link = Link::start(Security::plain_on_loopback(None)).unwrap();
+    let hello = Hello::new(Role::Tool, "test");
+    let client = link.connect(&edge.address().to_string(), hello, Limits::default()).await.unwrap();
+    let segments = client.profile(Digest(bundle.digest().0)).await.unwrap().segments;
+    let takes_us = |path: &[usize]| path.iter().map(|segment| segments[*segment].p50_us).sum::<f64>();
+    let last = path.len() - 1;
+    pinned((1..last).find(|cut| takes_us(&path[..*cut]) > 0.7 * takes_us(path)).unwrap_or(last));
+
+    let pid = rustix::process::Pid::from_raw(edge.pid().unwrap() as i32).unwrap();
+    rustix::process::kill_process(pid, Signal::STOP).unwrap();
+    let deadline_ms = (1.5 * alone_ms).to_string();
+    let answered = edgent(&["infer", "--device", &address, "--deadline-ms", &deadline_ms, &examples()[0].0]);
+    rustix::process::kill_process(pid, Signal::CONT).unwrap();
+    let answer = &answered["answers"][0];
+    assert!(answer["degraded"].as_str().is_some_and(|why| why.starts_with(LATE)), "{answer}");
+    assert_eq!((&answer["exit"], &answer["placement"]), (&json!(best_exit()), &json!("device-only")), "{answer}");
+    assert!(edge.end().await.unwrap().success() && device.end().await.unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

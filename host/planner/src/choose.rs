@@ -133,6 +133,21 @@ impl Verdict {
 
 /// The plan to take now.
 pub fn choose(network: &Network, profile: &Profile, constraints: &Constraints) -> Choice {
+    choose_by(network, profile, constraints, |way| way.best_of(&|_| true))
+}
+
+/// The exit to take on the device alone, which has run these segments, the first of a way, and has kept what they gave.
+pub(crate) fn choose_alone(network: &Network, profile: &Profile, constraints: &Constraints, done: &[usize]) -> Choice {
+    choose_by(network, profile, constraints, |way| way.device_only_after(done))
+}
+
+/// The most accurate exit whose plan fits; if none does, the fastest.
+fn choose_by(
+    network: &Network,
+    profile: &Profile,
+    constraints: &Constraints,
+    best_of: impl Fn(&Way) -> Candidate,
+) -> Choice {
     let exits = network.exits();
     let mut order: Vec<usize> = (0..exits.len()).collect();
     order.sort_by(|a, b| exits[*b].accuracy.total_cmp(&exits[*a].accuracy));
@@ -141,7 +156,7 @@ pub fn choose(network: &Network, profile: &Profile, constraints: &Constraints) -
     let mut least: Option<Candidate> = None;
     for exit in order {
         let way = Way::new(network, profile, constraints, exit);
-        let best = way.best_of(&|_| true);
+        let best = best_of(&way);
         if way.fits(&best) {
             return Choice { candidate: best, fits: true };
         }
@@ -243,7 +258,14 @@ impl<'a> Way<'a> {
     }
 
     pub(crate) fn device_only(&self) -> Candidate {
-        let cost = Cost { device_us: self.device.first(self.exit.path.len()), ..Cost::default() };
+        self.device_only_after(&[])
+    }
+
+    /// What is left to do on the device that has run these segments, if they are the first of this way; else all of it.
+    fn device_only_after(&self, done: &[usize]) -> Candidate {
+        let segments = self.exit.path.len();
+        let left = if self.exit.path.starts_with(done) { segments - done.len() } else { segments };
+        let cost = Cost { device_us: self.device.last(left), ..Cost::default() };
         Candidate { plan: Plan::device_only(self.network, self.index), cost, accuracy: self.exit.accuracy }
     }
 

@@ -1,7 +1,7 @@
 //! What the device does next: `(state, event, now) → actions`.
 
 use crate::changepoint::{ChangePoints, ChangeSettings};
-use crate::choose::{Candidate, Choice, Constraints, Explained, Link, choose, explain, predict};
+use crate::choose::{Candidate, Choice, Constraints, Explained, Link, choose_alone, explain, predict};
 use crate::codec::{Coding, PerCodec};
 use crate::estimate::{Exchange, LinkEstimate};
 use crate::map::{ConfigurationMap, Dynamic, SWITCH_COST_REWARD};
@@ -356,9 +356,16 @@ impl Controller {
     /// is no second chance behind it, so it counts on slow runs rather than on usual ones. Exits below the accuracy
     /// do not answer.
     pub fn local(&self, remaining_us: f64, accuracy_min: f64) -> Choice {
+        self.local_after(&[], remaining_us, accuracy_min)
+    }
+
+    /// The same for a request for which the device has run these segments, the first of an exit's way, and has kept what
+    /// they gave: they cost nothing any more on any way that begins with them.
+    pub fn local_after(&self, done: &[usize], remaining_us: f64, accuracy_min: f64) -> Choice {
         let device_us = (0..self.network.segments()).map(|segment| self.device.p90_us(segment)).collect();
         let profile = Profile { device_us, ..self.profile() };
-        choose(&self.network, &profile, &Constraints { link: None, accuracy_min, ..self.constraints(remaining_us) })
+        let constraints = Constraints { link: None, accuracy_min, ..self.constraints(remaining_us) };
+        choose_alone(&self.network, &profile, &constraints, done)
     }
 
     /// The plan for one request: the one in force, unless it cannot keep this request's deadline and the device alone

@@ -800,6 +800,28 @@ fn the_fallback_counts_on_slow_runs() {
 }
 
 #[test]
+fn the_fallback_goes_on_where_the_device_has_come_to() {
+    let (network, profile) = small();
+    let mut timings = Timings::new(network.segments());
+    profile.device_us.iter().enumerate().for_each(|(segment, us)| timings.record(segment, *us));
+    let controller = Controller::new(network, settings(120e3), timings, 1);
+    // Segment 0 takes 10 ms, 1 and 2 take 40, 3 takes 5; the first exit branches off behind 0, the second behind 1.
+    for (done, left_ms, exit, takes_ms) in [
+        (&[][..], 60.0, 1, 60.0),
+        (&[0][..], 60.0, 1, 50.0),
+        (&[0, 1][..], 60.0, 2, 45.0),
+        (&[0, 1, 2][..], 10.0, 2, 5.0),
+        // What was done for another exit's branch is of no use.
+        (&[0, 1, 5][..], 100.0, 2, 95.0),
+        (&[0, 4][..], 59.0, 0, 0.0),
+    ] {
+        let Choice { candidate, fits } = controller.local_after(done, left_ms * 1e3, 0.0);
+        assert!(fits && candidate.plan.exit == exit, "{done:?}, {left_ms} ms: {candidate:?}");
+        assert!((candidate.cost.total_us() - takes_ms * 1e3).abs() < 1.0, "{done:?}, {left_ms} ms: {candidate:?}");
+    }
+}
+
+#[test]
 fn a_request_is_answered_by_an_exit_that_is_accurate_enough_or_by_none_below_it() {
     let (network, profile) = small();
     let mut timings = Timings::new(network.segments());

@@ -15,13 +15,13 @@ use crate::{Deployment, Due, again, codec, confidence};
 use edgent_bundle::Bundle;
 use edgent_link::{Activation, Codec, CodecTime, Digest, Fault, FaultKind, InferReply, InferRequest, LinkError};
 use edgent_nn::{Fact, Stop, Tensor};
-use edgent_planner::{self as planner, Controller, Doubt, Event, Exchange, Installed, Planned};
+use edgent_planner::{self as planner, Choice, Controller, Doubt, Event, Exchange, Installed, Planned};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{OnceCell, oneshot};
 use tokio::time::error::Elapsed;
@@ -56,6 +56,7 @@ pub(super) struct Outcome {
 }
 
 /// What the device's first segments led to.
+#[derive(Clone)]
 enum Part {
     /// An exit on the way is sure.
     Sure(Outcome),
@@ -63,17 +64,24 @@ enum Part {
     Activation(Vec<Tensor>, f64),
 }
 
-/// What a plan that needs an edge leads to before one is asked.
-#[derive(Clone)]
-enum Packed {
-    /// An exit on the way is sure.
-    Sure(Outcome),
-    /// What is to be sent, but for its number and the time that is left; and how long other exits were looked in at.
-    Request(InferRequest, f64),
+/// What a plan that needs an edge leads to before one is asked: done once for each request, however many edges it is
+/// sent to, and whoever goes on with it.
+#[derive(Default)]
+struct Begun {
+    /// Whether somebody runs the device's first segments, or has.
+    runs: AtomicBool,
+    first: OnceCell<Result<Part, Fault>>,
+    /// What is to be sent, but for its number and the time that is left.
+    packed: OnceCell<Result<InferRequest, Fault>>,
+    /// Until when the edge's answer is waited for, now that the device's first segments need not run again.
+    last_moment: OnceLock<Instant>,
 }
 
-/// Made once for each request, however many edges it is sent to.
-type Packing = OnceCell<Result<Packed, Fault>>;
+/// What the first segments of an exit's way gave: from there the device can go on alone.
+struct Reached<'a> {
+    segments: &'a [usize],
+    activation: Vec<Tensor>,
+}
 
 /// One request on its way through the device.
 #[derive(Clone, Copy)]
@@ -137,13 +145,13 @@ impl Serving {
             });
         }
         let Some(edge) = self.shared.edges.for_request(epoch) else {
-            return self.alone(input, asked, "no edge is connected").await;
+            return self.alone(Reached::nothing(input), None, asked, "no edge is connected").await;
         };
-        self.race(edge, Trip { asked, planned, last_moment: self.last_moment(asked) }, input).await
+        self.race(edge, Trip { asked, planned, last_moment: self.last_moment(asked, &[]) }, input).await
     }
 
     /// Has those who may answer do so, as [`Race`] says; the first good answer wins.
-    async fn race(self: &Arc<Self>, edge: Joined, trip: Trip, input: Vec<Tensor>) -> Result<Outcome, Fault> {
+    async fn race(self: &Arc<Self>, edge: Joined, mut trip: Trip, input: Vec<Tensor>) -> Result<Outcome, Fault> {
         let (asked, falls_back) = (trip.asked, self.lock().strategy().falls_back());
         let next = self.shared.edges.next_after(&edge, trip.planned.installed.epoch).filter(|_| falls_back);
         let mut race = Race::new(Terms {
@@ -151,7 +159,7 @@ impl Serving {
             next_until: next.as_ref().and_then(|next| self.next_until(next, trip)),
             last_moment: trip.last_moment.saturating_duration_since(asked.arrived),
         });
-        let (packing, mut why) = (Packing::new(), fault(FaultKind::TimeUp, LATE));
+        let (begun, mut why) = (Begun::default(), fault(FaultKind::TimeUp, LATE));
         let mut running: FuturesUnordered<BoxFuture<'_, (Runner, Result<Outcome, Fault>)>> = FuturesUnordered::new();
         let (mut first_runs, mut hung) = (true, edge.hung());
         if falls_back && edge.is_clogged() {
@@ -160,9 +168,13 @@ impl Serving {
             first_runs = false;
         }
         loop {
+            if let Some(last_moment) = begun.last_moment.get() {
+                trip.last_moment = *last_moment;
+                race.postpone(last_moment.saturating_duration_since(asked.arrived));
+            }
             let until = match race.step(asked.arrived.elapsed()) {
                 Step::Start(runner @ Runner::First) => {
-                    let together = self.together(&edge, trip, &packing, input.clone());
+                    let together = self.together(&edge, trip, &begun, input.clone());
                     running.push(together.map(move |outcome| (runner, outcome)).boxed());
                     continue;
                 }
@@ -175,7 +187,7 @@ impl Serving {
                         self.shared.edges.struck(&edge, self.shared.started.elapsed());
                         first_runs = false;
                     }
-                    let together = self.together(next, trip, &packing, input.clone());
+                    let together = self.together(next, trip, &begun, input.clone());
                     running.push(together.map(move |outcome| (runner, outcome)).boxed());
                     continue;
                 }
@@ -186,7 +198,8 @@ impl Serving {
                     }
                     first_runs = false;
                     let (input, why) = (input.clone(), why.message.clone());
-                    let alone = async move { (runner, self.alone(input, asked, &why).await) };
+                    let begun = &begun;
+                    let alone = async move { (runner, self.go_on_alone(trip, begun, input, &why).await) };
                     running.push(alone.boxed());
                     continue;
                 }
@@ -234,32 +247,69 @@ impl Serving {
         after_us(trip.asked.deadline_us - takes_us * trip.planned.margin)
     }
 
-    /// When a local exit must start to be in time, behind what waits for a worker now. Where none fits, the edge is the
-    /// only chance until the deadline has passed. Strategies without a fallback wait.
-    fn last_moment(&self, asked: Asked) -> Instant {
+    /// When a local exit must start to be in time, behind what waits for a worker now and after these segments. Where none
+    /// fits, the edge is the only chance until the deadline has passed. Strategies without a fallback wait.
+    fn last_moment(&self, asked: Asked, done: &[usize]) -> Instant {
         if !self.lock().strategy().falls_back() {
             return asked.arrived + WAIT_MAX;
         }
         let queued_us = self.shared.queued_us(asked.due());
-        let local = self.lock().local(asked.deadline_us - queued_us, asked.accuracy_min);
+        let local = self.lock().local_after(done, asked.deadline_us - queued_us, asked.accuracy_min);
         let local_us = if local.fits { queued_us + local.candidate.cost.total_us() + LOCAL_MARGIN_US } else { 0.0 };
         asked.arrived + Duration::from_secs_f64((asked.deadline_us - local_us).max(0.0) / 1e6)
     }
 
-    /// The best exit that the device can still reach alone; if none is in time, the fastest.
-    async fn alone(self: &Arc<Self>, input: Vec<Tensor>, asked: Asked, why: &str) -> Result<Outcome, Fault> {
-        let is_in_time;
-        let (local, epoch) = {
-            let controller = self.lock();
-            let left_us = asked.remaining_us() - self.shared.queued_us(asked.due());
-            let local = controller.local(self.shared.allowed_us(left_us, asked), asked.accuracy_min);
-            is_in_time = local.candidate.cost.total_us() <= left_us;
-            (local, controller.installed().epoch)
+    /// As [`Self::alone`], behind the plan's first segments where the device has run them, or is about to.
+    async fn go_on_alone(
+        self: &Arc<Self>,
+        trip: Trip,
+        begun: &Begun,
+        input: Vec<Tensor>,
+        why: &str,
+    ) -> Result<Outcome, Fault> {
+        let (asked, plan) = (trip.asked, trip.planned.installed.plan);
+        let exits = self.deployment.network().exits();
+        let segments = &exits[plan.exit].path[..before(&plan)];
+        // An exit that branches off before their end may be all that there is time for.
+        let wanted = self.choose_alone(asked, &[]).0.candidate.plan.exit;
+        let is_on_the_way = exits[wanted].path.starts_with(segments) && begun.runs.load(Ordering::Relaxed);
+        let reached = if begun.first.initialized() || is_on_the_way {
+            match begun.first.get_or_init(|| self.first_segments(trip, input.clone())).await.clone() {
+                Ok(Part::Sure(outcome)) => return Ok(outcome),
+                Ok(Part::Activation(activation, _)) => Some(Reached { segments, activation }),
+                Err(_) => None,
+            }
+        } else {
+            None
         };
+        self.alone(Reached::nothing(input), reached, asked, why).await
+    }
+
+    /// The best exit that the device can still reach alone; if none is in time, the fastest.
+    async fn alone(
+        self: &Arc<Self>,
+        nothing: Reached<'_>,
+        reached: Option<Reached<'_>>,
+        asked: Asked,
+        why: &str,
+    ) -> Result<Outcome, Fault> {
+        let done = reached.as_ref().map_or(&[][..], |reached| reached.segments);
+        let (local, is_in_time, epoch) = self.choose_alone(asked, done);
         let plan = local.candidate.plan;
-        let output = self.segments(asked, plan.exit, 0..plan.cut, input).await?;
+        let path = &self.deployment.network().exits()[plan.exit].path;
+        let Reached { segments, activation } =
+            reached.filter(|reached| path.starts_with(reached.segments)).unwrap_or(nothing);
+        let output = self.segments(asked, plan.exit, segments.len()..plan.cut, activation).await?;
         let late = if is_in_time { "" } else { "; no exit fits the time that is left, this is the fastest" };
         Ok(Outcome { output, plan, epoch, degraded: Some(format!("{why}{late}")), looked_in_us: None })
+    }
+
+    /// The exit to take alone behind these segments, whether it fits the time that is left, and the epoch.
+    fn choose_alone(&self, asked: Asked, done: &[usize]) -> (Choice, bool, u64) {
+        let controller = self.lock();
+        let left_us = asked.remaining_us() - self.shared.queued_us(asked.due());
+        let local = controller.local_after(done, self.shared.allowed_us(left_us, asked), asked.accuracy_min);
+        (local, local.candidate.cost.total_us() <= left_us, controller.installed().epoch)
     }
 
     /// Tells the controller how long a plan took, but for what looking in at other exits took.
@@ -282,7 +332,7 @@ impl Serving {
         self: &Arc<Self>,
         edge: &Joined,
         trip: Trip,
-        packing: &Packing,
+        begun: &Begun,
         input: Vec<Tensor>,
     ) -> Result<Outcome, Fault> {
         let Installed { plan, epoch } = trip.planned.installed;
@@ -296,11 +346,16 @@ impl Serving {
             let message = format!("the edge takes no {}", plan.codec.name());
             return Err(fault(FaultKind::Unsupported, message));
         }
-        let (request, looked_in_us) =
-            match packing.get_or_init(|| self.pack(trip, there.clone(), input)).await.clone()? {
-                Packed::Sure(outcome) => return Ok(outcome),
-                Packed::Request(request, looked_in_us) => (request, looked_in_us),
-            };
+        begun.runs.store(true, Ordering::Relaxed);
+        let first = begun.first.get_or_init(|| self.first_segments(trip, input)).await;
+        let (activation, looked_in_us) = match first.clone()? {
+            Part::Sure(outcome) => return Ok(outcome),
+            Part::Activation(activation, looked_in_us) => (activation, looked_in_us),
+        };
+        let done = &self.deployment.network().exits()[plan.exit].path[..before(&plan)];
+        let last_moment = *begun.last_moment.get_or_init(|| self.last_moment(trip.asked, done));
+        let trip = Trip { last_moment, ..trip };
+        let request = begun.packed.get_or_init(|| self.pack(trip, there.clone(), activation)).await.clone()?;
         // Who waits however long it takes must not have the edge give up.
         let falls_back = self.lock().strategy().falls_back();
         let budget_us = if falls_back { trip.asked.remaining_us().max(0.0) } else { WAIT_MAX.as_secs_f64() * 1e6 };
@@ -313,19 +368,15 @@ impl Serving {
         Ok(Outcome { output, plan, epoch, degraded: None, looked_in_us: Some(looked_in_us) })
     }
 
-    /// What runs here before anything is sent, and what is to be sent then.
-    async fn pack(self: &Arc<Self>, trip: Trip, there: Range<usize>, input: Vec<Tensor>) -> Result<Packed, Fault> {
+    /// What is to be sent.
+    async fn pack(&self, trip: Trip, there: Range<usize>, activation: Vec<Tensor>) -> Result<InferRequest, Fault> {
         let Installed { plan, epoch } = trip.planned.installed;
         let (up, down) = match plan.direction {
             planner::Direction::DeviceFirst => (to_wire(plan.codec), Codec::Raw),
             planner::Direction::EdgeFirst => (Codec::Raw, to_wire(plan.codec)),
         };
-        let (activation, looked_in_us) = match self.first_segments(trip, input).await? {
-            Part::Sure(outcome) => return Ok(Packed::Sure(outcome)),
-            Part::Activation(activation, looked_in_us) => (activation, looked_in_us),
-        };
         let (activation, beside) = self.encode(trip.asked, activation, up).await?;
-        let request = InferRequest {
+        Ok(InferRequest {
             id: 0,
             model: self.model(),
             epoch,
@@ -335,15 +386,14 @@ impl Serving {
             remaining_budget_us: 0,
             activation,
             beside,
-        };
-        Ok(Packed::Request(request, looked_in_us))
+        })
     }
 
     /// Those of the plan's segments that run here before anything is sent. Exits that branch off on the way
     /// are looked in at as long as the plan's exit stays in time all the same.
     async fn first_segments(self: &Arc<Self>, trip: Trip, input: Vec<Tensor>) -> Result<Part, Fault> {
         let Installed { plan, epoch } = trip.planned.installed;
-        let cut = if plan.direction == planner::Direction::DeviceFirst { plan.cut } else { 0 };
+        let cut = before(&plan);
         let (mut at, mut activation, mut looked_in_us) = (0, input, 0.0);
         if self.shared.leave_when_sure {
             let manifest = self.deployment.manifest();
@@ -615,6 +665,17 @@ impl Serving {
     pub(super) fn model(&self) -> Digest {
         Digest(self.deployment.digest().0)
     }
+}
+
+impl Reached<'_> {
+    fn nothing(input: Vec<Tensor>) -> Self {
+        Self { segments: &[], activation: input }
+    }
+}
+
+/// So many of a plan's segments run here before anything is sent.
+fn before(plan: &planner::Plan) -> usize {
+    if plan.direction == planner::Direction::DeviceFirst { plan.cut } else { 0 }
 }
 
 /// An activation on its way, or its answer; known to the device until this is dropped.
