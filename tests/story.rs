@@ -6,7 +6,7 @@
 mod tool;
 
 use bytes::Bytes;
-use edgent_bundle::{Bundle, Draft};
+use edgent_bundle::{Bundle, Draft, Manifest};
 use edgent_cli::hosts::HostProcess;
 use edgent_cli::relay::{Relay, Shape};
 use edgent_cli::trace::Trace;
@@ -229,35 +229,36 @@ async fn a_device_goes_to_its_second_edge_and_comes_back_to_the_first() {
 /// time for an early exit only.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_goes_on_from_the_cut_when_the_edge_hangs() {
-    let edge = edge().await;
-    let slow = ["--emulate-slowdown", "60", "--deadline-ms", "60000"];
-    let device = device(&[&["--edge", &edge.address().to_string()], &slow[..]].concat()).await;
-    let address = device.address().to_string();
-    ask_until(&device, "with the edge", |answer| answer["degraded"].is_null());
     let bundle = Bundle::open(bundle()).unwrap();
-    let path = &bundle.manifest().exits.iter().find(|exit| exit.name == best_exit()).unwrap().path;
-    let pinned = |cut: usize| {
-        edgent(&["pin", "--to", &address, "--exit", &best_exit(), "--cut", &cut.to_string()]);
-        ask_until(&device, "as pinned", |answer| answer["exit"] == best_exit() && answer["cut"] == cut);
-        ask(&device)
+    let Manifest { segments, exits, .. } = bundle.manifest();
+    let path = &exits.iter().find(|exit| exit.name == best_exit()).unwrap().path;
+    // Of a device's 20 ms for each segment, all but the last three are before the cut.
+    let times = vec![json!({ "p50_us": 20e3, "p90_us": 20e3, "runs": 1 }); segments.len()];
+    let profile = json!({
+        "format": 1, "host_build": "a test", "call_us": 0.0, "codec_us_per_mib": 0.0, "layers": {}, "load": {},
+        "bundle": { "digest": bundle.digest().to_string(), "segments": times },
+    });
+    let (deadline_ms, cut) = (20 * path.len() + 70, path.len() - 3);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, profile.to_string()).unwrap();
+
+    let edge = edge().await;
+    let (address, profile) = (edge.address().to_string(), file.path().to_str().unwrap());
+    let slow = ["--emulate-profile", profile, "--workers", "1", "--deadline-ms", "60000"];
+    let device = device(&[&["--edge", &address], &slow[..]].concat()).await;
+    let (address, (image, _)) = (device.address().to_string(), &examples()[0]);
+    let infer = |deadline_ms: usize| {
+        let deadline_ms = deadline_ms.to_string();
+        edgent(&["infer", "--device", &address, "--deadline-ms", &deadline_ms, image])["answers"][0].clone()
     };
-    let latency_ms = |answer: &Value| answer["latency_ms"].as_f64().unwrap();
-    let alone_ms = pinned(path.len()).iter().map(latency_ms).fold(f64::INFINITY, f64::min);
-    // Most of the work is before the cut. The edge's segments take other times, and the same shares.
-    let link = Link::start(Security::plain_on_loopback(None)).unwrap();
-    let hello = Hello::new(Role::Tool, "test");
-    let client = link.connect(&edge.address().to_string(), hello, Limits::default()).await.unwrap();
-    let segments = client.profile(Digest(bundle.digest().0)).await.unwrap().segments;
-    let takes_us = |path: &[usize]| path.iter().map(|segment| segments[*segment].p50_us).sum::<f64>();
-    let last = path.len() - 1;
-    pinned((1..last).find(|cut| takes_us(&path[..*cut]) > 0.7 * takes_us(path)).unwrap_or(last));
+    wait_until("with the edge", || infer(60_000)["placement"] != "device-only");
+    edgent(&["pin", "--to", &address, "--exit", &best_exit(), "--cut", &cut.to_string()]);
+    wait_until("as pinned", || infer(60_000)["cut"] == cut);
 
     let pid = rustix::process::Pid::from_raw(edge.pid().unwrap() as i32).unwrap();
     rustix::process::kill_process(pid, Signal::STOP).unwrap();
-    let deadline_ms = (1.5 * alone_ms).to_string();
-    let answered = edgent(&["infer", "--device", &address, "--deadline-ms", &deadline_ms, &examples()[0].0]);
+    let answer = infer(deadline_ms);
     rustix::process::kill_process(pid, Signal::CONT).unwrap();
-    let answer = &answered["answers"][0];
     assert!(answer["degraded"].as_str().is_some_and(|why| why.starts_with(LATE)), "{answer}");
     assert_eq!((&answer["exit"], &answer["placement"]), (&json!(best_exit()), &json!("device-only")), "{answer}");
     assert!(edge.end().await.unwrap().success() && device.end().await.unwrap().success());
