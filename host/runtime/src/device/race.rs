@@ -89,11 +89,6 @@ impl Race {
         Step::Wait(overdue.into_iter().chain(last_moment).min())
     }
 
-    /// There is more time: the local exit has less to do.
-    pub(super) fn postpone(&mut self, last_moment: Duration) {
-        self.terms.last_moment = last_moment;
-    }
-
     pub(super) fn hangs(&mut self) {
         self.hangs = true;
     }

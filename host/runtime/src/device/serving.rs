@@ -21,7 +21,7 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{OnceCell, oneshot};
 use tokio::time::error::Elapsed;
@@ -73,8 +73,6 @@ struct Begun {
     first: OnceCell<Result<Part, Fault>>,
     /// What is to be sent, but for its number and the time that is left.
     packed: OnceCell<Result<InferRequest, Fault>>,
-    /// Until when the edge's answer is waited for, now that the device's first segments need not run again.
-    last_moment: OnceLock<Instant>,
 }
 
 /// What the first segments of an exit's way gave: from there the device can go on alone.
@@ -147,11 +145,11 @@ impl Serving {
         let Some(edge) = self.shared.edges.for_request(epoch) else {
             return self.alone(Reached::nothing(input), None, asked, "no edge is connected").await;
         };
-        self.race(edge, Trip { asked, planned, last_moment: self.last_moment(asked, &[]) }, input).await
+        self.race(edge, Trip { asked, planned, last_moment: self.last_moment(asked, &plan) }, input).await
     }
 
     /// Has those who may answer do so, as [`Race`] says; the first good answer wins.
-    async fn race(self: &Arc<Self>, edge: Joined, mut trip: Trip, input: Vec<Tensor>) -> Result<Outcome, Fault> {
+    async fn race(self: &Arc<Self>, edge: Joined, trip: Trip, input: Vec<Tensor>) -> Result<Outcome, Fault> {
         let (asked, falls_back) = (trip.asked, self.lock().strategy().falls_back());
         let next = self.shared.edges.next_after(&edge, trip.planned.installed.epoch).filter(|_| falls_back);
         let mut race = Race::new(Terms {
@@ -168,10 +166,6 @@ impl Serving {
             first_runs = false;
         }
         loop {
-            if let Some(last_moment) = begun.last_moment.get() {
-                trip.last_moment = *last_moment;
-                race.postpone(last_moment.saturating_duration_since(asked.arrived));
-            }
             let until = match race.step(asked.arrived.elapsed()) {
                 Step::Start(runner @ Runner::First) => {
                     let together = self.together(&edge, trip, &begun, input.clone());
@@ -247,16 +241,25 @@ impl Serving {
         after_us(trip.asked.deadline_us - takes_us * trip.planned.margin)
     }
 
-    /// When a local exit must start to be in time, behind what waits for a worker now and after these segments. Where none
-    /// fits, the edge is the only chance until the deadline has passed. Strategies without a fallback wait.
-    fn last_moment(&self, asked: Asked, done: &[usize]) -> Instant {
-        if !self.lock().strategy().falls_back() {
+    /// When a local exit must start to be in time, behind what waits for a worker now. Where none fits, the edge is the
+    /// only chance until the deadline has passed. Strategies without a fallback wait.
+    fn last_moment(&self, asked: Asked, plan: &planner::Plan) -> Instant {
+        let controller = self.lock();
+        if !controller.strategy().falls_back() {
             return asked.arrived + WAIT_MAX;
         }
         let queued_us = self.shared.queued_us(asked.due());
-        let local = self.lock().local_after(done, asked.deadline_us - queued_us, asked.accuracy_min);
-        let local_us = if local.fits { queued_us + local.candidate.cost.total_us() + LOCAL_MARGIN_US } else { 0.0 };
-        asked.arrived + Duration::from_secs_f64((asked.deadline_us - local_us).max(0.0) / 1e6)
+        let last_us = |done: &[usize]| {
+            let local = controller.local_after(done, asked.deadline_us - queued_us, asked.accuracy_min);
+            let local_us = if local.fits { queued_us + local.candidate.cost.total_us() + LOCAL_MARGIN_US } else { 0.0 };
+            (asked.deadline_us - local_us).max(0.0)
+        };
+        // The plan's first segments are not run again, if they have been by then.
+        let done = self.before(plan);
+        let going_on_us = last_us(done);
+        let is_there = queued_us + controller.device_us(done) <= going_on_us;
+        let last_us = if is_there { going_on_us } else { last_us(&[]) };
+        asked.arrived + Duration::from_secs_f64(last_us / 1e6)
     }
 
     /// As [`Self::alone`], behind the plan's first segments where the device has run them, or is about to.
@@ -267,12 +270,12 @@ impl Serving {
         input: Vec<Tensor>,
         why: &str,
     ) -> Result<Outcome, Fault> {
-        let (asked, plan) = (trip.asked, trip.planned.installed.plan);
-        let exits = self.deployment.network().exits();
-        let segments = &exits[plan.exit].path[..before(&plan)];
-        // An exit that branches off before their end may be all that there is time for.
-        let wanted = self.choose_alone(asked, &[]).0.candidate.plan.exit;
-        let is_on_the_way = exits[wanted].path.starts_with(segments) && begun.runs.load(Ordering::Relaxed);
+        let (asked, segments) = (trip.asked, self.before(&trip.planned.installed.plan));
+        // Those at work count as what waits for a worker. An exit that branches off before their end may be all that
+        // there is time for.
+        let done = if begun.runs.load(Ordering::Relaxed) { segments } else { &[] };
+        let wanted = self.choose_alone(asked, done).0.candidate.plan.exit;
+        let is_on_the_way = !done.is_empty() && self.deployment.network().exits()[wanted].path.starts_with(done);
         let reached = if begun.first.initialized() || is_on_the_way {
             match begun.first.get_or_init(|| self.first_segments(trip, input.clone())).await.clone() {
                 Ok(Part::Sure(outcome)) => return Ok(outcome),
@@ -352,9 +355,6 @@ impl Serving {
             Part::Sure(outcome) => return Ok(outcome),
             Part::Activation(activation, looked_in_us) => (activation, looked_in_us),
         };
-        let done = &self.deployment.network().exits()[plan.exit].path[..before(&plan)];
-        let last_moment = *begun.last_moment.get_or_init(|| self.last_moment(trip.asked, done));
-        let trip = Trip { last_moment, ..trip };
         let request = begun.packed.get_or_init(|| self.pack(trip, there.clone(), activation)).await.clone()?;
         // Who waits however long it takes must not have the edge give up.
         let falls_back = self.lock().strategy().falls_back();
@@ -393,7 +393,7 @@ impl Serving {
     /// are looked in at as long as the plan's exit stays in time all the same.
     async fn first_segments(self: &Arc<Self>, trip: Trip, input: Vec<Tensor>) -> Result<Part, Fault> {
         let Installed { plan, epoch } = trip.planned.installed;
-        let cut = before(&plan);
+        let cut = self.before(&plan).len();
         let (mut at, mut activation, mut looked_in_us) = (0, input, 0.0);
         if self.shared.leave_when_sure {
             let manifest = self.deployment.manifest();
@@ -428,6 +428,12 @@ impl Serving {
             }
         }
         Ok(Part::Activation(self.segments(trip.asked, plan.exit, at..cut, activation).await?, looked_in_us))
+    }
+
+    /// Those of a plan's segments that run here before anything is sent.
+    fn before(&self, plan: &planner::Plan) -> &[usize] {
+        let cut = if plan.direction == planner::Direction::DeviceFirst { plan.cut } else { 0 };
+        &self.deployment.network().exits()[plan.exit].path[..cut]
     }
 
     /// Sends an activation and gets one back. A caller that no longer waits does not end the exchange:
@@ -671,11 +677,6 @@ impl Reached<'_> {
     fn nothing(input: Vec<Tensor>) -> Self {
         Self { segments: &[], activation: input }
     }
-}
-
-/// So many of a plan's segments run here before anything is sent.
-fn before(plan: &planner::Plan) -> usize {
-    if plan.direction == planner::Direction::DeviceFirst { plan.cut } else { 0 }
 }
 
 /// An activation on its way, or its answer; known to the device until this is dropped.
