@@ -113,6 +113,14 @@ onnxruntime: peers
     && cargo test --release --workspace --features edgent/onnxruntime --target-dir target/onnxruntime --lib onnxruntime \
     && cargo test --release --workspace --features edgent/onnxruntime --target-dir target/onnxruntime --test onnxruntime
 
+# One trace over both hosts, as a receiver of OpenTelemetry's protocol sees it; a folder of its own for the feature, as above.
+otel:
+    cargo build --release --workspace
+    cargo build --release --workspace --features edgent/otel --bins --target-dir target/otel
+    test -x target/otel-peers/bin/python || python3 -m venv target/otel-peers
+    target/otel-peers/bin/pip install --quiet --requirement tests/peers/otel.txt
+    BUILT=target/otel/release target/otel-peers/bin/python tests/peers/otel.py
+
 # Two hosts beside two processes of Python, onnxruntime and gRPC, over the same slow link: docs/split-peer.md.
 split-peer: peers
     cargo build --release --workspace

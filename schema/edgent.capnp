@@ -204,6 +204,7 @@ struct InferRequest {
   remainingBudgetUs @6 :UInt64;
   activation @7 :Activation;
   beside @8 :List(Activation);  # the other tensors that cross the same boundary, in its order
+  traceparent @9 :Text;   # the sender's span, as W3C's Trace Context writes it; what is none is ignored
 }
 
 struct InferReply {
@@ -223,6 +224,7 @@ struct AskRequest {
   input @3 :Activation;
   beside @4 :List(Activation);  # the model's other inputs, in the order of ModelDescription.inputs
   accuracyFloor @5 :Float64;    # the lowest measured accuracy of an exit that may answer; an older host takes any
+  traceparent @6 :Text;         # as in InferRequest
 }
 
 struct Answer {
@@ -316,6 +318,33 @@ struct Stats {
   tensorBytesCopied @15 :UInt64;
   faults @16 :UInt64;          # of segments: what their guests or graphs did wrong
   quarantined @17 :UInt64;     # versions that are not run any more for it
+  now @18 :Now;                # null: not told
+}
+
+struct Now {
+  # What a host does at this moment, as far as its counters do not tell.
+
+  deadlineUs @0 :UInt64;  # of who names none
+  plan @1 :RunningPlan;   # null: the host makes no plans
+  edgeConfigured @2 :Bool;
+  edgeConnected @3 :Bool;
+  answers @4 :UInt32;     # of so many of the last answers:
+  p50Us @5 :UInt64;       # their latencies
+  p99Us @6 :UInt64;
+  exits @7 :List(UInt32); # how many of them each exit gave, in the order of ModelDescription.exits
+}
+
+struct RunningPlan {
+  # What the next request would be planned with.
+
+  exit @0 :UInt16;
+  cut @1 :UInt16;
+  direction @2 :Direction;
+  placement @3 :Placement;
+  codec @4 :Text;         # its name: who asks may not know the enumerant
+  epoch @5 :UInt64;
+  predictedUs @6 :UInt64; # 0: unknown
+  inTime @7 :Float32;     # how likely it is to be in time, from 0 to 1
 }
 
 struct Wanted {

@@ -67,6 +67,9 @@ fn each_foreign_world_has_one_crate() {
         ("ring", "edgent-link"),
         ("spake2", "edgent-link"),
         ("tonic", "edgent-runtime"),
+        ("opentelemetry", "edgent-runtime"),
+        ("mdns-sd", "edgent-runtime"),
+        ("indicatif", "edgent"),
     ];
     for (name, dependencies) in dependencies(&metadata()) {
         for (world, home) in worlds {

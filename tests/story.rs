@@ -332,7 +332,7 @@ async fn requests_that_wait_for_too_long_are_told_so() {
     for id in 0..24 {
         let (client, input) = (client.clone(), edgent_runtime::codec::encode(&image, Codec::Raw));
         let (model, beside) = (String::new(), Vec::new());
-        let request = AskRequest { id, model, deadline_us: 1_000, accuracy_floor, input, beside };
+        let request = AskRequest { id, model, deadline_us: 1_000, accuracy_floor, input, beside, trace: None };
         asking.spawn(async move { client.ask(request).await });
     }
     let (mut answered, mut refused) = (0, 0);
@@ -1131,6 +1131,7 @@ async fn several_tensors_cross_one_cut() {
         remaining_budget_us: PATIENCE.as_micros() as u64,
         activation,
         beside,
+        trace: None,
     };
     let answered = client.infer(request.clone()).await.unwrap();
     assert_eq!(answered.activation.bytes, whole[0].bytes());
@@ -1165,6 +1166,7 @@ async fn an_edge_that_was_slow_for_a_while_is_soon_asked_again() {
             remaining_budget_us,
             activation,
             beside,
+            trace: None,
         })
     };
 
@@ -1337,6 +1339,7 @@ async fn an_edge_quarantines_a_version_until_its_next_start() {
             remaining_budget_us: PATIENCE.as_micros() as u64,
             activation: edgent_runtime::codec::encode(&input, Codec::Raw),
             beside: Vec::new(),
+            trace: None,
         };
         client.infer(request).await
     };
@@ -1393,7 +1396,9 @@ async fn a_version_that_does_wrong_again_and_again_is_quarantined() {
         let input = Tensor::from_f32(&dims, &vec![value; elements]).unwrap();
         let input = edgent_runtime::codec::encode(&input, Codec::Raw);
         let (model, beside) = (String::new(), Vec::new());
-        client.ask(AskRequest { id: 0, model, deadline_us: 10_000_000, accuracy_floor: 0.0, input, beside }).await
+        client
+            .ask(AskRequest { id: 0, model, deadline_us: 10_000_000, accuracy_floor: 0.0, input, beside, trace: None })
+            .await
     };
     let second_digest = Digest(digest(&second).0);
     assert_eq!(ask(0.5).await.unwrap().model, Some(second_digest));
@@ -1482,7 +1487,8 @@ async fn a_network_of_several_inputs_and_outputs_is_served() {
         let inputs: Vec<_> = golden.at(&[0, 1], index).flatten().cloned().collect();
         let (input, beside) = encode_all(&inputs, Codec::Raw).unwrap();
         let model = String::new();
-        let request = AskRequest { id: 1, model, deadline_us: 1_000_000, accuracy_floor: 0.0, input, beside };
+        let request =
+            AskRequest { id: 1, model, deadline_us: 1_000_000, accuracy_floor: 0.0, input, beside, trace: None };
         let answer = client.ask(request.clone()).await.unwrap();
         assert!(answer.scores.is_empty() && answer.outputs.len() == 3);
         let outputs = bundle.manifest().outputs(0);

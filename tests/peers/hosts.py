@@ -2,18 +2,22 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 import subprocess
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-EDGENT = ROOT / "target/release/edgent"
+# Where the programs were built: features that are off by default have folders of their own.
+BUILT = ROOT / os.environ.get("BUILT", "target/release")
+EDGENT = BUILT / "edgent"
 EXAMPLES = sorted((ROOT / "models/branchy-alexnet/samples/examples").glob("*.png"))
 
 
-def edgent(*arguments):
+def edgent(*arguments, env={}):
     """What a command prints as JSON."""
-    done = subprocess.run([EDGENT, *map(str, arguments), "--json"], stdout=subprocess.PIPE, check=True)
+    command = [EDGENT, *map(str, arguments), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=os.environ | env)
     return json.loads(done.stdout)
 
 
@@ -23,11 +27,11 @@ def build(onnx, folder, *more):
 
 
 @contextlib.contextmanager
-def host(role, bundle, *more):
+def host(role, bundle, *more, env={}, built=BUILT):
     """A running host: its addresses of the link and of HTTP."""
     own = ["--role", role, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--model", bundle]
-    command = [ROOT / "target/release/edgent-host", *own, *more]
-    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, text=True)
+    command = [built / "edgent-host", *own, *more]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, env=os.environ | env)
     try:
         line = process.stdout.readline()
         http, link = re.fullmatch(r"edgent-host \w+ HTTP on (\S+), listening on (\S+)\n", line).groups()

@@ -7,13 +7,16 @@ use crate::samples;
 use anyhow::{Context, Result};
 use edgent_link::{
     Activation, Answer, AskRequest, Client, Codec, Direction, ExitDescription, Hello, Limits, Link, PROTOCOL_VERSION,
-    Role, TensorDescription,
+    Role, TensorDescription, TraceParent,
 };
 use edgent_nn::{ElementType, Tensor};
 use edgent_runtime::{build_name, codec};
 use safetensors::SafeTensors;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+
+/// The trace that this program was started in, as OpenTelemetry names it in the environment.
+const TRACEPARENT_VARIABLE: &str = "TRACEPARENT";
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -156,7 +159,8 @@ async fn ask_all(
     anyhow::ensure!(!inputs.is_empty(), "there is nothing to ask about");
     let (input, beside, model) = (inputs.remove(0), inputs, String::new());
     let deadline_us = (deadline_ms * 1e3) as u64;
-    let request = AskRequest { id: 0, model, deadline_us, accuracy_floor, input, beside };
+    let trace = std::env::var(TRACEPARENT_VARIABLE).ok().and_then(|text| TraceParent::read(&text));
+    let request = AskRequest { id: 0, model, deadline_us, accuracy_floor, input, beside, trace };
     Ok(client.ask(request).await?)
 }
 

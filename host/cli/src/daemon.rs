@@ -6,7 +6,7 @@ use crate::cache;
 use crate::caps::Caps;
 use crate::config::{self, Config};
 use crate::confined::Bounds;
-use crate::identity::{Connection, invitation, machine_name, right};
+use crate::identity::{Connection, invitation, is_loopback, machine_name, right};
 use crate::manager;
 use crate::output::BadInput;
 use crate::profile::ProfileFile;
@@ -15,7 +15,7 @@ use clap::{Parser, ValueEnum};
 use edgent_link::{EDGES_MAX, Limits, PairingCode, Right, Role};
 use edgent_planner::Strategy;
 use edgent_runtime::confine::this_program;
-use edgent_runtime::{Emulation, Host, HostError, Settings, Trialist, codec};
+use edgent_runtime::{Emulation, Host, HostError, Settings, Telling, Trialist, codec};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -303,3 +303,7 @@ async fn serve(settings: Settings, pair: Option<Vec<Right>>) -> Result<()> {
     host.drain().await;
     Ok(())
 }
+    let telling = Telling::start(role).map_err(BadInput::error)?;
+    if let Some(telling) = telling {
+        telling.end().await;
+    }

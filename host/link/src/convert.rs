@@ -10,15 +10,16 @@ use crate::edgent_capnp as wire;
 use crate::error::{ActivationError, Fault, FaultKind, LinkError};
 use crate::frame::share;
 use crate::splice;
+use crate::trace::TraceParent;
 use crate::types::*;
 
 const MODELS_MAX: u32 = 256;
 const CLASSES_MAX: u32 = 1 << 16;
-const EXITS_MAX: u32 = 64;
 const SEGMENTS_MAX: u32 = 4096;
 const CODECS_MAX: u32 = 64;
 const SCORES_MAX: u32 = 1 << 20;
 const FAULT_MESSAGE_BYTES_MAX: usize = 1024;
+const CODEC_NAME_BYTES_MAX: usize = 64;
 
 /// Something in a message that this protocol does not allow.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +113,11 @@ pub(crate) fn read_hello(from: wire::hello::Reader<'_>) -> Result<(Hello, usize)
     let build = clip(from.get_build()?.to_str()?).to_owned();
     let hello = Hello { protocol: from.get_protocol(), role: from.get_role()?.into(), build };
     Ok((hello, usize::try_from(from.get_message_bytes()).unwrap_or(usize::MAX)))
+}
+
+/// What is none is ignored: a trace must not cost an answer.
+fn read_trace(from: capnp::text::Reader<'_>) -> Option<TraceParent> {
+    from.to_str().ok().and_then(TraceParent::read)
 }
 
 pub(crate) fn read_digest(bytes: &[u8]) -> Result<Digest, Malformed> {
@@ -304,7 +310,10 @@ impl Message for InferRequest {
         to.set_reply_codec(self.reply_codec.into());
         to.set_remaining_budget_us(self.remaining_budget_us);
         self.activation.write(to.reborrow().init_activation());
-        write_beside(to.init_beside(self.beside.len() as u32), &self.beside);
+        write_beside(to.reborrow().init_beside(self.beside.len() as u32), &self.beside);
+        if let Some(trace) = &self.trace {
+            to.set_traceparent(&*trace.to_string());
+        }
     }
 
     fn read(from: wire::infer_request::Reader<'_>) -> Result<Self, Malformed> {
@@ -318,6 +327,7 @@ impl Message for InferRequest {
             remaining_budget_us: from.get_remaining_budget_us(),
             activation: Activation::read(from.get_activation()?)?,
             beside: read_beside(from.get_beside()?)?,
+            trace: read_trace(from.get_traceparent()?),
         })
     }
 
@@ -367,7 +377,10 @@ impl Message for AskRequest {
         to.set_accuracy_floor(self.accuracy_floor);
         self.input.write(to.reborrow().init_input());
         to.set_model(&self.model);
-        write_beside(to.init_beside(self.beside.len() as u32), &self.beside);
+        write_beside(to.reborrow().init_beside(self.beside.len() as u32), &self.beside);
+        if let Some(trace) = &self.trace {
+            to.set_traceparent(&*trace.to_string());
+        }
     }
 
     fn read(from: wire::ask_request::Reader<'_>) -> Result<Self, Malformed> {
@@ -378,6 +391,7 @@ impl Message for AskRequest {
             accuracy_floor: from.get_accuracy_floor(),
             input: Activation::read(from.get_input()?)?,
             beside: read_beside(from.get_beside()?)?,
+            trace: read_trace(from.get_traceparent()?),
         })
     }
 
@@ -507,7 +521,7 @@ impl Message for ModelDescription {
     fn read(from: wire::model_description::Reader<'_>) -> Result<Self, Malformed> {
         let (input_dims, exits) = (from.get_input_dims()?, from.get_exits()?);
         bounded("dimensions", input_dims.len(), RANK_MAX as u32)?;
-        bounded("exits", exits.len(), EXITS_MAX)?;
+        bounded("exits", exits.len(), EXITS_MAX as u32)?;
         Ok(ModelDescription {
             name: from.get_name()?.to_str()?.to_owned(),
             digest: read_digest(from.get_digest()?)?,
@@ -818,7 +832,7 @@ impl Message for ModelProfile {
     }
 }
 
-/// Every field of [`Stats`] is a number.
+/// Every field of [`Stats`] but the last is a number.
 macro_rules! stats {
     ($($field:ident $set:ident $get:ident),+ $(,)?) => {
         impl Message for Stats {
@@ -826,10 +840,14 @@ macro_rules! stats {
 
             fn write(&self, mut to: wire::stats::Builder<'_>) {
                 $(to.$set(self.$field);)+
+                if let Some(now) = &self.now {
+                    now.write(to.init_now());
+                }
             }
 
             fn read(from: wire::stats::Reader<'_>) -> Result<Self, Malformed> {
-                Ok(Stats { $($field: from.$get()),+ })
+                let now = from.has_now().then(|| Now::read(from.get_now()?)).transpose()?;
+                Ok(Stats { $($field: from.$get(),)+ now })
             }
         }
     };
@@ -854,6 +872,68 @@ stats! {
     tensor_bytes_copied set_tensor_bytes_copied get_tensor_bytes_copied,
     faults set_faults get_faults,
     quarantined set_quarantined get_quarantined,
+}
+
+impl Message for Now {
+    type Wire = wire::now::Owned;
+
+    fn write(&self, mut to: wire::now::Builder<'_>) {
+        to.set_deadline_us(self.deadline_us);
+        to.set_edge_configured(self.edge_configured);
+        to.set_edge_connected(self.edge_connected);
+        to.set_answers(self.answers);
+        to.set_p50_us(self.p50_us);
+        to.set_p99_us(self.p99_us);
+        if let Some(plan) = &self.plan {
+            plan.write(to.reborrow().init_plan());
+        }
+        write_numbers(to.init_exits(self.exits.len() as u32), &self.exits);
+    }
+
+    fn read(from: wire::now::Reader<'_>) -> Result<Self, Malformed> {
+        let exits = from.get_exits()?;
+        bounded("exits", exits.len(), EXITS_MAX as u32)?;
+        Ok(Now {
+            deadline_us: from.get_deadline_us(),
+            plan: from.has_plan().then(|| RunningPlan::read(from.get_plan()?)).transpose()?,
+            edge_configured: from.get_edge_configured(),
+            edge_connected: from.get_edge_connected(),
+            answers: from.get_answers(),
+            p50_us: from.get_p50_us(),
+            p99_us: from.get_p99_us(),
+            exits: exits.iter().collect(),
+        })
+    }
+}
+
+impl Message for RunningPlan {
+    type Wire = wire::running_plan::Owned;
+
+    fn write(&self, mut to: wire::running_plan::Builder<'_>) {
+        to.set_exit(self.exit);
+        to.set_cut(self.cut);
+        to.set_direction(self.direction.into());
+        to.set_placement(self.placement.into());
+        to.set_codec(&self.codec);
+        to.set_epoch(self.epoch);
+        to.set_predicted_us(self.predicted_us);
+        to.set_in_time(self.in_time);
+    }
+
+    fn read(from: wire::running_plan::Reader<'_>) -> Result<Self, Malformed> {
+        let codec = from.get_codec()?.to_str()?;
+        bounded("bytes of a codec's name", codec.len() as u32, CODEC_NAME_BYTES_MAX as u32)?;
+        Ok(RunningPlan {
+            exit: from.get_exit(),
+            cut: from.get_cut(),
+            direction: from.get_direction()?.into(),
+            placement: from.get_placement()?.into(),
+            codec: codec.to_owned(),
+            epoch: from.get_epoch(),
+            predicted_us: from.get_predicted_us(),
+            in_time: from.get_in_time(),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -926,21 +1006,38 @@ mod tests {
     }
 
     #[test]
+    fn a_traceparent_that_is_none_costs_nothing() {
+        let trace = TraceParent::read("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        let (model, input, beside) = (String::new(), plain(), vec![]);
+        let asked = AskRequest { id: 1, model, deadline_us: 1, accuracy_floor: 0.0, input, beside, trace };
+        assert_eq!(as_read(&asked, |_| {}), asked);
+        for text in ["", "00-xyz", &"00-".repeat(1 << 16), "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01"] {
+            assert_eq!(as_read(&asked, |mut to| to.set_traceparent(text)), AskRequest { trace: None, ..asked.clone() });
+        }
+        let spoil = |to: wire::ask_request::Builder<'_>| to.init_traceparent(4).push_ascii(b'0');
+        assert_eq!(as_read(&asked, spoil), AskRequest { trace: None, ..asked.clone() });
+    }
+
+    #[test]
     fn an_older_host_does_not_break_the_protocol() {
         let error = LinkError::from(Malformed::from(capnp::Error::unimplemented("no such method".to_owned())));
         assert_eq!(error.to_string(), "the peer answered: unsupported: the host is older than this call");
     }
 
-    #[test]
-    fn what_comes_is_checked() {
-        let activation = Activation {
+    fn plain() -> Activation {
+        Activation {
             codec: Codec::Raw,
             element_type: ElementType::U8,
             dims: vec![3],
             scales: vec![],
             offsets: vec![],
             bytes: Bytes::from_static(&[1, 2, 3]),
-        };
+        }
+    }
+
+    #[test]
+    fn what_comes_is_checked() {
+        let activation = plain();
         check(&activation, |_| {}, "");
         check(
             &activation,
@@ -984,6 +1081,9 @@ mod tests {
             };
             check(&signatures, change, "1025 bytes of a signature, where at most 1024 are allowed");
         }
+        check(&Now::default(), |to| _ = to.init_exits(65), "65 exits, where at most 64 are allowed");
+        let too_long = |to: wire::now::Builder<'_>| to.init_plan().set_codec(&*"x".repeat(65));
+        check(&Now::default(), too_long, "65 bytes of a codec's name, where at most 64 are allowed");
         let description = Description::default();
         check(&description, |to| _ = to.init_models(MODELS_MAX + 1), "257 models, where at most 256 are allowed");
         check(

@@ -33,6 +33,7 @@ mod server;
 mod service;
 mod splice;
 mod tls;
+mod trace;
 mod trust;
 mod types;
 mod wire;
@@ -53,13 +54,15 @@ pub use security::Security;
 pub use server::Server;
 pub use service::{Reply, Service, Which};
 pub use tls::{bare_accept, bare_connect};
+pub use trace::TraceParent;
 pub use trust::{
     Credentials, Fingerprint, KnownPeer, NoFingerprint, PEER_NAME_BYTES_MAX, PEERS_MAX, Peers, PeersError, Right,
     is_peer_name,
 };
 pub use types::{
     Activation, Answer, AskRequest, BESIDE_MAX, BLOBS_MAX, BlobName, Codec, CodecTime, Description, Digest, Direction,
-    EDGES_MAX, EdgeState, ElementType, ExitDescription, Hello, InferReply, InferRequest, ModelDescription,
-    ModelProfile, PIECE_BYTES, PROTOCOL_VERSION, Placement, Plan, RANK_MAX, Role, SIGNATURE_BYTES_MAX, SIGNATURES_MAX,
-    SegmentTime, Signature, Stats, TensorDescription, Trial, VERSIONS_MAX, Version,
+    EDGES_MAX, EXITS_MAX, EdgeState, ElementType, ExitDescription, Hello, InferReply, InferRequest, ModelDescription,
+    ModelProfile, Now, PIECE_BYTES, PROTOCOL_VERSION, Placement, Plan, RANK_MAX, Role, RunningPlan,
+    SIGNATURE_BYTES_MAX, SIGNATURES_MAX, SegmentTime, Signature, Stats, TensorDescription, Trial, VERSIONS_MAX,
+    Version,
 };

@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use crate::error::ActivationError;
+use crate::trace::TraceParent;
 
 /// The version of the protocol. Raised when the schema's evolution rules do not allow a change.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -23,6 +24,8 @@ pub const SIGNATURES_MAX: usize = 8;
 pub const SIGNATURE_BYTES_MAX: usize = 1 << 10;
 /// The most versions that a host may tell of.
 pub const VERSIONS_MAX: usize = 1024;
+/// The most exits that a model may have.
+pub const EXITS_MAX: usize = 64;
 /// The most edges that a device may be told of.
 pub const EDGES_MAX: usize = 16;
 
@@ -290,6 +293,8 @@ pub struct InferRequest {
     pub activation: Activation,
     /// What crosses the same boundary beside it, in the boundary's order; at most [`BESIDE_MAX`].
     pub beside: Vec<Activation>,
+    /// The trace that the request belongs to.
+    pub trace: Option<TraceParent>,
 }
 
 /// The last segment's output.
@@ -326,6 +331,8 @@ pub struct AskRequest {
     pub input: Activation,
     /// The others, in the order of [`ModelDescription::inputs`]; at most [`BESIDE_MAX`].
     pub beside: Vec<Activation>,
+    /// The trace that the request belongs to.
+    pub trace: Option<TraceParent>,
 }
 
 /// What the network says about an input, and how that came about.
@@ -512,7 +519,7 @@ pub struct SegmentTime {
 ///
 /// A server's link fills in `connections`, `connections_refused`, `protocol_errors`, `calls_in_flight`,
 /// `bytes_in` and `bytes_out` itself: the service need not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stats {
     /// Since the start.
     pub uptime_ms: u64,
@@ -550,6 +557,50 @@ pub struct Stats {
     pub faults: u64,
     /// Versions that are not run any more for it.
     pub quarantined: u64,
+    /// What no counter tells; an older host does not.
+    pub now: Option<Now>,
+}
+
+/// What a host does at this moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Now {
+    /// Of who names none.
+    pub deadline_us: u64,
+    /// What the next request would be planned with; an edge makes no plans.
+    pub plan: Option<RunningPlan>,
+    /// A device was told of edges.
+    pub edge_configured: bool,
+    /// One of them is there.
+    pub edge_connected: bool,
+    /// So many of the last answers are told of here.
+    pub answers: u32,
+    /// Half of their latencies were lower.
+    pub p50_us: u64,
+    /// 99 in a hundred were lower.
+    pub p99_us: u64,
+    /// How many of them each exit gave; at most [`EXITS_MAX`].
+    pub exits: Vec<u32>,
+}
+
+/// A plan in force, as people are told of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunningPlan {
+    /// Where the network is left.
+    pub exit: u16,
+    /// So many segments of the exit's path run on the first host.
+    pub cut: u16,
+    /// Which host is the first.
+    pub direction: Direction,
+    /// Where the answer is computed.
+    pub placement: Placement,
+    /// The name of the codec that what crosses the cut is in. A later version's may not be known here.
+    pub codec: String,
+    /// The number that both hosts know it by.
+    pub epoch: u64,
+    /// What it is predicted to take; 0 if that cannot be told.
+    pub predicted_us: u64,
+    /// How likely it is to be in time, from 0 to 1.
+    pub in_time: f32,
 }
 
 /// An edge as a device sees it.

@@ -90,6 +90,22 @@ fn profile(model: Digest) -> ModelProfile {
     ModelProfile { model, segments, queue_us: 0.125, codec_us_per_mib: 300.5, codecs }
 }
 
+fn now() -> Now {
+    let plan = RunningPlan {
+        exit: 2,
+        cut: 9,
+        direction: Direction::EdgeFirst,
+        placement: Placement::Split,
+        codec: "u8-lz4".to_owned(),
+        epoch: u64::MAX,
+        predicted_us: 12_345,
+        in_time: 0.875,
+    };
+    let (answers, p50_us, p99_us, exits) = (120, 3, 4, vec![20, 0, 100]);
+    let (edge_configured, edge_connected) = (true, false);
+    Now { deadline_us: 100_000, plan: Some(plan), edge_configured, edge_connected, answers, p50_us, p99_us, exits }
+}
+
 impl Service for Full {
     fn describe(&self, reply: Reply<Description>) {
         reply.send(Ok(description()));
@@ -114,7 +130,8 @@ impl Service for Full {
     }
 
     fn stats(&self, reply: Reply<Stats>) {
-        reply.send(Ok(Stats { uptime_ms: 1, tensor_bytes_copied: u64::MAX, bytes_in: 1, ..Stats::default() }));
+        let now = Some(now());
+        reply.send(Ok(Stats { uptime_ms: 1, tensor_bytes_copied: u64::MAX, bytes_in: 1, now, ..Stats::default() }));
     }
 }
 
@@ -157,21 +174,23 @@ async fn every_method_keeps_its_values() {
         // Several tensors that cross together; the first goes without a copy, the others stand behind it.
         (activation(100_000), vec![coded, activation(0), activation(70_000)]),
     ] {
-        let request = InferRequest { activation, beside, ..request(1, 0) };
+        let request = InferRequest { activation, beside, trace: trace(), ..request(1, 0) };
+        assert!(request.trace.is_some());
         assert_eq!(client.infer(request.clone()).await.unwrap(), echo(request));
     }
 
     for id in [1, 2] {
         let model = "alex".repeat(1000);
         let beside = vec![activation(10); id as usize];
-        let request =
-            AskRequest { id, model, deadline_us: 100_000, accuracy_floor: 0.75, input: activation(50_000), beside };
+        let (input, trace) = (activation(50_000), trace().filter(|_| id == 2));
+        let request = AskRequest { id, model, deadline_us: 100_000, accuracy_floor: 0.75, input, beside, trace };
         assert_eq!(client.ask(request.clone()).await.unwrap(), answer(request));
     }
     assert_eq!(client.profile(Digest([8; 32])).await.unwrap(), profile(Digest([8; 32])));
 
     let stats = client.stats().await.unwrap();
     assert_eq!((stats.uptime_ms, stats.tensor_bytes_copied, stats.connections), (1, u64::MAX, 1));
+    assert_eq!(stats.now, Some(now()));
     let probe = client.probe(10_000, 200_000).await.unwrap();
     assert_eq!((probe.up_bytes, probe.down_bytes), (10_000, 200_000));
     // The service does not know these: they are the link's own.

@@ -72,7 +72,9 @@ const CALLS: &[(&str, Call)] = &[
         call(client.infer(InferRequest { beside: vec![activation(5), activation(0)], ..request(1, 40) }))
     }),
     ("infer_png", |client| call(client.infer(InferRequest { activation: picture(), ..request(2, 0) }))),
+    ("infer_traced", |client| call(client.infer(InferRequest { trace: trace(), ..request(3, 0) }))),
     ("ask", |client| call(client.ask(ask()))),
+    ("ask_traced", |client| call(client.ask(AskRequest { trace: trace(), ..ask() }))),
     ("profile", |client| call(client.profile(DIGEST))),
     ("stats", |client| call(client.stats())),
     ("sign", |client| call(client.sign(DIGEST, vec![signature(), signature()]))),
@@ -103,7 +105,7 @@ fn plan(codec: Codec) -> Plan {
 
 fn ask() -> AskRequest {
     let (model, input, beside) = ("alex".to_owned(), activation(12), vec![activation(3)]);
-    AskRequest { id: 9, model, deadline_us: 100_000, accuracy_floor: 0.875, input, beside }
+    AskRequest { id: 9, model, deadline_us: 100_000, accuracy_floor: 0.875, input, beside, trace: None }
 }
 
 fn picture() -> Activation {

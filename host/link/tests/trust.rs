@@ -231,6 +231,7 @@ async fn who_was_given_a_model_asks_about_no_other_and_sees_no_other() {
         accuracy_floor: 0.0,
         input: activation(1),
         beside: vec![],
+        trace: None,
     };
     denied(client.ask(ask("vad")).await, "'vad'");
     // Let through, to a service that does not do this.

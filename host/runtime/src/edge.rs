@@ -7,7 +7,7 @@ use crate::codec;
 use crate::metrics::Metrics;
 use crate::shelf::{Prepared, Shelf, give_way};
 use crate::state::State;
-use crate::{Deployment, Due, Turn, Workers, again};
+use crate::{Deployment, Due, Turn, Workers, again, trace};
 use bytes::Bytes;
 use edgent_bundle::Bundle;
 use edgent_link::{
@@ -145,6 +145,7 @@ impl Edge {
         let due_at = arrived + Duration::from_micros(request.remaining_budget_us);
         let (stop, takes) = (Stop::at(due_at), model.takes(exit, range.clone()));
         let workers = model.workers.clone();
+        let mut span = trace::part_for(&request, &model.deployment, exit, &range);
         // The reply goes with the job, but a refused job must still answer.
         let slot = Arc::new(Mutex::new(Some(reply)));
         let theirs = Arc::clone(&slot);
@@ -155,9 +156,12 @@ impl Edge {
                 let waited_ms = arrived.elapsed().as_secs_f64() * 1e3;
                 let why = format!("it waited here for {waited_ms:.1} ms, and there is not the time for it any more");
                 served.metrics.part(Some(FaultKind::TimeUp));
-                return reply.send(Err(fault(FaultKind::TimeUp, why)));
+                let late = fault(FaultKind::TimeUp, why);
+                span.failed(&late);
+                return reply.send(Err(late));
             }
-            let ran = model.infer(exit, range, &request, arrived, &stop);
+            let ran = model.infer(exit, range, &request, arrived, &stop).inspect_err(|fault| span.failed(fault));
+            span.end();
             served.metrics.part(ran.as_ref().err().map(|fault| fault.kind));
             reply.send(ran);
             if let Some(why) = model.deployment.new_quarantine() {

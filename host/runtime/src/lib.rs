@@ -32,6 +32,7 @@ mod segments;
 mod shelf;
 mod state;
 mod sync;
+mod trace;
 pub mod trial;
 mod workers;
 
@@ -44,4 +45,5 @@ pub use host::{Host, HostError, Pulse, Settings, Trialist, build_name};
 pub use identity::{IdentityFolder, IdentityFolderError, Known};
 pub use policy::{Admitted, Policy, PolicyError, Refusal, Signed};
 pub use push::{PushError, make_ready, push, tell_signatures};
+pub use trace::{ENDPOINT_VARIABLES, Telling, TellingError};
 pub use workers::{Busy, Due, Turn, Workers};

@@ -148,6 +148,7 @@ fn request(bytes: usize) -> InferRequest {
         reply_codec: Codec::Raw,
         remaining_budget_us: 1_000_000,
         beside: Vec::new(),
+        trace: None,
         activation: Activation {
             codec: Codec::Raw,
             element_type: ElementType::U8,

@@ -300,6 +300,7 @@ impl Asker {
             remaining_budget_us: DEADLINE.as_micros() as u64,
             activation,
             beside,
+            trace: None,
         };
         Ok(self.client.infer(request).await.map(drop)?)
     }

@@ -72,7 +72,13 @@ pub fn request(id: u64, bytes: usize) -> InferRequest {
         remaining_budget_us: 12_345,
         activation: activation(bytes),
         beside: vec![],
+        trace: None,
     }
+}
+
+/// A place in a trace, as W3C's text on it shows one.
+pub fn trace() -> Option<TraceParent> {
+    TraceParent::read("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
 }
 
 pub fn echo(request: InferRequest) -> InferReply {

@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::shelf::{Prepared, Shelf};
 use crate::state::{DeviceState, State};
 use crate::{Deployment, Workers, codec};
+use crate::trace::{self, Kind, Span};
 use bytes::Bytes;
 use edgent_link::{
     Answer, AskRequest, BlobName, Description, Digest, Direction, EdgeState, Fault, FaultKind, Hello, Limits, Link,
@@ -239,7 +240,9 @@ impl Device {
     async fn answer_and_count(self: &Arc<Self>, request: AskRequest, version: Option<Digest>) -> Answered {
         self.counts.requests.fetch_add(1, Ordering::Relaxed);
         let _in_flight = self.metrics.begin();
-        let answered = self.answer(request, version).await;
+        let mut span = trace::request(request.trace);
+        let answered = self.answer(AskRequest { trace: span.context(), ..request }, version).await;
+        span.answered(&answered);
         self.counts.count(&answered);
         self.metrics.answered(&answered);
         answered
@@ -283,7 +286,7 @@ impl Device {
         let deadline_us =
             if request.deadline_us == 0 { self.shared.plan.deadline_us } else { request.deadline_us as f64 };
         let accuracy_min = accuracy_min(&serving.deployment, request)?;
-        Ok((input, Asked { arrived, deadline_us, accuracy_min }))
+        Ok((input, Asked { arrived, deadline_us, accuracy_min, trace: request.trace }))
     }
 
     async fn answer_by(
@@ -298,6 +301,7 @@ impl Device {
         let (planned, in_time, takes_fastest) = {
             let controller = serving.lock();
             let left_us = deadline_us - self.shared.queued_us(asked.due());
+        let mut planning = Span::start("plan", Kind::Internal, asked.trace);
             let left_us = if crosses { left_us } else { self.shared.allowed_us(left_us, asked) };
             let planned = controller.for_request(left_us, asked.accuracy_min);
             (planned, controller.in_time(&planned, deadline_us), controller.strategy().falls_back())
@@ -305,6 +309,8 @@ impl Device {
         let outcome = serving.run(input, asked, planned).await;
         if let Some(why) = serving.deployment.new_quarantine() {
             self.leave(serving, why);
+        planning.planned(&planned, in_time);
+        planning.end();
         }
         let mut outcome = outcome?;
         let is_late = planned.predicted_us.is_none_or(|us| us > deadline_us);

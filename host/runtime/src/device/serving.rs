@@ -11,9 +11,11 @@ use crate::answer::logits;
 use crate::codec::{to_wire, wire_bytes};
 use crate::edge::{duration, fault};
 use crate::workers::{CancelOnDrop, Turn, hopeless};
-use crate::{Deployment, Due, again, codec, confidence};
+use crate::{Deployment, Due, again, codec, confidence, trace};
 use edgent_bundle::Bundle;
-use edgent_link::{Activation, Codec, CodecTime, Digest, Fault, FaultKind, InferReply, InferRequest, LinkError};
+use edgent_link::{
+    Activation, Codec, CodecTime, Digest, Fault, FaultKind, InferReply, InferRequest, LinkError, TraceParent,
+};
 use edgent_nn::{Fact, Stop, Tensor};
 use edgent_planner::{self as planner, Choice, Controller, Doubt, Event, Exchange, Installed, Planned};
 use futures::FutureExt;
@@ -88,6 +90,8 @@ pub(super) struct Asked {
     pub(super) deadline_us: f64,
     /// No exit below it may answer.
     pub(super) accuracy_min: f64,
+    /// Of the request's own span.
+    pub(super) trace: Option<TraceParent>,
 }
 
 impl Asked {
@@ -386,6 +390,7 @@ impl Serving {
             remaining_budget_us: 0,
             activation,
             beside,
+            trace: None,
         })
     }
 
@@ -470,9 +475,13 @@ impl Serving {
     ) -> Result<InferReply, Fault> {
         let up_bytes = wire_bytes(&request.activation, &request.beside) + codec::CALL_BYTES;
         let budget_us = request.remaining_budget_us as f64;
+        let mut span = trace::wire(trip.asked.trace, &edge.address, &request, up_bytes);
+        let request = InferRequest { trace: span.context(), ..request };
         let since = Instant::now();
         let reply = tokio::time::timeout(CALL_TIME_MAX, edge.client.infer(request)).await;
         let elapsed_us = since.elapsed().as_secs_f64() * 1e6;
+        span.exchanged(&reply);
+        span.end();
         self.judge(edge, trip, &reply);
         let is_in_force = self.shared.edges.is_in_force(edge);
         let tell = |event| {
@@ -565,9 +574,11 @@ impl Serving {
             return Ok(input);
         }
         let takes_us = self.lock().device_us(&self.deployment.network().exits()[exit].path[range.clone()]);
+        let mut span = trace::part(asked.trace, &self.deployment, exit, &range);
         let run = move |deployment: &Deployment, stop: &Stop| deployment.run(exit, range, input, stop);
-        let ran = self.on_worker(asked, takes_us, run).await?;
-        let ran = ran.map_err(|e| fault(FaultKind::SegmentFailed, e.to_string()))?;
+        let ran = self.on_worker(asked, takes_us, run).await;
+        let ran = ran.and_then(|ran| ran.map_err(|e| fault(FaultKind::SegmentFailed, e.to_string())));
+        let ran = ran.inspect_err(|fault| span.failed(fault))?;
         self.learn(ran.segments_us);
         Ok(ran.output)
     }

@@ -4,7 +4,7 @@ use super::{Edge, Model, fault, us};
 use crate::answer::{Answered, Said, accuracy_min};
 use crate::shelf::Shelf;
 use crate::workers::{CancelOnDrop, Turn, hopeless};
-use crate::{Deployment, Due, codec};
+use crate::{Deployment, Due, codec, trace};
 use edgent_link::{Answer, AskRequest, Codec, Digest, Direction, Fault, FaultKind, Placement};
 use edgent_nn::{Fact, Stop};
 use edgent_planner::{self as planner, Choice, Coding, Constraints, Margin, PerCodec, Profile};
@@ -44,7 +44,9 @@ impl Edge {
         let add = |counter: &AtomicU64, condition: bool| counter.fetch_add(condition.into(), Ordering::Relaxed);
         let _in_flight = self.served.metrics.begin();
         add(&self.requests, true);
-        let answered = self.answer(request, version).await;
+        let mut span = trace::request(request.trace);
+        let answered = self.answer(AskRequest { trace: span.context(), ..request }, version).await;
+        span.answered(&answered);
         add(&self.answered, answered.is_ok());
         add(&self.errors, answered.is_err());
         if let Ok((answer, _)) = &answered {
@@ -66,6 +68,7 @@ impl Edge {
         let exit = choice.candidate.plan.exit;
         let range = 0..model.deployment.network().exits()[exit].path.len();
 
+        let mut span = trace::part(request.trace, &model.deployment, exit, &range);
         let (done, result) = oneshot::channel();
         let stop = Stop::never();
         let _unwanted = CancelOnDrop(stop.clone());
@@ -86,7 +89,9 @@ impl Edge {
         if let Some(why) = model.deployment.new_quarantine() {
             self.served.quarantine(&self.runtime, &model, why);
         }
-        let ran = ran.map_err(|e| fault(FaultKind::SegmentFailed, e.to_string()))?;
+        let ran = ran.map_err(|e| fault(FaultKind::SegmentFailed, e.to_string()));
+        let ran = ran.inspect_err(|fault| span.failed(fault))?;
+        span.end();
         model.learn(&ran.segments_us);
         let answer = answer(&model.deployment, &request, &choice, &ran.output, (arrived, deadline_us))?;
         Ok((answer, Arc::clone(&model.deployment)))

@@ -12,7 +12,7 @@ use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use axum::http::{HeaderMap, StatusCode};
 use bytes::{Bytes, BytesMut};
 use edgent_bundle::Digest;
-use edgent_link::{Activation, Answer, AskRequest, Codec};
+use edgent_link::{Activation, Answer, AskRequest, Codec, TraceParent};
 use edgent_nn::{ElementType, Fact};
 use futures::StreamExt;
 use serde_json::{Map, Value, json};
@@ -21,6 +21,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Versions whose number is remembered.
 const VERSIONS_REMEMBERED_MAX: usize = 256;
+
+/// Where a request says which trace it belongs to: W3C's Trace Context.
+pub(super) const TRACEPARENT: &str = "traceparent";
 
 pub(super) const SERVER_NAME: &str = "edgent";
 pub(super) const PLATFORM: &str = "edgent_wasi-nn";
@@ -68,7 +71,13 @@ impl Row {
 
 impl Shared {
     /// Answers a request that is there whole, `bytes` long; `read` makes out what it says.
-    pub(super) async fn infer<R>(&self, found: &Found, bytes: usize, read: R) -> Result<Reply, Refusal>
+    pub(super) async fn infer<R>(
+        &self,
+        found: &Found,
+        trace: Option<TraceParent>,
+        bytes: usize,
+        read: R,
+    ) -> Result<Reply, Refusal>
     where
         R: FnOnce(&Signature) -> Result<Request, Malformed> + Send + 'static,
     {
@@ -86,6 +95,7 @@ impl Shared {
         // Nobody else's request must wait for megabytes of numbers to be read.
         let (asked, request) = if bytes > INLINE_BYTES_MAX { apart(reading).await? } else { reading()? };
         let version = edgent_link::Digest(found.version.digest().0);
+        let asked = AskRequest { trace, ..asked };
         let (said, by) = self.running.ask(asked, version, found.insists).await?;
         let outputs = tensors::select(&request, given(&said, &by));
         let (model, version) = (by.manifest().name.clone(), self.version_name(&by).await);
@@ -216,6 +226,13 @@ pub(super) fn no_loading() -> Refusal {
     Refusal::new(StatusCode::NOT_IMPLEMENTED, why)
 }
 
+/// The trace that a request belongs to, if its headers name one and no more.
+pub(super) fn trace<'a, T: AsRef<[u8]> + 'a>(named: impl IntoIterator<Item = &'a T>) -> Option<TraceParent> {
+    let mut named = named.into_iter();
+    let (one, none) = (named.next()?, named.next());
+    std::str::from_utf8(one.as_ref()).ok().filter(|_| none.is_none()).and_then(TraceParent::read)
+}
+
 /// Has a thread for such things do something that takes a while.
 async fn apart<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> + Send + 'static) -> Result<T, Refusal> {
     let panicked = |_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "reading the body panicked");
@@ -237,7 +254,8 @@ fn ask_request(request: &Request, ports: &[Port]) -> Result<AskRequest, Refusal>
     // 0 is the host's own, as over the link.
     let deadline_us = request.wishes.deadline_ms.filter(|ms| *ms > 0.0).map_or(0, |ms| (ms * 1e3).max(1.0) as u64);
     let accuracy_floor = request.wishes.accuracy_floor.unwrap_or(0.0);
-    Ok(AskRequest { id: 0, model: String::new(), deadline_us, accuracy_floor, input, beside: inputs.collect() })
+    let (model, beside) = (String::new(), inputs.collect());
+    Ok(AskRequest { id: 0, model, deadline_us, accuracy_floor, input, beside, trace: None })
 }
 
 /// How an answer came about.

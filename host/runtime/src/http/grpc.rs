@@ -4,7 +4,7 @@
 //! answered is `asking`'s.
 
 use super::Shared;
-use super::asking::{EXTENSIONS, PLATFORM, Row, SERVER_NAME, inputs, no_loading, outputs};
+use super::asking::{EXTENSIONS, PLATFORM, Row, SERVER_NAME, TRACEPARENT, inputs, no_loading, outputs, trace};
 use super::error::Refusal;
 use super::inference::grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer};
 use super::inference::model_metadata_response::TensorMetadata;
@@ -87,6 +87,7 @@ impl GrpcInferenceService for Asked {
     async fn model_infer(&self, request: tonic::Request<ModelInferRequest>) -> Answer<ModelInferResponse> {
         let Self(shared) = self;
         let patience = patience(request.metadata());
+        let trace = trace(request.metadata().get_all(TRACEPARENT));
         let message = request.into_inner();
         let found = shared.find(&message.model_name, named(&message.model_version)).await?;
         shared.check_open()?;
@@ -101,7 +102,7 @@ impl GrpcInferenceService for Asked {
             }
             Ok(request)
         };
-        let reply = shared.infer(&found, bytes, read).await?;
+        let reply = shared.infer(&found, trace, bytes, read).await?;
         Ok(messages::write(reply).into())
     }
 

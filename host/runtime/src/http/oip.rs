@@ -2,7 +2,7 @@
 //! only looks, `model_repository`.
 
 use super::Shared;
-use super::asking::{EXTENSIONS, Found, PLATFORM, Row, SERVER_NAME, inputs, no_loading, outputs};
+use super::asking::{EXTENSIONS, Found, PLATFORM, Row, SERVER_NAME, TRACEPARENT, inputs, no_loading, outputs, trace};
 use super::error::Refusal;
 use super::json::{self, Head};
 use super::limits::{BODY_BYTES_MAX, HEADER_JSON_BYTES_MAX, NUMBER_BYTES_MAX};
@@ -104,7 +104,8 @@ async fn infer(
     shared.check_open()?;
     let json_bytes = json_length(&headers)?;
     let body = shared.body(&headers, body, body_bytes_max(&inputs(&found.version))).await?;
-    let reply = shared.infer(&found, body.len(), move |model| json::read(&body, json_bytes, model)).await?;
+    let (bytes, trace) = (body.len(), trace(headers.get_all(TRACEPARENT)));
+    let reply = shared.infer(&found, trace, bytes, move |model| json::read(&body, json_bytes, model)).await?;
     let head = Head {
         model_name: &reply.model,
         model_version: &reply.version,
