@@ -215,9 +215,12 @@ async fn top_tells_once_where_there_is_no_terminal() {
             (&json!("device"), &json!("branching"), &Value::Null)
         );
         assert_eq!(host["requests_per_s"], 0.0);
+        assert_eq!((&host["plan"]["placement"], &host["deadline_ms"]), (&json!("device-only"), &json!(100.0)));
+        assert_eq!((&host["latencies"], &host["exits"]), (&Value::Null, &json!({})), "nobody has asked for anything");
     }
-    assert!(by_link["plan"].is_null() && by_http["plan"]["placement"] == "device-only", "{told}");
-    assert_eq!(by_http["deadline_ms"], 100.0);
+    for said in ["exit", "cut", "direction", "codec", "epoch"] {
+        assert_eq!(by_link["plan"][said], by_http["plan"][said], "{said}");
+    }
     assert!(away["away"].as_str().unwrap().contains("127.0.0.1:1"), "{away}");
 
     let (code, stdout, _) = run(EDGENT, &["top", &http], &[]);

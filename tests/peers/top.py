@@ -111,7 +111,10 @@ def main():
 
         for how, end in (("Ctrl-C", lambda top: top.type(b"\x03")), ("SIGTERM", lambda top: os.kill(top.pid, signal.SIGTERM))):
             top = Terminal(EDGENT, "top", device)
-            top.wait_for("it draws", has("branchy-alexnet"))
+            top.wait_for("over the link, the plan in force", has(r"^plan +exit \d, cut \d+, (device-only|split|edge-only), "))
+            top.wait_for("the edge", has(r"^edge +connected"))
+            top.wait_for("latencies", has(r"device .* \d+\.\d ms +\d+\.\d ms +5000\.0 ms"))
+            top.wait_for("and exits", has(r"^answers +.*exit \d: \d+ of the last 20"))
             end(top)
             top.wait_for_end()
             print(f"ok: {how} ends it, and the terminal is as it was")

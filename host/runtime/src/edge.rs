@@ -605,7 +605,7 @@ impl Service for Edge {
     }
 
     fn stats(&self, reply: Reply<Stats>) {
-        reply.send(Ok(self.state().stats));
+        reply.send(Ok(self.state().told(&self.served.metrics)));
     }
 }
 

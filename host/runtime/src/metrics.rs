@@ -5,7 +5,7 @@
 
 use crate::Deployment;
 use crate::answer::Answered;
-use edgent_link::{Answer, FaultKind, Placement};
+use edgent_link::{Answer, EXITS_MAX, FaultKind, Now, Placement};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
@@ -207,6 +207,26 @@ impl Metrics {
         });
     }
 
+    /// What is told of the last answers over the link; of the host, nothing else.
+    pub(crate) fn last_answers(&self) -> Now {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut latencies_us: Vec<u64> = seen.iter().map(|seen| seen.latency_us).collect();
+        // No bundle has more exits.
+        let gave: Vec<usize> =
+            seen.iter().map(|seen| usize::from(seen.exit)).filter(|exit| *exit < EXITS_MAX).collect();
+        drop(seen);
+        let mut exits = vec![0; gave.iter().max().map_or(0, |last| last + 1)];
+        gave.into_iter().for_each(|exit| exits[exit] += 1);
+        latencies_us.sort_unstable();
+        // The nearest rank.
+        let quantile = |share: f64| {
+            let rank = (latencies_us.len() as f64 * share).ceil() as usize;
+            latencies_us.get(rank.saturating_sub(1)).copied().unwrap_or(0)
+        };
+        let answers = u32::try_from(latencies_us.len()).unwrap_or(u32::MAX);
+        Now { answers, p50_us: quantile(0.5), p99_us: quantile(0.99), exits, ..Now::default() }
+    }
+
     /// The last answers after that of a number, and the number of the last one.
     pub(crate) fn seen_since(&self, number: u64) -> (Vec<Seen>, u64) {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -364,10 +384,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn only_what_is_new_is_seen_and_only_the_last_of_it() {
-        let metrics = Metrics::new();
-        let answer = |exit| Answer {
+    fn answer(exit: u16) -> Answer {
+        Answer {
             id: 0,
             label: 0,
             scores: Vec::new(),
@@ -386,7 +404,12 @@ mod tests {
             predicted_us: 0,
             in_time: 1.0,
             model: None,
-        };
+        }
+    }
+
+    #[test]
+    fn only_what_is_new_is_seen_and_only_the_last_of_it() {
+        let metrics = Metrics::new();
         assert!(metrics.seen_since(0).0.is_empty());
         (0..300).for_each(|exit| metrics.see(&answer(exit)));
         let (all, last) = metrics.seen_since(0);
@@ -395,5 +418,21 @@ mod tests {
         let (new, last) = metrics.seen_since(last);
         assert_eq!((new.len(), new[0].exit, last), (1, 7, 301));
         assert_eq!(metrics.seen_since(last).0.len(), 0);
+    }
+
+    #[test]
+    fn the_last_answers_are_told_in_few_numbers() {
+        let metrics = Metrics::new();
+        assert_eq!(metrics.last_answers(), Now::default());
+        // 120 ms, 119 ms, …; of 118 the first exit, of 2 the third.
+        (1..=120).for_each(|ms| {
+            metrics.see(&Answer { latency_us: (121 - ms) * 1_000, ..answer(if ms <= 2 { 2 } else { 0 }) })
+        });
+        let told = metrics.last_answers();
+        assert_eq!((told.answers, told.p50_us, told.p99_us), (120, 60_000, 119_000));
+        assert_eq!(told.exits, [118, 0, 2]);
+        // What a model cannot have is no reason to take memory.
+        metrics.see(&answer(u16::MAX));
+        assert_eq!(metrics.last_answers().exits, [118, 0, 1]);
     }
 }

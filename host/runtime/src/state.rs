@@ -1,9 +1,9 @@
 //! What a host does now, as its dashboard and its metrics tell it.
 
 use crate::Deployment;
-use crate::metrics::{Sample, Value, resident_bytes};
-use edgent_link::{Role, Stats};
-use edgent_planner::Planned;
+use crate::metrics::{Metrics, Sample, Value, resident_bytes};
+use edgent_link::{Now, Role, RunningPlan, Stats};
+use edgent_planner::{Direction, Placement, Planned};
 use std::sync::Arc;
 
 /// What a host does now.
@@ -31,6 +31,37 @@ pub(crate) struct DeviceState {
 }
 
 impl State {
+    /// The same over the link, with what was seen of the last answers.
+    pub(crate) fn told(self, metrics: &Metrics) -> Stats {
+        let now = Now { deadline_us: self.deadline_us as u64, plan: self.running_plan(), ..metrics.last_answers() };
+        let (edge_configured, edge_connected) =
+            self.device.map_or((false, false), |device| (device.edge_is_configured, device.edge_is_connected));
+        Stats { now: Some(Now { edge_configured, edge_connected, ..now }), ..self.stats }
+    }
+
+    fn running_plan(&self) -> Option<RunningPlan> {
+        let (device, version) = (self.device?, self.version.as_ref()?);
+        let installed = device.planned.installed;
+        let index = |index| u16::try_from(index).unwrap_or(u16::MAX);
+        Some(RunningPlan {
+            exit: index(installed.plan.exit),
+            cut: index(installed.plan.cut),
+            direction: match installed.plan.direction {
+                Direction::DeviceFirst => edgent_link::Direction::DeviceFirst,
+                Direction::EdgeFirst => edgent_link::Direction::EdgeFirst,
+            },
+            placement: match installed.plan.placement(version.network()) {
+                Placement::DeviceOnly => edgent_link::Placement::DeviceOnly,
+                Placement::Split => edgent_link::Placement::Split,
+                Placement::EdgeOnly => edgent_link::Placement::EdgeOnly,
+            },
+            codec: installed.plan.codec.name().to_owned(),
+            epoch: installed.epoch,
+            predicted_us: device.planned.predicted_us.unwrap_or(0.0) as u64,
+            in_time: device.in_time as f32,
+        })
+    }
+
     /// The same for Prometheus.
     pub(crate) fn samples(&self) -> Vec<Sample> {
         let sample = |name, help, value| Sample { name, help, value };

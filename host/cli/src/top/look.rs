@@ -11,7 +11,7 @@ const ANSWERS_MAX: usize = 120;
 /// Requests are counted over so long for their rate.
 const RATE_OVER: Duration = Duration::from_secs(1);
 
-/// A host, as it was last seen. What the link does not tell is none.
+/// A host, as it was last seen. What it does not tell, as older ones over the link, is none.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Look {
     pub(crate) address: String,

@@ -29,7 +29,7 @@ const COLUMNS: usize = 160;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Hosts. http://HOST:PORT, where a host listens for HTTP, tells all; HOST:PORT, of its link, no plan and no latencies.
+    /// Hosts: HOST:PORT of their link, or http://HOST:PORT where they listen for HTTP.
     #[arg(value_name = "ADDR", default_value = "127.0.0.1:7400")]
     hosts: Vec<String>,
     #[command(flatten)]

@@ -1,11 +1,11 @@
 //! Where looks at hosts come from: the link, which is asked again and again, or HTTP, which tells of itself.
 
-use super::look::{Answer, Counts, Look, Memory, Plan};
+use super::look::{Answer, Counts, Latencies, Look, Memory, Plan};
 use crate::ask;
 use crate::identity::Connection;
 use crate::output::BadInput;
 use anyhow::{Context, Result, bail, ensure};
-use edgent_link::Link;
+use edgent_link::{Direction, Link, Now, RunningPlan};
 use serde::Deserialize;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -103,10 +103,45 @@ async fn asked(link: &Link, address: &str, to: &channel::Sender<Look>) -> Result
             rtt_ms: stats.rtt_us as f64 / 1e3,
             ..Look::default()
         };
+        let look = match stats.now {
+            Some(now) => with_now(look, now),
+            None => look,
+        };
         to.send_replace(memory.complete(look, Instant::now()));
         sleep(EVERY).await;
     }
     Ok(())
+}
+
+/// A look, with what newer hosts tell beside their counters.
+fn with_now(look: Look, now: Now) -> Look {
+    let plan = |plan: RunningPlan| Plan {
+        exit: plan.exit.into(),
+        cut: plan.cut.into(),
+        direction: match plan.direction {
+            Direction::DeviceFirst => "device-first".to_owned(),
+            Direction::EdgeFirst => "edge-first".to_owned(),
+        },
+        placement: plan.placement.name().to_owned(),
+        codec: plan.codec,
+        epoch: plan.epoch,
+        predicted_ms: (plan.predicted_us > 0).then(|| plan.predicted_us as f64 / 1e3),
+        in_time: plan.in_time.into(),
+    };
+    let ms = |us: u64| us as f64 / 1e3;
+    let gave = (0..).zip(now.exits).filter(|(_, answers)| *answers > 0);
+    Look {
+        deadline_ms: Some(ms(now.deadline_us)),
+        plan: now.plan.map(plan),
+        edge_is_connected: now.edge_configured.then_some(now.edge_connected),
+        latencies: (now.answers > 0).then(|| Latencies {
+            answers: now.answers as usize,
+            p50_ms: ms(now.p50_us),
+            p99_ms: ms(now.p99_us),
+        }),
+        exits: Some(gave.map(|(exit, answers)| (exit, answers.into())).collect()),
+        ..look
+    }
 }
 
 /// An event, as the dashboard gets it. What else is told is not looked at.

@@ -485,7 +485,7 @@ impl Service for DeviceService {
     }
 
     fn stats(&self, reply: Reply<Stats>) {
-        reply.send(Ok(self.0.state().stats));
+        reply.send(Ok(self.0.state().told(&self.0.metrics)));
     }
 
     fn edges(&self, reply: Reply<Vec<EdgeState>>) {
