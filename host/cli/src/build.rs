@@ -4,6 +4,7 @@ use crate::around::Around;
 use crate::confined::{self, Bounds};
 use crate::model_file::ModelFile;
 use crate::output::{BadInput, Output};
+use crate::progress::{Progress, Unit};
 use crate::samples::{self, Sample};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -289,10 +290,10 @@ pub(crate) fn build_as(order: Order<'_>, output: &Output) -> Result<Bundle> {
         let validation = samples::sheet(&png, &labels, paths.tile_px).context("the validation samples")?;
         let inputs: Vec<_> = cut.boundaries[0].iter().map(|tensor| cut.tensors[*tensor].clone()).collect();
         let mut validation = around.prepare(validation, &inputs)?;
-        measure_confidence(&cut, &validation, &mut manifest)?;
+        measure_confidence(&cut, &validation, &mut manifest, output)?;
         validation.truncate(codec_samples);
         output.progress(format_args!("measuring coded activations on {} validation samples", validation.len()));
-        measure_codecs(&cut, &validation, &mut manifest)?;
+        measure_codecs(&cut, &validation, &mut manifest, output)?;
         let (png, labels) = sheet(&paths.test)?;
         let mut keep = |bytes: Vec<u8>| -> Option<Blob> { Some(draft.add(bytes)) };
         manifest.evidence.samples = keep(png);
@@ -419,10 +420,11 @@ fn exits(cut: &Cut, described: &ModelFile) -> Vec<Exit> {
 }
 
 /// How sure each exit must be to be believed in place of the best one.
-fn measure_confidence(cut: &Cut, samples: &[Sample], manifest: &mut Manifest) -> Result<()> {
+fn measure_confidence(cut: &Cut, samples: &[Sample], manifest: &mut Manifest, output: &Output) -> Result<()> {
     let graphs = load(cut)?;
     let best = (0..cut.exits.len()).max_by(|a, b| manifest.exits[*a].accuracy.total_cmp(&manifest.exits[*b].accuracy));
     let best = best.context("a network without exits")?;
+    let asked = output.count("asking every exit", Unit::Steps, samples.len());
     let said = each(samples, |part| {
         let mut said = vec![Vec::new(); cut.exits.len()];
         for sample in part {
@@ -433,6 +435,7 @@ fn measure_confidence(cut: &Cut, samples: &[Sample], manifest: &mut Manifest) ->
                 let confidence = logits(exit).and_then(Tensor::as_f32).map_or(0.0, confidence::confidence);
                 said.push(Said { confidence, is_right: is_right(exit), best_is_right: is_right(best) });
             }
+            asked.add(1);
         }
         Ok(said)
     })?;
@@ -483,12 +486,14 @@ struct Tried {
 
 /// An exit's accuracy with a coded activation is its own accuracy less what coding lost on the very
 /// same samples: the difference between two shares of the same samples varies far less than either.
-fn measure_codecs(cut: &Cut, samples: &[Sample], manifest: &mut Manifest) -> Result<()> {
+fn measure_codecs(cut: &Cut, samples: &[Sample], manifest: &mut Manifest, output: &Output) -> Result<()> {
     let graphs = load(cut)?;
     let facts = |boundary: &Vec<usize>| boundary.iter().map(|at| &cut.tensors[*at].fact).collect::<Vec<_>>();
     let facts: Vec<Vec<&Fact>> = cut.boundaries.iter().map(facts).collect();
     let choices: Vec<Vec<Codec>> = facts.iter().map(|facts| codec::choices(facts)).collect();
-    let parts = each(samples, |part| try_codecs(cut, &graphs, &choices, part))?;
+    let coded = output.count("coding activations", Unit::Steps, samples.len());
+    let parts = each(samples, |part| try_codecs(cut, &graphs, &choices, part, &coded))?;
+    drop(coded);
     let count = samples.len().max(1) as f64;
     for (boundary, codecs) in choices.iter().enumerate() {
         let right =
@@ -517,7 +522,13 @@ fn measure_codecs(cut: &Cut, samples: &[Sample], manifest: &mut Manifest) -> Res
 }
 
 /// Each codec at each boundary that something follows.
-fn try_codecs(cut: &Cut, graphs: &[Graph], choices: &[Vec<Codec>], samples: &[Sample]) -> Result<Vec<Vec<Tried>>> {
+fn try_codecs(
+    cut: &Cut,
+    graphs: &[Graph],
+    choices: &[Vec<Codec>],
+    samples: &[Sample],
+    coded: &Progress,
+) -> Result<Vec<Vec<Tried>>> {
     let none = Tried { right: vec![0; cut.exits.len()], bytes: Vec::new() };
     let mut tried: Vec<Vec<Tried>> = choices.iter().map(|codecs| vec![none.clone(); codecs.len()]).collect();
     let ends: Vec<usize> = (0..cut.exits.len()).map(|exit| cut.end(exit)).collect();
@@ -549,6 +560,7 @@ fn try_codecs(cut: &Cut, graphs: &[Graph], choices: &[Vec<Codec>], samples: &[Sa
                 tried.right.iter_mut().zip(&answered[known].1).for_each(|(count, right)| *count += usize::from(*right));
             }
         }
+        coded.add(1);
     }
     Ok(tried)
 }

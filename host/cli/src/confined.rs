@@ -5,6 +5,7 @@
 //! is about. Nothing foreign is read by the tool itself, and nothing needs to be read twice.
 
 use crate::output::BadInput;
+use crate::progress::{Parent, Shown};
 use anyhow::{Context, Result};
 use edgent_bundle::{Bundle, Segment, Tier};
 use edgent_runtime::components_bytes;
@@ -23,6 +24,9 @@ const LATER_CPU_S: u64 = 3_600;
 
 /// Processor time where the portable guest has to be compiled before what is foreign is read.
 const COMPILING_CPU_S: u64 = 120;
+
+/// The flag that says so to a confined process; one of the tool's own.
+const PROGRESS_TO_PARENT: &str = "--progress-to-parent";
 
 /// A bundle, with samples.
 const FILE_BYTES_MAX: u64 = 4 << 30;
@@ -109,10 +113,15 @@ pub(crate) fn again_told(
     write: &[&Path],
     told: &[OsString],
 ) -> Result<ExitCode> {
-    let arguments: Vec<OsString> = env::args_os().skip(1).chain(told.iter().cloned()).collect();
+    // Whether --json forbids it, the confined process sees for itself.
+    let is_seen = (Shown::on_terminal() == Shown::Here).then(|| OsString::from(PROGRESS_TO_PARENT));
+    let arguments: Vec<OsString> =
+        is_seen.into_iter().chain(env::args_os().skip(1)).chain(told.iter().cloned()).collect();
     let arguments: Vec<_> = arguments.iter().map(OsString::as_os_str).collect();
     let confinement = confinement(bounds, bytes, read, write)?;
-    let ended = confinement.run_in_front(&this_program()?, &arguments).context("in a process of its own")?;
+    let mut parent = Parent::new();
+    let show = move |line: &[u8]| parent.show(line);
+    let ended = confinement.run_in_front(&this_program()?, &arguments, show).context("in a process of its own")?;
     let code = ended.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
     Ok(ExitCode::from(code))
 }

@@ -31,6 +31,7 @@ mod pin;
 mod plan;
 mod profile;
 mod random;
+mod progress;
 #[cfg(feature = "registry")]
 mod registry;
 pub mod relay;
@@ -62,6 +63,9 @@ struct Arguments {
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
+    /// Tell how far this process is to the one that started it, which has a terminal.
+    #[arg(long, global = true, hide = true)]
+    progress_to_parent: bool,
     command: Command,
 }
 
@@ -190,6 +194,7 @@ fn confined_main() -> ExitCode {
     })
 }
 
+        let output = if arguments.progress_to_parent { output.shown_by_parent() } else { output };
 /// `edgent-host`, from the command line to the exit code.
 pub fn host_main() -> ExitCode {
     if confined::is_called() {

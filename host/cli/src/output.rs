@@ -1,28 +1,44 @@
 //! What is printed, and the exit code.
 
+use crate::progress::Shown;
 use anyhow::Result;
 use serde::Serialize;
 use std::fmt;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 
 const FAILED: u8 = 1;
 const BAD_INPUT: u8 = 2;
 
+/// Of a terminal: to the line's beginning, and nothing more on it.
+const CLEAR_LINE: &str = "\r\x1b[K";
+
 /// Prints for people or for programs.
 pub(crate) struct Output {
     json: bool,
     progress: bool,
+    shown: Shown,
 }
 
 impl Output {
     pub(crate) fn new(json: bool) -> Self {
-        Self { json, progress: true }
+        let shown = if json { Shown::Nowhere } else { Shown::on_terminal() };
+        Self { json, progress: true, shown }
+    }
+
+    /// The same in a confined process, whose parent has a terminal and looks for how far this one is.
+    pub(crate) fn shown_by_parent(self) -> Self {
+        Self { shown: if self.json { Shown::Nowhere } else { Shown::ByParent }, ..self }
     }
 
     /// The same without a word about what is under way.
     pub(crate) fn silent(self) -> Self {
-        Self { progress: false, ..self }
+        Self { progress: false, shown: Shown::Nowhere, ..self }
+    }
+
+    /// Where it is seen how far something is.
+    pub(crate) fn shown(&self) -> Shown {
+        self.shown
     }
 
     pub(crate) fn is_json(&self) -> bool {
@@ -31,9 +47,12 @@ impl Output {
 
     /// A line for people.
     pub(crate) fn line(&self, text: impl fmt::Display) {
-        if !self.json {
-            print(text);
+        if self.json {
+            return;
         }
+        // The parent may still draw how far this process was, on the very line.
+        let is_drawn_upon = self.shown == Shown::ByParent && std::io::stdout().is_terminal();
+        print(format_args!("{}{text}", if is_drawn_upon { CLEAR_LINE } else { "" }));
     }
 
     /// A line about what is under way; never on stdout, which may be read by a program.

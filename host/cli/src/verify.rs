@@ -4,6 +4,7 @@ use crate::build::{TierName, answer};
 use crate::confined::{self, Bounds};
 use crate::keys::{self, Signer};
 use crate::output::{BadInput, Output, quantile};
+use crate::progress::Unit;
 use crate::samples::{self, Sample};
 use anyhow::{Context, Result, bail};
 use edgent_bundle::{Blob, Bundle, Manifest, Tier};
@@ -161,6 +162,8 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     // Another compiler's vector code rounds otherwise; by how much is promised.
     let tolerance = if report.portable_segments > 0 { PORTABLE_TOLERANCE } else { TOLERANCE };
     let mut compared = BTreeSet::new();
+    let cuts: usize = manifest.exits.iter().map(|exit| exit.path.len() + 1).sum();
+    let checked = output.count("checking cuts", Unit::Steps, golden.count * cuts);
     for index in 0..golden.count {
         let input: Vec<Tensor> = golden.at(&manifest.boundaries[0].tensors, index).flatten().cloned().collect();
         let inner = deployment.run(0, 0..network(manifest, 0).start, input.clone(), &Stop::never())?.output;
@@ -191,6 +194,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
                 let crossed = crossed.collect::<Result<_, _>>()?;
                 let split = deployment.run(exit, cut..path.len(), crossed, &Stop::never())?.output;
                 report.cuts_checked += 1;
+                checked.add(1);
                 let pairs = || split.iter().zip(&expected);
                 let as_many = split.len() == expected.len();
                 let exact = as_many && pairs().all(|(ours, theirs)| ours.bytes() == theirs.bytes());
@@ -217,6 +221,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
             }
         }
     }
+    drop(checked);
     report.tensors_compared = compared.len();
     let tile_px = deployment.input().dims.last().copied().unwrap_or(0);
     let samples = match (blob(&evidence.samples)?, blob(&evidence.labels)?) {
@@ -226,18 +231,21 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     report.samples = samples.len();
     output.progress(format_args!("answering {} labelled samples at every exit", samples.len()));
     let answered = if samples.is_empty() { 0 } else { exits.len() };
+    let asked = output.count("answering samples", Unit::Steps, answered * samples.len());
     for exit in 0..answered {
         let end = network(manifest, exit).end;
         let mut right = 0;
         for sample in &samples {
             let logits = deployment.run(exit, 0..end, vec![sample.image.clone()], &Stop::never())?.output;
             right += usize::from(logits.first().is_some_and(|logits| answer(logits) == sample.label));
+            asked.add(1);
         }
         report.accuracy_per_exit.push(right as f64 / samples.len().max(1) as f64);
     }
 
+    drop(asked);
     if !samples.is_empty() {
-        report.input_codecs = input_codecs(&deployment, &samples)?;
+        report.input_codecs = input_codecs(&deployment, &samples, output)?;
     }
 
     output.line(format_args!(
@@ -334,11 +342,14 @@ fn made_up(deployment: &Deployment) -> Result<Golden> {
 }
 
 /// The codecs in which the input may cross, on the test samples and the best exit.
-fn input_codecs(deployment: &Deployment, samples: &[Sample]) -> Result<Vec<InputCodec>> {
+fn input_codecs(deployment: &Deployment, samples: &[Sample], output: &Output) -> Result<Vec<InputCodec>> {
     let manifest = deployment.manifest();
     let exits = manifest.exits.iter().enumerate();
     let best = exits.max_by(|a, b| a.1.accuracy.total_cmp(&b.1.accuracy)).map(|(index, _)| index);
     let (exit, best) = best.map(|index| (&manifest.exits[index], index)).context("a bundle without exits")?;
+    let at_input = exit.coded.iter().filter(|coded| coded.cut == 0);
+    let known: Vec<_> = at_input.filter_map(|coded| Some((Codec::from_name(&coded.codec)?, coded.accuracy))).collect();
+    let tried = output.count("coding inputs", Unit::Steps, (1 + known.len()) * samples.len());
     let right = |codec: Codec| -> Result<(f64, Vec<f64>)> {
         let (mut right, mut bytes) = (0, Vec::with_capacity(samples.len()));
         for sample in samples {
@@ -347,16 +358,16 @@ fn input_codecs(deployment: &Deployment, samples: &[Sample]) -> Result<Vec<Input
             let input = codec::decode(&coded, &sample.image.fact())?;
             let logits = deployment.run(best, 0..network(manifest, best).end, vec![input], &Stop::never())?.output;
             right += usize::from(logits.first().is_some_and(|logits| answer(logits) == sample.label));
+            tried.add(1);
         }
         Ok((right as f64 / samples.len().max(1) as f64, bytes))
     };
     let (exact, _) = right(Codec::Raw)?;
-    let at_input = exit.coded.iter().filter(|coded| coded.cut == 0);
-    let known = at_input.filter_map(|coded| Some((Codec::from_name(&coded.codec)?, coded.accuracy)));
     known
+        .into_iter()
         .map(|(codec, accuracy)| {
             let (here, mut bytes) = right(codec)?;
-            let told = manifest.boundaries[0].coded.iter().find(|coded| coded.codec == codec.name());
+            let told = manifest.boundaries[0].coded.iter().find(|told| told.codec == codec.name());
             Ok(InputCodec {
                 codec: codec.name().to_owned(),
                 lost_manifest: exit.accuracy - accuracy,

@@ -3,10 +3,11 @@
 use crate::ask::connect;
 use crate::identity::Connection;
 use crate::output::{BadInput, Output};
+use crate::progress::Unit;
 use anyhow::{Context, Result};
 use edgent_bundle::Bundle;
 use edgent_link::{Client, EdgeState, Fault, FaultKind, LinkError, ModelDescription, Trial, Version};
-use edgent_runtime::{PushError, make_ready, push};
+use edgent_runtime::{Given, PushError, give_to, make_ready, push};
 use serde::Serialize;
 use std::future::Future;
 use std::path::PathBuf;
@@ -150,11 +151,17 @@ impl How {
     fn push(&self, bundle: &Bundle, output: &Output) -> Result<()> {
         let trial = self.trial()?;
         for address in &self.ready {
-            with_host(address, &self.connection, async |client| Ok(make_ready(&client, bundle).await?))
-                .with_context(|| format!("{address} cannot serve it"))?;
+            with_host(address, &self.connection, async |client| {
+                give(&client, bundle, address, output).await?;
+                Ok(make_ready(&client, bundle).await?)
+            })
+            .with_context(|| format!("{address} cannot serve it"))?;
             output.progress(format_args!("{address} is ready"));
         }
-        change(&self.to, &self.connection, output, async |client| Ok(push(&client, bundle, trial).await?))
+        change(&self.to, &self.connection, output, async |client| {
+            give(&client, bundle, &self.to, output).await?;
+            Ok(push(&client, bundle, trial).await?)
+        })
     }
 
     fn trial(&self) -> Result<Option<Trial>> {
@@ -167,6 +174,16 @@ impl How {
         }
         Ok(Some(Trial { share, time_ms: (self.trial_s * 1e3) as u32 }))
     }
+}
+
+/// Gives a host what it lacks of a bundle, where it is seen how far that is.
+async fn give(client: &Client, bundle: &Bundle, to: &str, output: &Output) -> Result<()> {
+    let mut progress = None;
+    let tell = |Given { bytes, total_bytes }| {
+        let total = usize::try_from(total_bytes).unwrap_or(usize::MAX);
+        progress.get_or_insert_with(|| output.count(&format!("sending to {to}"), Unit::Bytes, total)).set(bytes);
+    };
+    Ok(give_to(client, bundle, tell).await?)
 }
 
 /// Pushes what lies in a folder, and again each time that it changes. A version that is refused, or a host that is

@@ -14,7 +14,7 @@ use rustix::process::{
 };
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -82,8 +82,8 @@ impl Confinement {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(ConfinedError::Start)?;
-        let stdout = child.stdout.take().map(|pipe| thread::spawn(move || tail(pipe, io::sink())));
-        let stderr = child.stderr.take().map(|pipe| thread::spawn(move || tail(pipe, io::sink())));
+        let stdout = child.stdout.take().map(|pipe| thread::spawn(move || tail(pipe)));
+        let stderr = child.stderr.take().map(|pipe| thread::spawn(move || tail(pipe)));
         let ended = self.wait(&mut child)?;
         let (stdout, said) = (read(stdout), printable(&read(stderr)));
         match self.judge(ended, &said) {
@@ -92,12 +92,17 @@ impl Confinement {
         }
     }
 
-    /// The same in front of the user: what it says is seen as it comes, and an exit code of its own is the caller's to
-    /// pass on.
-    pub fn run_in_front(&self, program: &Path, arguments: &[&OsStr]) -> Result<ExitStatus, ConfinedError> {
+    /// The same in front of the user: `show` gets each line that it says as it comes, and tells whether that was about
+    /// how far it is rather than about what is wrong; an exit code of its own is the caller's to pass on.
+    pub fn run_in_front(
+        &self,
+        program: &Path,
+        arguments: &[&OsStr],
+        show: impl FnMut(&[u8]) -> bool + Send + 'static,
+    ) -> Result<ExitStatus, ConfinedError> {
         let mut command = self.command(program, arguments);
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(ConfinedError::Start)?;
-        let stderr = child.stderr.take().map(|pipe| thread::spawn(move || tail(pipe, io::stderr())));
+        let stderr = child.stderr.take().map(|pipe| thread::spawn(move || tail_of_lines(pipe, show)));
         let ended = self.wait(&mut child)?;
         let said = printable(&read(stderr));
         match (ended.status.code(), ended.was_too_long, is_out_of_memory(&said)) {
@@ -249,16 +254,30 @@ fn read(reader: Option<thread::JoinHandle<Vec<u8>>>) -> Vec<u8> {
     reader.and_then(|thread| thread.join().ok()).unwrap_or_default()
 }
 
-/// The last bytes that come; all is read, and passed on, so that the writer is never held up.
-fn tail(mut pipe: impl Read, mut passed_on: impl Write) -> Vec<u8> {
+/// The last bytes that come; all is read, so that the writer is never held up.
+fn tail(mut pipe: impl Read) -> Vec<u8> {
     let (mut kept, mut piece) = (Vec::new(), [0; 4096]);
     while let Ok(read @ 1..) = pipe.read(&mut piece) {
-        let _ = passed_on.write_all(&piece[..read]);
-        kept.extend_from_slice(&piece[..read]);
-        let surplus = kept.len().saturating_sub(SAID_BYTES_MAX);
-        kept.drain(..surplus);
+        keep_last(&mut kept, &piece[..read]);
     }
     kept
+}
+
+/// The same, line by line, without those that `show` takes. A line that does not end is shown in pieces.
+fn tail_of_lines(pipe: impl Read, mut show: impl FnMut(&[u8]) -> bool) -> Vec<u8> {
+    let (mut kept, mut line, mut pipe) = (Vec::new(), Vec::new(), BufReader::new(pipe));
+    while let Ok(1..) = pipe.by_ref().take(SAID_BYTES_MAX as u64).read_until(b'\n', &mut line) {
+        if !show(&line) {
+            keep_last(&mut kept, &line);
+        }
+        line.clear();
+    }
+    kept
+}
+
+fn keep_last(kept: &mut Vec<u8>, more: &[u8]) {
+    kept.extend_from_slice(more);
+    kept.drain(..kept.len().saturating_sub(SAID_BYTES_MAX));
 }
 
 /// A confined process's words as one line, without what would let them rewrite a log or a terminal.
@@ -308,4 +327,23 @@ pub enum ConfinedError {
     /// It said no, in good order.
     #[error("{0}")]
     Refused(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_shown_as_they_come_and_those_about_progress_are_not_kept() {
+        let long = "x".repeat(3 * SAID_BYTES_MAX);
+        let said = format!("a note\n#1 of 2\nerror: why\n{long}\n#2 of 2\nthe end");
+        let mut shown = Vec::new();
+        let kept = tail_of_lines(said.as_bytes(), |line| {
+            shown.extend_from_slice(line);
+            line.starts_with(b"#")
+        });
+        assert_eq!(shown, said.as_bytes());
+        assert_eq!(kept.len(), SAID_BYTES_MAX);
+        assert!(kept.ends_with(b"xx\nthe end"), "{}", String::from_utf8_lossy(&kept));
+    }
 }

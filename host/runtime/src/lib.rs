@@ -44,6 +44,6 @@ pub use emulation::{Emulation, MeasuredHost};
 pub use host::{Host, HostError, Pulse, Settings, Trialist, build_name};
 pub use identity::{IdentityFolder, IdentityFolderError, Known};
 pub use policy::{Admitted, Policy, PolicyError, Refusal, Signed};
-pub use push::{PushError, make_ready, push, tell_signatures};
+pub use push::{Given, PushError, give_to, make_ready, push, tell_signatures};
 pub use trace::{ENDPOINT_VARIABLES, Telling, TellingError};
 pub use workers::{Busy, Due, Turn, Workers};

@@ -15,22 +15,39 @@ const PAUSE_MAX: Duration = Duration::from_millis(250);
 
 /// Gives a host a bundle, and has it serve it: after a trial, if it is to have one. Returns once it is in force there.
 pub async fn push(client: &Client, bundle: &Bundle, trial: Option<Trial>) -> Result<Version, PushError> {
-    send(client, bundle).await?;
+    give_to(client, bundle, |_| ()).await?;
     Ok(client.install(Digest(bundle.digest().0), trial).await?)
 }
 
 /// Gives a host a bundle, and has it serve it to who asks for it by its digest, whatever is in force there.
 pub async fn make_ready(client: &Client, bundle: &Bundle) -> Result<Version, PushError> {
-    send(client, bundle).await?;
+    give_to(client, bundle, |_| ()).await?;
     Ok(client.prepare(Digest(bundle.digest().0)).await?)
 }
 
-/// Tells who signed a bundle, and gives its manifest and the blobs that the host lacks, all in pieces.
-async fn send(client: &Client, bundle: &Bundle) -> Result<(), PushError> {
+/// So much of a bundle that a host lacks is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// Of its blobs' bytes.
+    pub bytes: u64,
+    /// What it lacked.
+    pub total_bytes: u64,
+}
+
+/// Tells who signed a bundle, and gives its manifest and the blobs that the host lacks, all in pieces; after each of
+/// those, `tell` hears of it. The host does not serve it for that.
+pub async fn give_to(client: &Client, bundle: &Bundle, mut tell: impl FnMut(Given)) -> Result<(), PushError> {
     tell_signatures(client, bundle).await?;
     let mut pieces = Pieces::new();
-    for wanted in offer(client, bundle, &mut pieces).await? {
-        give(client, bundle, &wanted, &mut pieces).await?;
+    let missing = offer(client, bundle, &mut pieces).await?;
+    let total_bytes = missing.iter().map(|blob| blob.bytes).fold(0, u64::saturating_add);
+    let mut given = Given { bytes: 0, total_bytes };
+    for wanted in missing {
+        give(client, bundle, &wanted, &mut pieces, |piece_bytes| {
+            given.bytes += piece_bytes;
+            tell(given);
+        })
+        .await?;
     }
     Ok(())
 }
@@ -51,7 +68,13 @@ async fn offer(client: &Client, bundle: &Bundle, pieces: &mut Pieces) -> Result<
     }
 }
 
-async fn give(client: &Client, bundle: &Bundle, wanted: &BlobName, pieces: &mut Pieces) -> Result<(), PushError> {
+async fn give(
+    client: &Client,
+    bundle: &Bundle,
+    wanted: &BlobName,
+    pieces: &mut Pieces,
+    mut tell: impl FnMut(u64),
+) -> Result<(), PushError> {
     let blobs = bundle.sealed().blobs();
     let blob = blobs.iter().find(|blob| blob.digest.0 == wanted.digest.0).ok_or(PushError::Wanted)?;
     let (bytes, mut offset) = (Bytes::from(bundle.blob(blob)?), 0);
@@ -59,7 +82,9 @@ async fn give(client: &Client, bundle: &Bundle, wanted: &BlobName, pieces: &mut 
         let piece = bytes.slice(offset..bytes.len().min(offset + pieces.bytes));
         let since = Instant::now();
         offset += piece.len();
-        client.put_blob(wanted.digest, (offset - piece.len()) as u64, piece).await?;
+        let piece_bytes = piece.len();
+        client.put_blob(wanted.digest, (offset - piece_bytes) as u64, piece).await?;
+        tell(piece_bytes as u64);
         pieces.took(since.elapsed()).await;
     }
     Ok(())

@@ -12,6 +12,7 @@ pub(crate) use file::Profile as ProfileFile;
 
 use crate::confined;
 use crate::output::{BadInput, Output, quantile};
+use crate::progress::Unit;
 use anyhow::{Context, Result};
 use edgent_bundle::{Bundle, Tier, split};
 use edgent_link::CodecTime;
@@ -126,7 +127,9 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     output.progress(format_args!("making layers of {} sizes a type", effort.sizes));
     let mut sweep = Sweep::new(&engine, effort)?;
     output.progress("measuring them");
-    sweep.run(|| chain.as_mut().map_or(Ok(()), Chain::run))?;
+    let measured = output.count("measuring layers", Unit::Steps, sweep.steps());
+    sweep.run(|| measured.add(1), || chain.as_mut().map_or(Ok(()), Chain::run))?;
+    drop(measured);
     let (profile, whole) = fit(sweep, chain)?;
     let comparison = bundle.as_ref().zip(whole).map(|(bundle, whole)| compare(&profile, bundle, whole)).transpose()?;
     if let Some(path) = &arguments.out {

@@ -104,8 +104,14 @@ impl Sweep {
         Ok(Self { cases: cases?, call, before, effort })
     }
 
-    /// Runs everything; between passes, `meanwhile`, so that what the machine does meanwhile hits both.
-    pub(crate) fn run(&mut self, mut meanwhile: impl FnMut() -> Result<()>) -> Result<()> {
+    /// How many layers are measured, in all passes together.
+    pub(crate) fn steps(&self) -> usize {
+        self.effort.passes * self.cases.len()
+    }
+
+    /// Runs everything, and says so after each layer; between passes, `meanwhile`, so that what the machine does meanwhile
+    /// hits both.
+    pub(crate) fn run(&mut self, did: impl Fn(), mut meanwhile: impl FnMut() -> Result<()>) -> Result<()> {
         for _ in 0..self.effort.passes {
             let mut start = 0;
             while start < self.cases.len() {
@@ -116,6 +122,7 @@ impl Sweep {
                         case.run(round >= WARM_UP)?;
                     }
                 }
+                (start..end).for_each(|_| did());
                 start = end;
             }
             meanwhile()?;
