@@ -162,6 +162,18 @@ top:
     cargo build --release --workspace
     python3 tests/peers/top.py
 
+# Edges that announce themselves and devices that find them, on two machines: network namespaces. Needs root.
+discover:
+    cargo build --release --workspace
+    test -x target/discover/bin/python || python3 -m venv target/discover
+    target/discover/bin/pip install --quiet --requirement tests/peers/discover.txt
+    target/discover/bin/python tests/peers/discover.py
+
+# Bars of what commands still have to do, in a real pseudo-terminal.
+progress:
+    cargo build --release --workspace
+    python3 tests/peers/progress.py
+
 # The Debian package: made, checked, installed, upgraded and purged on this machine. Needs root.
 package:
     cargo build --release --workspace
@@ -206,4 +218,4 @@ bench:
     cargo run --release -- bench deadline --quick --seconds 5 --strategy edgent --strategy paper --report target/deadline.html
 
 # All of CI's steps.
-ci: test lint model fresh audit demo oci registry minisign swap faults limits onnx-suite http-clients kserve metrics dashboard top haproxy package book bench
+ci: test lint model fresh audit demo oci registry minisign swap faults limits onnx-suite http-clients kserve metrics dashboard top progress discover haproxy package book bench

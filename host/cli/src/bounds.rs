@@ -18,6 +18,9 @@ const WORKERS_MAX: usize = 1_024;
 const RECONNECT_MIN_S: f64 = 1.0;
 const RECONNECT_MAX_S: f64 = 3.2e7;
 
+/// Announcements are repeated within seconds.
+const LISTENING_MAX_S: f64 = 3_600.0;
+
 /// Whether a deadline and an emulated slowdown are ones.
 pub(crate) fn check(deadline_ms: f64, slowdown: f64) -> anyhow::Result<()> {
     for (what, value, most) in
@@ -54,6 +57,11 @@ pub(crate) fn share_over_0(text: &str) -> Result<f64, String> {
 pub(crate) fn reconnect_s(text: &str) -> Result<f64, String> {
     let given = number(text).filter(|s| (RECONNECT_MIN_S..=RECONNECT_MAX_S).contains(s));
     given.ok_or_else(|| format!("must be a number of seconds from {RECONNECT_MIN_S} to {RECONNECT_MAX_S}"))
+}
+
+/// Reads how long is listened for what others say.
+pub(crate) fn listening_s(text: &str) -> Result<f64, String> {
+    over_0(text, LISTENING_MAX_S)
 }
 
 /// Reads an amount of memory.

@@ -51,6 +51,13 @@ struct Arguments {
     /// peer of that name is believed there.
     #[arg(long, value_name = "ADDR", value_parser = bounds::place)]
     edge: Vec<String>,
+    /// Look on the local network (multicast DNS) for edges that announce themselves, too, and take those that are known
+    /// here and may `serve`; the others' word counts for nothing. They come after those of --edge (device only).
+    #[arg(long)]
+    discover: bool,
+    /// Say on the local network where this host is and which key it has, for devices with --discover (edge only).
+    #[arg(long)]
+    announce: bool,
     /// Connect to each edge anew after about so long, and go on there: where a balancer stands before several edges, it
     /// spreads connections, not requests (device only).
     #[arg(long, value_name = "S", value_parser = bounds::reconnect_s, allow_negative_numbers = true)]
@@ -159,6 +166,27 @@ impl Arguments {
             let name = config.name("reconnect_s");
             return Err(BadInput::error(format!("{name} is for a device: an edge connects to nobody")));
         }
+        let misplaced = [
+            ("discover", self.discover, HostRole::Edge, "for a device: an edge connects to nobody"),
+            ("announce", self.announce, HostRole::Device, "for an edge: nobody connects to a device for its work"),
+        ];
+        for (key, is_given, role, why) in misplaced {
+            if is_given && self.role == Some(role) {
+                return Err(BadInput::error(format!("{} is {why}", config.name(key))));
+            }
+            if is_given && self.connection.is_insecure() {
+                let (name, insecure) = (config.name(key), config.name("insecure"));
+                return Err(BadInput::error(format!(
+                    "{name} and {insecure} exclude each other: without keys, anybody is meant"
+                )));
+            }
+        }
+        if self.announce && is_loopback(&self.listen) {
+            let (name, listen) = (config.name("announce"), config.name("listen"));
+            let why =
+                format!("{name} needs an address that other machines reach: {} ({listen}) is not one", self.listen);
+            return Err(BadInput::error(why));
+        }
         if self.edge.len() > EDGES_MAX {
             let name = config.name("edge");
             return Err(BadInput::error(format!("{name} may be given {EDGES_MAX} times at most")));
@@ -195,7 +223,12 @@ pub(crate) fn run() -> Result<()> {
         HostRole::Edge => Role::Edge,
     };
     let addresses: Vec<&str> = [&arguments.listen].into_iter().chain(&arguments.edge).map(String::as_str).collect();
-    let (security, known) = arguments.connection.security(&addresses)?;
+    let (security, known) = if arguments.discover {
+        // Those that are found are elsewhere.
+        arguments.connection.security_elsewhere()?
+    } else {
+        arguments.connection.security(&addresses)?
+    };
     if let Some(warning) = arguments.connection.warning(&addresses) {
         tracing::warn!("{warning}");
     }
@@ -215,6 +248,8 @@ pub(crate) fn run() -> Result<()> {
         http: arguments.http,
         agent_check: arguments.agent_check,
         edges: arguments.edge,
+        discover: arguments.discover,
+        announce: arguments.announce.then(machine_name),
         reconnect: arguments.reconnect_s.map(Duration::from_secs_f64),
         models: arguments.model,
         store: arguments.store,
@@ -268,6 +303,7 @@ async fn serve(settings: Settings, pair: Option<Vec<Right>>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let role = settings.role;
+    let telling = Telling::start(role).map_err(BadInput::error)?;
     let mut hang_up = signal(SignalKind::hangup())?;
     let mut host = Host::start(settings).await.map_err(|e| match e {
         HostError::Models(..) | HostError::Bundle(_) | HostError::Policy(_) | HostError::Backend(_) => {
@@ -301,9 +337,8 @@ async fn serve(settings: Settings, pair: Option<Vec<Right>>) -> Result<()> {
     manager::stopping();
     tracing::info!("draining");
     host.drain().await;
-    Ok(())
-}
-    let telling = Telling::start(role).map_err(BadInput::error)?;
     if let Some(telling) = telling {
         telling.end().await;
     }
+    Ok(())
+}

@@ -52,10 +52,23 @@ impl Connection {
         }
     }
 
+    /// Whether plain bytes go anywhere.
+    pub(crate) fn is_insecure(&self) -> bool {
+        self.insecure
+    }
+
     /// How to talk at these addresses: TLS, but with this machine itself.
     pub(crate) fn security(&self, addresses: &[&str]) -> Result<(Security, Option<Acquaintance>)> {
+        self.security_if(addresses.iter().any(|address| !is_loopback(address)))
+    }
+
+    /// The same at addresses of other machines that are not known yet.
+    pub(crate) fn security_elsewhere(&self) -> Result<(Security, Option<Acquaintance>)> {
+        self.security_if(true)
+    }
+
+    fn security_if(&self, is_elsewhere: bool) -> Result<(Security, Option<Acquaintance>)> {
         self.check(|key| format!("--{key}"))?;
-        let is_elsewhere = addresses.iter().any(|address| !is_loopback(address));
         if self.insecure {
             return Ok((Security::insecure(), None));
         }
@@ -92,13 +105,13 @@ impl Connection {
 }
 
 /// Whether an address is this machine's alone; one that cannot be looked up is not.
-fn is_loopback(address: &str) -> bool {
+pub(crate) fn is_loopback(address: &str) -> bool {
     let found = Place::of(address).address.to_socket_addrs().map(Vec::from_iter).unwrap_or_default();
     !found.is_empty() && found.iter().all(|address| address.ip().to_canonical().is_loopback())
 }
 
 impl Folder {
-    fn open(&self) -> Result<IdentityFolder> {
+    pub(crate) fn open(&self) -> Result<IdentityFolder> {
         let configured = || {
             let given = std::env::var_os("XDG_CONFIG_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
             let home =

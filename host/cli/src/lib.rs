@@ -18,6 +18,7 @@ mod config;
 mod confined;
 mod daemon;
 mod demo;
+mod discover;
 pub mod hosts;
 mod identity;
 mod inspect;
@@ -30,8 +31,8 @@ mod output;
 mod pin;
 mod plan;
 mod profile;
-mod random;
 mod progress;
+mod random;
 #[cfg(feature = "registry")]
 mod registry;
 pub mod relay;
@@ -62,10 +63,10 @@ struct Arguments {
     /// Print exactly one JSON object on stdout.
     #[arg(long, global = true)]
     json: bool,
-    #[command(subcommand)]
     /// Tell how far this process is to the one that started it, which has a terminal.
     #[arg(long, global = true, hide = true)]
     progress_to_parent: bool,
+    #[command(subcommand)]
     command: Command,
 }
 
@@ -85,6 +86,8 @@ enum Command {
     Id(identity::Id),
     /// Make another machine known to this one, and this one to it, so that they can talk.
     Pair(identity::Pair),
+    /// Show who announces itself on the local network.
+    Discover(discover::Arguments),
     /// Make a pair of keys to sign bundles with.
     Keygen(keys::Keygen),
     /// Sign a bundle: this is version so much of the model, and I answer for it.
@@ -163,6 +166,7 @@ fn run(command: Command, output: &Output) -> ExitCode {
         Command::Verify(arguments) => verify::run(&arguments, output),
         Command::Id(arguments) => identity::id(&arguments, output),
         Command::Pair(arguments) => identity::pair(&arguments, output),
+        Command::Discover(arguments) => discover::run(&arguments, output),
         Command::Keygen(arguments) => keys::keygen(&arguments, output),
         Command::Sign(arguments) => keys::sign(&arguments, output),
         Command::Plan(arguments) => plan::run(&arguments, output),
@@ -190,11 +194,11 @@ fn confined_main() -> ExitCode {
     confined::main(|work| {
         let arguments = Arguments::parse_from([std::ffi::OsString::from("edgent")].into_iter().chain(work));
         let output = Output::new(arguments.json);
+        let output = if arguments.progress_to_parent { output.shown_by_parent() } else { output };
         run(arguments.command, &output)
     })
 }
 
-        let output = if arguments.progress_to_parent { output.shown_by_parent() } else { output };
 /// `edgent-host`, from the command line to the exit code.
 pub fn host_main() -> ExitCode {
     if confined::is_called() {

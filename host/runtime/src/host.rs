@@ -2,13 +2,15 @@
 
 use crate::agent::Agent;
 use crate::device::{Device, DeviceService, DeviceSettings};
+use crate::discovery::{self, Announcement, DiscoveryError, Whereabouts};
 use crate::http::Front;
 use crate::metrics::Metrics;
 use crate::running::Running;
 use crate::shelf::{Judged, Shelf};
 use crate::trial::{Bounds, Trial};
 use crate::{
-    Admission, Deployment, Edge, Emulation, IdentityFolder, Policy, PolicyError, PrepareError, Workers, codec,
+    Admission, Deployment, Edge, Emulation, IdentityFolder, IdentityFolderError, Policy, PolicyError, PrepareError,
+    Workers, codec,
 };
 use edgent_bundle::{Bundle, BundleError, Reference, Store};
 use edgent_link::{
@@ -44,6 +46,10 @@ pub struct Settings {
     pub agent_check: Option<String>,
     /// Edges, for a device.
     pub edges: Vec<String>,
+    /// Look on the local network for known peers that may serve, too; for a device.
+    pub discover: bool,
+    /// Say on the local network that this host is here, by this name; for an edge.
+    pub announce: Option<String>,
     /// Connect to each edge anew after about so long, so that a balancer before several can spread devices; never, if
     /// not given.
     pub reconnect: Option<Duration>,
@@ -115,6 +121,7 @@ pub struct Host {
     server: Server,
     front: Option<Front>,
     agent: Option<Agent>,
+    announcement: Option<Announcement>,
     running: Running,
     known: Option<(IdentityFolder, Credentials)>,
     /// Where the operator's policy lies, and who judges by it.
@@ -171,10 +178,16 @@ impl Host {
         let looked = |path: PathBuf| (Bundle::open(&path).ok().map(|bundle| bundle.digest()), path);
         let given = settings.models.into_iter().map(looked).map(|(digest, path)| (path, digest)).collect();
         let metrics = Metrics::new();
+        let (whereabouts, found) = match (settings.discover, &settings.known) {
+            (false, _) => Default::default(),
+            (true, None) => return Err(DiscoveryError::NoKey.into()),
+            (true, Some((folder, _))) => Whereabouts::of(folder.peers().map_err(HostError::Identity)?.iter())?,
+        };
         let running = match only {
             Some(only) if role == Role::Device => {
                 let device_settings = DeviceSettings {
-                    edges: settings.edges,
+                    edges: discovery::join(settings.edges, found),
+                    whereabouts: Arc::new(whereabouts),
                     reconnect: settings.reconnect,
                     plan: settings.plan,
                     leave_when_sure: settings.leave_when_sure,
@@ -205,8 +218,15 @@ impl Host {
             Some(address) => Some(Agent::start(address, running.clone()).await?),
             None => None,
         };
+        let announcement = match (settings.announce, &settings.known) {
+            (None, _) => None,
+            (Some(_), None) => return Err(DiscoveryError::NoKey.into()),
+            (Some(name), Some((_, credentials))) => {
+                Some(Announcement::start(&name, server.local_addr(), credentials.identity().fingerprint())?)
+            }
+        };
         let (known, policy) = (settings.known, settings.policy);
-        Ok(Self { link, server, front, agent, running, known, policy, shelf: judging, given })
+        Ok(Self { link, server, front, agent, announcement, running, known, policy, shelf: judging, given })
     }
 
     /// Looks again at the bundles that it was told to serve, and at what is in force in its store, and puts in force
@@ -308,7 +328,8 @@ impl Host {
 
     /// Takes no more requests, answers those in flight, and ends.
     pub async fn drain(self) {
-        let Self { server, front, agent, .. } = self;
+        let Self { server, front, agent, announcement, .. } = self;
+        drop(announcement);
         let end = Instant::now() + DRAIN;
         // First of all, so that who looks whether this host is ready goes elsewhere while it is still there.
         if let Some(front) = &front {
@@ -398,6 +419,10 @@ pub enum HostError {
     Policy(#[from] PolicyError),
     #[error(transparent)]
     Backend(#[from] BackendError),
+    #[error(transparent)]
+    Identity(IdentityFolderError),
+    #[error(transparent)]
+    Discovery(#[from] DiscoveryError),
     #[error("the store: {0}")]
     Store(String),
     #[error("preparing the models failed: {0}")]

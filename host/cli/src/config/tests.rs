@@ -55,10 +55,12 @@ fn every_flag_has_a_key_and_a_variable_of_its_own() {
             (_, Type::Text, "pair") => ("\"ask\"".to_owned(), "ask".to_owned()),
             (_, Type::Text, _) => ("\"localhost:1\"".to_owned(), "localhost:1".to_owned()),
         };
-        let by_file = told(Some(&format!("\n{key} = {in_file}")), &[], &[]).unwrap();
+        // The one that needs another one beside it.
+        let beside: &[&str] = if key == "announce" { &["--listen", "10.0.0.1:1"] } else { &[] };
+        let by_file = told(Some(&format!("\n{key} = {in_file}")), &[], beside).unwrap();
         assert_eq!(setting(&by_file, &key), (vec![in_variable.clone()], "file:2".to_owned()));
         let name = variable(&key);
-        let by_variable = told(None, &[&format!("{name}={in_variable}")], &[]).unwrap();
+        let by_variable = told(None, &[&format!("{name}={in_variable}")], beside).unwrap();
         assert_eq!(setting(&by_variable, &key), (vec![in_variable], name));
     }
 }
@@ -129,6 +131,11 @@ fn what_cannot_be_is_refused_by_file_line_and_key() {
         ("store = ''", "edgent.toml:1: store must not be empty"),
         ("role = 'edge'\nmemory_max_mib = 10", "edgent.toml:2: memory_max_mib is for a device"),
         ("role = 'edge'\nreconnect_s = 60", "edgent.toml:2: reconnect_s is for a device"),
+        ("role = 'edge'\ndiscover = true", "edgent.toml:2: discover is for a device"),
+        ("announce = true\nrole = 'device'", "edgent.toml:1: announce is for an edge"),
+        ("discover = true\ninsecure = true", "edgent.toml:1: discover and edgent.toml:2: insecure exclude each other"),
+        ("announce = true", "edgent.toml:1: announce needs an address that other machines reach: 127.0.0.1:7400"),
+        ("listen = '[::1]:0'\nannounce = true", "edgent.toml:2: announce needs an address that other machines reach"),
         ("reconnect_s = 0.5", "edgent.toml:1: reconnect_s cannot be '0.5': must be a number of seconds from 1 to"),
         ("tls = true\ninsecure = true", "edgent.toml:1: tls and edgent.toml:2: insecure exclude each other"),
         ("tls = true\n\ntls = true", "edgent.toml:3: duplicate key"),

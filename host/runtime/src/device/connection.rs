@@ -89,7 +89,9 @@ impl Device {
 
     async fn join(&self, link: &Link, place: usize, settings: &DeviceSettings) -> Result<Joined, LinkError> {
         let address = &settings.edges[place];
-        let client = link.connect(address, settings.hello.clone(), settings.limits).await?;
+        let now = settings.whereabouts.now(address);
+        let now = now.map_err(|source| LinkError::Connect { address: address.clone(), source })?;
+        let client = link.connect(&now, settings.hello.clone(), settings.limits).await?;
         loop {
             let serving = self.serving();
             let met = serving.meet_or_push(&client).await?;

@@ -20,12 +20,13 @@ mod trial;
 
 use crate::answer::{Answered, Said, accuracy_min};
 use crate::codec::to_wire;
+use crate::discovery::Whereabouts;
 use crate::edge::{fault, us};
 use crate::metrics::Metrics;
 use crate::shelf::{Prepared, Shelf};
 use crate::state::{DeviceState, State};
-use crate::{Deployment, Workers, codec};
 use crate::trace::{self, Kind, Span};
+use crate::{Deployment, Workers, codec};
 use bytes::Bytes;
 use edgent_link::{
     Answer, AskRequest, BlobName, Description, Digest, Direction, EdgeState, Fault, FaultKind, Hello, Limits, Link,
@@ -68,6 +69,8 @@ pub const LATE: &str = "the edge's answer was not there in time";
 pub struct DeviceSettings {
     /// Addresses of edges, in order of preference.
     pub edges: Vec<String>,
+    /// Where those are of which only the name was told.
+    pub(crate) whereabouts: Arc<Whereabouts>,
     /// Connect to each edge anew after about so long; never, if not given.
     pub reconnect: Option<Duration>,
     /// Deadline, codec and privacy bounds.
@@ -298,19 +301,19 @@ impl Device {
     ) -> Result<Answer, Fault> {
         let deadline_us = asked.deadline_us;
         let crosses = serving.crosses();
+        let mut planning = Span::start("plan", Kind::Internal, asked.trace);
         let (planned, in_time, takes_fastest) = {
             let controller = serving.lock();
             let left_us = deadline_us - self.shared.queued_us(asked.due());
-        let mut planning = Span::start("plan", Kind::Internal, asked.trace);
             let left_us = if crosses { left_us } else { self.shared.allowed_us(left_us, asked) };
             let planned = controller.for_request(left_us, asked.accuracy_min);
             (planned, controller.in_time(&planned, deadline_us), controller.strategy().falls_back())
         };
+        planning.planned(&planned, in_time);
+        planning.end();
         let outcome = serving.run(input, asked, planned).await;
         if let Some(why) = serving.deployment.new_quarantine() {
             self.leave(serving, why);
-        planning.planned(&planned, in_time);
-        planning.end();
         }
         let mut outcome = outcome?;
         let is_late = planned.predicted_us.is_none_or(|us| us > deadline_us);
