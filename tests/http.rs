@@ -6,10 +6,20 @@ mod front;
 #[path = "support/http.rs"]
 mod http;
 
+use edgent_link::{
+    Digest, Fault, FaultKind, Hello, InferReply, InferRequest, Limits, Link, ModelProfile, Plan, Reply, Role, Security,
+    SegmentTime, Service, TraceParent,
+};
 use front::{PIXELS, built, bundle, edgent, example, host, several};
 use http::{get, post, raw, request};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+/// Long enough for a busy machine, short enough to notice a hang.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a model's metadata say of its first input.
 fn first_input(metadata: &Value) -> (String, String, Value) {
@@ -495,4 +505,58 @@ async fn damaged_requests_are_answered_or_refused() {
     assert_eq!(PIXELS, pixels.len());
     let whole = post(at, INFER, &[("inference-header-content-length", &length)], &good);
     assert_eq!(whole.status, 200);
+}
+
+/// An edge that tells which traces it is asked in, and computes nothing.
+struct Heard(Sender<Option<TraceParent>>);
+
+impl Service for Heard {
+    fn install_plan(&self, _: Plan, reply: Reply<()>) {
+        reply.send(Ok(()));
+    }
+
+    fn profile(&self, model: Digest, reply: Reply<ModelProfile>) {
+        let fast = |segment| SegmentTime { segment, p50_us: 1.0, p90_us: 1.0, samples: 9 };
+        let (segments, codecs) = ((0..64).map(fast).collect(), Vec::new());
+        reply.send(Ok(ModelProfile { model, segments, queue_us: 0.0, codec_us_per_mib: 1.0, codecs }));
+    }
+
+    fn infer(&self, request: InferRequest, reply: Reply<InferReply>) {
+        self.0.send(request.trace).unwrap();
+        reply.send(Err(Fault { kind: FaultKind::Internal, message: "it computes nothing".to_owned() }));
+    }
+}
+
+/// A trace that a caller begins does not end at a device that tells nobody of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trace_of_a_caller_goes_on_to_the_edge() {
+    let (say, heard) = channel();
+    let link = Link::start(Security::plain_on_loopback(None)).unwrap();
+    let hello = Hello::new(Role::Edge, "test");
+    let edge = link.serve("127.0.0.1:0", hello, Limits::default(), Arc::new(Heard(say))).await.unwrap();
+    let address = edge.local_addr().to_string();
+    let (device, at) = host("device", bundle(), &["--edge", &address, "--deadline-ms", "20000"]).await;
+    edgent(&["pin", "--to", &device.address().to_string(), "--exit", "exit3", "--cut", "0"]);
+
+    let metadata = get(at, "/v2/models/branchy-alexnet").json();
+    let body = as_json(&metadata, &example().1, json!({}));
+    let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let other = good.replace("4bf9", "4bfa");
+    let long = format!("{good}{}", "0".repeat(4_000));
+    let cases: [(&[&str], Option<&str>); 5] = [
+        (&[good], Some(good)),
+        (&[], None),
+        (&["00-no-such-thing-01"], None),
+        (&[&long], None),
+        (&[good, &other], None),
+    ];
+    for (named, expected) in cases {
+        let headers: Vec<_> = named.iter().map(|text| ("traceparent", *text)).collect();
+        // The device's own answer: a trace, be it none, costs nobody one.
+        assert_eq!(post(at, INFER, &headers, &body).status, 200, "{named:?}");
+        let said = heard.recv_timeout(PATIENCE).unwrap();
+        let expected = expected.map(|text| TraceParent::read(text).unwrap());
+        assert_eq!(said, expected, "{named:?}");
+    }
+    assert!(device.end().await.unwrap().success());
 }
