@@ -11,7 +11,8 @@
 //! once, in more ways than anyone could try; [`nested`](crate::nested) finds those that pay for some speed of
 //! the link and the hosts, and they are boundaries as well.
 //!
-//! Two kinds of place are left out. That between an operator and an element-wise one behind it (a
+//! Three kinds of place are left out. That behind which next to nothing makes less of what crosses, as a pool does
+//! ([`dominated`](crate::dominated)). That between an operator and an element-wise one behind it (a
 //! convolution and its bias or ReLU): as many elements cross after the element-wise operator as
 //! before it, so cutting there gains nothing, and it would keep tract from fusing the two. And that
 //! behind element-wise operators on the input (its normalisation): what crosses there is the input
@@ -24,6 +25,7 @@
 //! Where a segment cannot be written down as NNEF, or is not wanted so, it is a part of the ONNX file, between the closest boundaries
 //! whose tensors the file knows: [`written`](crate::written).
 
+use crate::dominated::without_dominated;
 use crate::graph::concrete;
 use crate::guard::guarded;
 use crate::layer::{describe, is_element_wise, work};
@@ -98,9 +100,9 @@ impl Cut {
         making.cut.boundaries.push((0..imported.inputs.len()).collect());
         making.cut.tensors.extend(imported.inputs.iter().cloned());
         making.known.extend(model.inputs.iter().enumerate().map(|(at, input)| (*input, at)));
+        let mut chains = Vec::with_capacity(exits.len());
         for outputs in exits {
             let ends: Vec<OutletId> = outputs.iter().map(|output| model.outputs[*output]).collect();
-            let name = outputs.first().map_or_else(String::new, |output| imported.outputs[*output].name.clone());
             for (output, end) in outputs.iter().zip(&ends) {
                 if !tree.order.contains_key(&end.node) {
                     return Err(CutError::Detached(imported.outputs[*output].name.clone()));
@@ -112,7 +114,12 @@ impl Cut {
                 chain.extend(guarded(|| tree.between(model, &pair[0], &pair[1])).map_err(CutError::Graph)?);
                 chain.push(pair[1].clone());
             }
-            let path = making.path(&chain)?;
+            chains.push(chain);
+        }
+        let chains = guarded(|| without_dominated(model, &tree, &chains)).map_err(CutError::Graph)?;
+        for (outputs, chain) in exits.iter().zip(&chains) {
+            let name = outputs.first().map_or_else(String::new, |output| imported.outputs[*output].name.clone());
+            let path = making.path(chain)?;
             making.cut.exits.push(Exit { name, path });
         }
         Ok(making.cut)
@@ -333,7 +340,7 @@ const ROOT: usize = usize::MAX;
 
 /// For every node that depends on an input, its closest dominator (Cooper, Harvey and Kennedy's
 /// algorithm; on a graph without cycles one pass in topological order is enough).
-struct Dominators {
+pub(crate) struct Dominators {
     /// Position in topological order, closest dominator; both by node.
     order: BTreeMap<usize, usize>,
     closest: BTreeMap<usize, usize>,
@@ -382,6 +389,10 @@ impl Dominators {
             }
         }
         Ok(tree)
+    }
+
+    pub(crate) fn depends_on_input(&self, node: usize) -> bool {
+        self.order.contains_key(&node)
     }
 
     fn add(&mut self, node: usize, dominator: usize) {

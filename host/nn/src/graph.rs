@@ -26,12 +26,14 @@ pub struct Graph(Arc<Loaded>);
 #[derive(Clone)]
 pub struct WeakGraph(Weak<Loaded>);
 
-struct Loaded {
-    runner: Runner,
-    inputs: Vec<Port>,
-    outputs: Vec<Port>,
-    cost: Cost,
-    choice: Option<Choice>,
+pub(crate) struct Loaded {
+    pub(crate) runner: Runner,
+    pub(crate) inputs: Vec<Port>,
+    pub(crate) outputs: Vec<Port>,
+    pub(crate) cost: Cost,
+    pub(crate) choice: Option<Choice>,
+    /// Of a joined graph, by operator: the part that ends with it, if one does. Empty of others.
+    pub(crate) ends_part: Vec<Option<usize>>,
 }
 
 /// What a backend has made of a graph. Shared: weights are in memory once.
@@ -163,7 +165,16 @@ impl Graph {
         let inputs = ports(&model, model.input_outlets()).map_err(GraphError::Unusable)?;
         let outputs = ports(&model, model.output_outlets()).map_err(GraphError::Unusable)?;
         let plan = guarded(|| plan(model)).map_err(GraphError::Unusable)?;
-        Ok(Self(Arc::new(Loaded { runner: Runner::Tract(plan), inputs, outputs, cost, choice: None })))
+        let (runner, ends_part) = (Runner::Tract(plan), Vec::new());
+        Ok(Self::from_loaded(Loaded { runner, inputs, outputs, cost, choice: None, ends_part }))
+    }
+
+    pub(crate) fn from_loaded(loaded: Loaded) -> Self {
+        Self(Arc::new(loaded))
+    }
+
+    pub(crate) fn ends_part(&self) -> &[Option<usize>] {
+        &self.0.ends_part
     }
 
     /// The same graph, run by onnxruntime.
@@ -179,7 +190,7 @@ impl Graph {
     fn with(&self, runner: Runner, choice: Option<Choice>) -> Self {
         let Loaded { inputs, outputs, cost, .. } = &*self.0;
         let (inputs, outputs) = (inputs.clone(), outputs.clone());
-        Self(Arc::new(Loaded { runner, inputs, outputs, cost: *cost, choice }))
+        Self::from_loaded(Loaded { runner, inputs, outputs, cost: *cost, choice, ends_part: Vec::new() })
     }
 
     pub(crate) fn runner(&self) -> &Runner {

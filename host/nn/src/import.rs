@@ -59,6 +59,18 @@ impl Imported {
         Graph::prepare(self.model.clone()).map_err(|e| ImportError::Unsupported(e.to_string()))
     }
 
+    /// As much of the network as these outputs need, as indices, in one graph.
+    pub fn whole_to(&self, outputs: &[usize]) -> Result<Graph, ImportError> {
+        let mut model = self.model.clone();
+        let ends: Vec<OutletId> = outputs.iter().filter_map(|output| self.model.outputs.get(*output).copied()).collect();
+        guarded(|| {
+            model.select_output_outlets(&ends)?;
+            model.compact()
+        })
+        .map_err(ImportError::Unsupported)?;
+        Graph::prepare(model).map_err(|e| ImportError::Unsupported(e.to_string()))
+    }
+
     /// The whole network as tract alone would run it.
     pub fn plain(&self) -> Result<Graph, ImportError> {
         Graph::plain(self.model.clone()).map_err(|e| ImportError::Unsupported(e.to_string()))

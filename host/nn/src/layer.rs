@@ -75,6 +75,16 @@ pub struct Cost {
     pub largest_bytes: u64,
 }
 
+impl Cost {
+    /// What two runs take, one after the other.
+    pub(crate) fn with(self, other: Self) -> Self {
+        Self {
+            macs: self.macs.saturating_add(other.macs),
+            largest_bytes: self.largest_bytes.max(other.largest_bytes),
+        }
+    }
+}
+
 /// Adds up what a graph's operators take. Nothing overflows: too much is the most that there is.
 pub(crate) fn cost(part: &TypedModel) -> TractResult<Cost> {
     let mut total = Cost::default();

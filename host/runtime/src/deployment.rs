@@ -7,6 +7,7 @@ use crate::confine::ConfinedError;
 use crate::emulation::{Emulation, Pace};
 use crate::golden::GoldenError;
 use crate::memory::GiveBack;
+use crate::runs::{Joined, Run, Ways};
 use crate::segments::Preparing;
 use edgent_bundle::{Bundle, BundleError, ComponentError, Digest, Manifest, Tier};
 use edgent_nn::{Choice, Cost, ElementType, Fact, GraphError, Onnxruntime, Stop, Tensor, TensorError};
@@ -17,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{mem, thread};
 
 /// How soon an emulated segment notices that nobody waits for it.
 const PRETEND_SLICE: Duration = Duration::from_millis(5);
@@ -45,6 +46,7 @@ pub struct Deployment {
     /// None where the memory that this host may use did not suffice.
     segments: Vec<Option<Segment>>,
     wiring: Vec<Wiring>,
+    ways: Ways,
     pace: Pace,
     /// What each segment usually takes of this processor's time; only kept where one so many times slower is emulated.
     usual: Mutex<Timings>,
@@ -113,7 +115,7 @@ impl Tiers {
 
 /// How a segment makes one boundary's tensors of another's.
 #[derive(Debug)]
-struct Wiring {
+pub(crate) struct Wiring {
     /// Where those that it takes stand among those of the boundary it starts from.
     takes: Vec<usize>,
     /// Where each of the boundary it leads to comes from.
@@ -184,6 +186,7 @@ impl Deployment {
             network,
             tensors,
             wiring,
+            ways: Ways::default(),
             pace,
             usual,
             faults: segments.iter().map(|_| AtomicU32::new(0)).collect(),
@@ -196,16 +199,64 @@ impl Deployment {
 
     /// Runs the segments of an exit's path whose positions are in `range` on what crosses the boundary before them.
     pub fn run(&self, exit: usize, range: Range<usize>, input: Vec<Tensor>, stop: &Stop) -> Result<Ran, RunError> {
-        let mut activation = input;
-        let mut segments_us = Vec::with_capacity(range.len());
-        for index in &self.manifest.exits[exit].path[range] {
-            let start = Instant::now();
-            let (output, emulated) = self.run_one(*index, activation, stop)?;
-            activation = output;
-            pretend(emulated, stop);
-            segments_us.push((*index, start.elapsed().as_secs_f64() * 1e6));
+        let mut ran = Ran { output: input, segments_us: Vec::with_capacity(range.len()) };
+        if !matches!(self.pace, Pace::Own) {
+            for index in &self.manifest.exits[exit].path[range] {
+                self.run_next(*index, &mut ran, stop)?;
+            }
+            return Ok(ran);
         }
-        Ok(Ran { output: activation, segments_us })
+        for run in self.ways.get(self, exit, &range).iter() {
+            match run {
+                Run::Joined(joined) if joined.is_sound() => self.run_joined(joined, &mut ran, stop)?,
+                Run::Joined(joined) => {
+                    for index in &joined.indices {
+                        self.run_next(*index, &mut ran, stop)?;
+                    }
+                }
+                Run::One(index) => self.run_next(*index, &mut ran, stop)?,
+            }
+        }
+        Ok(ran)
+    }
+
+    fn run_next(&self, index: usize, ran: &mut Ran, stop: &Stop) -> Result<(), RunError> {
+        let start = Instant::now();
+        let (output, emulated) = self.run_one(index, mem::take(&mut ran.output), stop)?;
+        ran.output = output;
+        pretend(emulated, stop);
+        ran.segments_us.push((index, start.elapsed().as_secs_f64() * 1e6));
+        Ok(())
+    }
+
+    /// Runs some segments in one call.
+    fn run_joined(&self, joined: &Joined, ran: &mut Ran, stop: &Stop) -> Result<(), RunError> {
+        self.check_quarantine()?;
+        let (start, first) = (Instant::now(), ran.segments_us.len());
+        let mut parts_us = Vec::new();
+        let through = joined.wiring.through(mem::take(&mut ran.output), |taken| {
+            let (given, us) = joined.segment.run_timed(taken, stop)?;
+            parts_us = us;
+            Ok::<_, SegmentError>(given)
+        });
+        if let Err(error) = &through {
+            joined.has_failed.store(is_own_fault(&error.fault), Ordering::Relaxed);
+            self.judge(joined.indices[0], Some(error));
+        } else {
+            joined.indices.iter().for_each(|index| self.judge(*index, None));
+        }
+        ran.output = through?;
+        ran.segments_us.extend(joined.indices.iter().copied().zip(parts_us));
+        // The call itself is nobody's; the first has it, so that the sum is right.
+        let within: f64 = ran.segments_us[first..].iter().map(|(_, us)| us).sum();
+        if let Some((_, us)) = ran.segments_us.get_mut(first) {
+            *us += (start.elapsed().as_secs_f64() * 1e6 - within).max(0.0);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn segment(&self, index: usize) -> Option<&Segment> {
+        self.segments[index].as_ref()
     }
 
     /// Runs every segment that is held `runs` times on zeros and tells how long each run takes here. Where a slow device
@@ -247,20 +298,15 @@ impl Deployment {
     /// Has one segment make the next boundary's tensors of those before it.
     pub fn step(&self, index: usize, input: Vec<Tensor>, stop: &Stop) -> Result<Vec<Tensor>, RunError> {
         let not_held = || RunError::NotHeld(self.manifest.segments[index].name.clone());
-        if let Some(why) = self.quarantine() {
-            return Err(RunError::Quarantined(why.to_owned()));
-        }
-        let (segment, wiring) = (self.segments[index].as_ref().ok_or_else(not_held)?, &self.wiring[index]);
-        let mut here: Vec<Option<Tensor>> = input.into_iter().map(Some).collect();
-        let passed: Vec<Option<Tensor>> = wiring.to.iter().map(|source| source.passed(&here)).collect();
-        // The segment's are handed over: without another holder, tract may compute in place.
-        let taken = wiring.takes.iter().filter_map(|at| here.get_mut(*at)?.take()).collect();
-        drop(here);
-        let ran = segment.run(taken, stop);
-        self.judge(index, ran.as_ref().err());
-        let mut given: Vec<Option<Tensor>> = ran?.into_iter().map(Some).collect();
-        let sources = wiring.to.iter().zip(passed);
-        Ok(sources.filter_map(|(source, passed)| source.given(&mut given).or(passed)).collect())
+        self.check_quarantine()?;
+        let segment = self.segment(index).ok_or_else(not_held)?;
+        let through = self.wiring[index].through(input, |taken| segment.run(taken, stop));
+        self.judge(index, through.as_ref().err());
+        Ok(through?)
+    }
+
+    fn check_quarantine(&self) -> Result<(), RunError> {
+        self.quarantine().map_or(Ok(()), |why| Err(RunError::Quarantined(why.to_owned())))
     }
 
     /// Counts what a segment did wrong, and ends it all when that was too often.
@@ -372,6 +418,11 @@ impl Deployment {
     }
 }
 
+/// Whether a segment did wrong, rather than who called it.
+fn is_own_fault(fault: &Fault) -> bool {
+    !matches!(fault, Fault::Input(_) | Fault::TimeUp)
+}
+
 fn zeros(fact: &Fact) -> Result<Tensor, TensorError> {
     Tensor::from_bytes(fact.element_type, &fact.dims, &vec![0; fact.bytes()])
 }
@@ -380,13 +431,34 @@ impl Wiring {
     /// Of a segment whose manifest has been checked.
     fn new(manifest: &Manifest, segment: &edgent_bundle::Segment) -> Self {
         let (from, to) = (&manifest.boundaries[segment.from].tensors, &manifest.boundaries[segment.to].tensors);
+        Self::between(from, to, &segment.takes, &segment.gives)
+    }
+
+    /// From what crosses one boundary to what crosses another.
+    pub(crate) fn between(from: &[usize], to: &[usize], takes: &[usize], gives: &[usize]) -> Self {
         let place = |tensors: &[usize], tensor: &usize| tensors.iter().position(|other| other == tensor);
         let source = |tensor: &usize| {
-            let given = place(&segment.gives, tensor).map(Source::Given);
+            let given = place(gives, tensor).map(Source::Given);
             given.or_else(|| place(from, tensor).map(Source::Passed))
         };
-        let takes = segment.takes.iter().filter_map(|tensor| place(from, tensor)).collect();
+        let takes = takes.iter().filter_map(|tensor| place(from, tensor)).collect();
         Self { takes, to: to.iter().filter_map(source).collect() }
+    }
+
+    /// Has what is taken made into what is given; the rest passes by.
+    fn through<E>(
+        &self,
+        input: Vec<Tensor>,
+        run: impl FnOnce(Vec<Tensor>) -> Result<Vec<Tensor>, E>,
+    ) -> Result<Vec<Tensor>, E> {
+        let mut here: Vec<Option<Tensor>> = input.into_iter().map(Some).collect();
+        let passed: Vec<Option<Tensor>> = self.to.iter().map(|source| source.passed(&here)).collect();
+        // They are handed over: without another holder, tract may compute in place.
+        let taken = self.takes.iter().filter_map(|at| here.get_mut(*at)?.take()).collect();
+        drop(here);
+        let mut given: Vec<Option<Tensor>> = run(taken)?.into_iter().map(Some).collect();
+        let sources = self.to.iter().zip(passed);
+        Ok(sources.filter_map(|(source, passed)| source.given(&mut given).or(passed)).collect())
     }
 }
 

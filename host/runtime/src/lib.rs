@@ -29,6 +29,7 @@ mod policy;
 mod policy_tests;
 mod push;
 mod running;
+mod runs;
 mod segments;
 mod shelf;
 mod state;

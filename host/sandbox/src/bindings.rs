@@ -6,8 +6,8 @@ wasmtime::component::bindgen!({
     path: "../../wit",
     with: {
         "wasi:nn/tensor.tensor": edgent_nn::Tensor,
-        "wasi:nn/graph.graph": edgent_nn::Graph,
-        "wasi:nn/inference.graph-execution-context": edgent_nn::Context,
+        "wasi:nn/graph.graph": crate::imports::GraphHandle,
+        "wasi:nn/inference.graph-execution-context": crate::imports::ContextHandle,
         "wasi:nn/errors.error": crate::imports::NnError,
     },
     imports: { default: trappable },

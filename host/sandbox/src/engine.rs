@@ -4,10 +4,12 @@ use crate::bindings::{Segment as World, SegmentPre};
 use crate::clock::{Clock, Ticking};
 use crate::imports::Imports;
 use crate::kept;
+use crate::segment::Instance;
 use rustix::process::{Resource, getrlimit};
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, OptLevel};
@@ -66,6 +68,10 @@ struct Compiled {
     world: SegmentPre<Imports>,
     engine: wasmtime::Engine,
     clock: Arc<Clock>,
+    /// Whether it ships with this program.
+    is_shipped: AtomicBool,
+    /// Instances that may run any segment of this code.
+    idle: Mutex<Vec<Instance>>,
 }
 
 impl Engine {
@@ -92,9 +98,12 @@ impl Engine {
         self.compile_kept(purpose, component, None)
     }
 
-    /// The same of a guest that ships with this program: compiled once, it is kept on disk.
+    /// The same of a guest that ships with this program: compiled once, it is kept on disk; and where the host does the
+    /// arithmetic, segments share its instances.
     pub fn compile_shipped(&self, purpose: Purpose, component: &[u8]) -> Result<Code, SandboxError> {
-        self.compile_kept(purpose, component, self.0.kept.as_deref())
+        let code = self.compile_kept(purpose, component, self.0.kept.as_deref())?;
+        code.0.is_shipped.store(true, Ordering::Relaxed);
+        Ok(code)
     }
 
     fn compile_kept(&self, purpose: Purpose, component: &[u8], kept: Option<&Path>) -> Result<Code, SandboxError> {
@@ -161,7 +170,9 @@ impl Compiler {
             None => Component::from_binary(&self.engine, component)?,
         };
         let world = SegmentPre::new(self.linker.instantiate_pre(&parsed)?)?;
-        let code = Arc::new(Compiled { world, engine: self.engine.clone(), clock: Arc::clone(&self.clock) });
+        let (engine, clock) = (self.engine.clone(), Arc::clone(&self.clock));
+        let (is_shipped, idle) = (AtomicBool::new(false), Mutex::default());
+        let code = Arc::new(Compiled { world, engine, clock, is_shipped, idle });
         compiled.retain(|_, code| code.strong_count() > 0);
         compiled.insert(component.to_vec(), Arc::downgrade(&code));
         Ok(Code(code))
@@ -180,6 +191,14 @@ impl Code {
 
     pub(crate) fn wasmtime(&self) -> &wasmtime::Engine {
         &self.0.engine
+    }
+
+    pub(crate) fn is_shipped(&self) -> bool {
+        self.0.is_shipped.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn idle(&self) -> &Mutex<Vec<Instance>> {
+        &self.0.idle
     }
 
     /// Lets running guests be looked at, and interrupted, until the result is dropped.

@@ -5,9 +5,10 @@
 
 use crate::bindings::edgent::segment::own_graph;
 use crate::bindings::wasi::nn::{errors, graph, inference, tensor};
+use crate::Limits;
 use crate::limits::OverLimit;
-use crate::{Limits, Work};
-use edgent_nn::{ComputeError, Context, ElementType, Graph, Stop, Tensor, count_copied};
+use crate::segment::OwnGraph;
+use edgent_nn::{ComputeError, Context, ElementType, Stop, Tensor, count_copied};
 use std::result::Result as StdResult;
 use std::time::{Duration, Instant};
 use wasmtime::component::{Resource, ResourceTable};
@@ -20,11 +21,26 @@ const OWN_GRAPH: &str = "self";
 pub(crate) struct Imports {
     pub(crate) store_limits: StoreLimits,
     limits: Limits,
-    work: Work,
+    /// Whose segment the instance runs now; nobody's between two calls.
+    own: Option<Own>,
     table: ResourceTable,
     held_bytes: usize,
     call: Call,
 }
+
+/// The graph that belongs to the segment in whose place a guest is called.
+pub(crate) enum Own {
+    /// The host computes it.
+    InHost(Context),
+    /// The guest does, and may have its bytes.
+    InGuest(OwnGraph),
+}
+
+/// A guest's handle for its graph. It says nothing of which one that is: there is no other that a guest could have.
+pub struct GraphHandle;
+
+/// A guest's handle for an execution context. Each run begins from nothing, so one context does for all of them.
+pub struct ContextHandle;
 
 /// What is known of the call in progress.
 struct Call {
@@ -42,12 +58,30 @@ pub struct NnError {
 }
 
 impl Imports {
-    pub(crate) fn new(work: Work, limits: &Limits) -> Self {
+    pub(crate) fn new(own: Own, limits: &Limits) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits.handles);
         let store_limits = limits.store_limits();
         let limits = limits.clone();
-        Self { store_limits, limits, work, table, held_bytes: 0, call: Call::new(Stop::never(), None) }
+        Self { store_limits, limits, own: Some(own), table, held_bytes: 0, call: Call::new(Stop::never(), None) }
+    }
+
+    /// From now on the guest's graph is this one.
+    pub(crate) fn serve(&mut self, own: Own) {
+        self.own = Some(own);
+    }
+
+    /// The guest's graph is taken away: an instance that waits keeps nobody's weights in memory.
+    pub(crate) fn leave(&mut self) -> Option<Own> {
+        self.own.take()
+    }
+
+    /// What each part of a joined graph took in the last run.
+    pub(crate) fn parts_us(&self) -> &[f64] {
+        match &self.own {
+            Some(Own::InHost(context)) => context.parts_us(),
+            _ => &[],
+        }
     }
 
     /// A call begins, and with it what it may use up.
@@ -121,40 +155,38 @@ impl graph::Host for Imports {
         _: Vec<Vec<u8>>,
         _: graph::GraphEncoding,
         _: graph::ExecutionTarget,
-    ) -> Result<StdResult<Resource<Graph>, Resource<NnError>>> {
+    ) -> Result<StdResult<Resource<GraphHandle>, Resource<NnError>>> {
         self.fail(
             errors::ErrorCode::Security,
             "segments may not load graphs from bytes; load-by-name(\"self\") gives their own",
         )
     }
 
-    fn load_by_name(&mut self, name: String) -> Result<StdResult<Resource<Graph>, Resource<NnError>>> {
+    fn load_by_name(&mut self, name: String) -> Result<StdResult<Resource<GraphHandle>, Resource<NnError>>> {
         if name != OWN_GRAPH {
             return self.fail(errors::ErrorCode::NotFound, "the only graph here is \"self\"");
         }
-        let Work::InHost(graph) = &self.work else {
+        if !matches!(self.own, Some(Own::InHost(_))) {
             return self.fail(
                 errors::ErrorCode::UnsupportedOperation,
                 "this host runs the segment in the portable tier, and reads no graph of it; the guest would have to \
                  do the arithmetic itself",
             );
-        };
-        Ok(Ok(self.push(graph.clone())?))
+        }
+        Ok(Ok(self.push(GraphHandle)?))
     }
 }
 
 impl graph::HostGraph for Imports {
     fn init_execution_context(
         &mut self,
-        graph: Resource<Graph>,
-    ) -> Result<StdResult<Resource<Context>, Resource<NnError>>> {
-        match self.table.get(&graph)?.context() {
-            Ok(context) => Ok(Ok(self.push(context)?)),
-            Err(e) => self.fail(errors::ErrorCode::RuntimeError, e.to_string()),
-        }
+        graph: Resource<GraphHandle>,
+    ) -> Result<StdResult<Resource<ContextHandle>, Resource<NnError>>> {
+        self.table.get(&graph)?;
+        Ok(Ok(self.push(ContextHandle)?))
     }
 
-    fn drop(&mut self, graph: Resource<Graph>) -> Result<()> {
+    fn drop(&mut self, graph: Resource<GraphHandle>) -> Result<()> {
         self.table.delete(graph)?;
         Ok(())
     }
@@ -162,7 +194,7 @@ impl graph::HostGraph for Imports {
 
 impl own_graph::Host for Imports {
     fn read(&mut self, offset: u64, count: u32) -> Result<Vec<u8>> {
-        let Work::InGuest(graph) = &self.work else {
+        let Some(Own::InGuest(graph)) = &self.own else {
             bail!("it wants the bytes of its graph, which only segments of the portable tier get");
         };
         let bytes = graph.bytes();
@@ -178,7 +210,7 @@ impl inference::Host for Imports {}
 impl inference::HostGraphExecutionContext for Imports {
     fn compute(
         &mut self,
-        context: Resource<Context>,
+        context: Resource<ContextHandle>,
         inputs: Vec<(String, Resource<Tensor>)>,
     ) -> Result<StdResult<Vec<(String, Resource<Tensor>)>, Resource<NnError>>> {
         // The handles are the callee's now: without another holder, tract may compute in place.
@@ -186,8 +218,9 @@ impl inference::HostGraphExecutionContext for Imports {
         for (name, tensor) in inputs {
             given.push((name, self.release(tensor)?));
         }
-        let stop = self.call.stop.clone();
-        match self.table.get_mut(&context)?.compute(given, &stop) {
+        self.table.get(&context)?;
+        let Some(Own::InHost(context)) = &mut self.own else { bail!("it has a context, but the host has no graph") };
+        match context.compute(given, &self.call.stop) {
             Ok(outputs) => {
                 let mut handles = Vec::with_capacity(outputs.len());
                 for (name, tensor) in outputs {
@@ -205,7 +238,7 @@ impl inference::HostGraphExecutionContext for Imports {
         }
     }
 
-    fn drop(&mut self, context: Resource<Context>) -> Result<()> {
+    fn drop(&mut self, context: Resource<ContextHandle>) -> Result<()> {
         self.table.delete(context)?;
         Ok(())
     }

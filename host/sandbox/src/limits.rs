@@ -45,7 +45,7 @@ const FUEL_PER_CROSSING_BYTE: u64 = 200;
 const FUEL_PER_GRAPH_BYTE: u64 = 50;
 
 /// Bounds on one instance of a segment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Linear memory.
     pub memory_bytes: usize,

@@ -2,21 +2,28 @@
 
 use crate::bindings::Segment as World;
 use crate::engine::Code;
-use crate::imports::Imports;
+use crate::imports::{Imports, Own};
 use crate::limits::{Limits, OverLimit};
-use edgent_nn::{Graph, Port, Stop, Tensor};
+use edgent_nn::{Context, Graph, Port, Stop, Tensor};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wasmtime::component::Resource;
 use wasmtime::{Store, Trap};
 
-/// Idle instances that are kept for the next calls.
+/// Idle instances, and contexts of its graph, that a segment keeps for the next calls…
 const INSTANCES_KEPT: usize = 8;
+
+/// …and the instances that are kept for all segments whose code ships with this program.
+const SHARED_INSTANCES_KEPT: usize = 32;
 
 /// The most tensors that a segment may take, or give.
 const TENSORS_MAX: usize = 64;
 
 /// A guest's code with its graph. Shared between threads; each call has an instance to itself.
+///
+/// Segments of the standard guest share its instances, and each call brings its segment's graph along. That guest keeps
+/// nothing but a handle for "its graph", and what a segment costs is mostly memory that is not in the processor's caches: an
+/// instance that the segment before has just used is there. Guests of others have instances of their own.
 pub struct Segment {
     name: String,
     code: Code,
@@ -24,7 +31,11 @@ pub struct Segment {
     limits: Limits,
     /// Which of its inputs and outputs must be free of NaN and infinities.
     finite: [Vec<bool>; 2],
-    ready: Mutex<Vec<Instance>>,
+    /// Those that run this segment alone.
+    idle: Mutex<Vec<Instance>>,
+    shares_instances: bool,
+    /// What the host computes it with; none while the guest does.
+    contexts: Mutex<Vec<Context>>,
 }
 
 /// Who does a segment's arithmetic.
@@ -38,15 +49,16 @@ pub enum Work {
 
 /// A graph that the host does not read. What it takes and gives is what the bundle's manifest says.
 #[derive(Clone)]
-pub struct OwnGraph(Arc<Own>);
+pub struct OwnGraph(Arc<Described>);
 
-struct Own {
+struct Described {
     bytes: Vec<u8>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
 }
 
-struct Instance {
+/// A guest that got ready.
+pub(crate) struct Instance {
     store: Store<Imports>,
     world: World,
 }
@@ -64,8 +76,18 @@ impl Segment {
             return Err(fault(Fault::Graph(why)));
         }
         let finite = [vec![false; inputs], vec![false; outputs]];
-        let segment = Self { finite, name: name.to_owned(), code: code.clone(), work, limits, ready: Mutex::default() };
-        let instance = segment.instantiate(&Stop::never()).map_err(fault)?;
+        let is_in_host = matches!(work, Work::InHost(_));
+        let segment = Self {
+            name: name.to_owned(),
+            shares_instances: is_in_host && code.is_shipped() && limits == Limits::default(),
+            code: code.clone(),
+            work,
+            limits,
+            finite,
+            idle: Mutex::default(),
+            contexts: Mutex::default(),
+        };
+        let instance = segment.instance(&Stop::never()).map_err(fault)?;
         segment.keep(instance);
         Ok(segment)
     }
@@ -81,6 +103,16 @@ impl Segment {
         self
     }
 
+    /// Another segment with the same guest and limits.
+    pub fn like(&self, name: &str, graph: Graph) -> Result<Self, SegmentError> {
+        Self::new(name, &self.code, graph, self.limits.clone())
+    }
+
+    /// Whether its guest is the one that ships with this program, and does nothing but have the host compute the graph.
+    pub fn is_standard(&self) -> bool {
+        self.shares_instances
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
@@ -94,10 +126,15 @@ impl Segment {
     /// Runs the segment on the tensors that its graph takes, in its order. What comes back are those that it
     /// gives, with the type and dimensions that it declares, whoever wrote the guest.
     pub fn run(&self, inputs: Vec<Tensor>, stop: &Stop) -> Result<Vec<Tensor>, SegmentError> {
+        Ok(self.run_timed(inputs, stop)?.0)
+    }
+
+    /// The same; says, too, what each part of a joined graph took of it, in microseconds.
+    pub fn run_timed(&self, inputs: Vec<Tensor>, stop: &Stop) -> Result<(Vec<Tensor>, Vec<f64>), SegmentError> {
         self.try_run(inputs, stop).map_err(|fault| SegmentError { segment: self.name.clone(), fault })
     }
 
-    fn try_run(&self, inputs: Vec<Tensor>, stop: &Stop) -> Result<Vec<Tensor>, Fault> {
+    fn try_run(&self, inputs: Vec<Tensor>, stop: &Stop) -> Result<(Vec<Tensor>, Vec<f64>), Fault> {
         let ports = self.work.inputs();
         if inputs.len() != ports.len() {
             return Err(Fault::Input(format!("{} tensors instead of {}", inputs.len(), ports.len())));
@@ -113,12 +150,12 @@ impl Segment {
         if stop.reached() {
             return Err(Fault::TimeUp);
         }
-        let kept = self.ready.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut instance = kept.map_or_else(|| self.instantiate(stop), Ok)?;
+        let mut instance = self.instance(stop)?;
         // An instance whose call failed is dropped here: nobody knows what state it is in.
         let outputs = self.call(&mut instance, inputs, stop)?;
+        let parts_us = instance.store.data().parts_us().to_vec();
         self.keep(instance);
-        Ok(outputs)
+        Ok((outputs, parts_us))
     }
 
     fn call(
@@ -167,9 +204,29 @@ impl Segment {
         Ok(checked)
     }
 
-    fn instantiate(&self, stop: &Stop) -> Result<Instance, Fault> {
+    /// A guest that is ready and has this segment's graph.
+    fn instance(&self, stop: &Stop) -> Result<Instance, Fault> {
+        let own = match &self.work {
+            Work::InHost(graph) => {
+                let kept = lock(&self.contexts).pop();
+                let made = kept.map_or_else(|| graph.context(), Ok);
+                Own::InHost(made.map_err(|e| Fault::Graph(e.to_string()))?)
+            }
+            Work::InGuest(bytes) => Own::InGuest(bytes.clone()),
+        };
+        let kept = lock(self.idle()).pop();
+        match kept {
+            Some(mut instance) => {
+                instance.store.data_mut().serve(own);
+                Ok(instance)
+            }
+            None => self.instantiate(own, stop),
+        }
+    }
+
+    fn instantiate(&self, own: Own, stop: &Stop) -> Result<Instance, Fault> {
         let _ticking = self.code.ticking();
-        let mut store = Store::new(self.code.wasmtime(), Imports::new(self.work.clone(), &self.limits));
+        let mut store = Store::new(self.code.wasmtime(), Imports::new(own, &self.limits));
         store.limiter(|imports| &mut imports.store_limits);
         store.epoch_deadline_callback(|store| store.data().tick());
         // What one call into the host may copy out of the guest, tensors or not.
@@ -199,11 +256,16 @@ impl Segment {
         Fault::Refused(printable(&said, self.limits.text_bytes))
     }
 
-    fn keep(&self, instance: Instance) {
-        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
-        if ready.len() < INSTANCES_KEPT {
-            ready.push(instance);
+    fn keep(&self, mut instance: Instance) {
+        if let Some(Own::InHost(context)) = instance.store.data_mut().leave() {
+            keep(&self.contexts, context, INSTANCES_KEPT);
         }
+        let most = if self.shares_instances { SHARED_INSTANCES_KEPT } else { INSTANCES_KEPT };
+        keep(self.idle(), instance, most);
+    }
+
+    fn idle(&self) -> &Mutex<Vec<Instance>> {
+        if self.shares_instances { self.code.idle() } else { &self.idle }
     }
 }
 
@@ -218,7 +280,7 @@ impl Work {
     pub fn inputs(&self) -> &[Port] {
         match self {
             Self::InHost(graph) => graph.inputs(),
-            Self::InGuest(OwnGraph(own)) => &own.inputs,
+            Self::InGuest(OwnGraph(graph)) => &graph.inputs,
         }
     }
 
@@ -226,7 +288,7 @@ impl Work {
     pub fn outputs(&self) -> &[Port] {
         match self {
             Self::InHost(graph) => graph.outputs(),
-            Self::InGuest(OwnGraph(own)) => &own.outputs,
+            Self::InGuest(OwnGraph(graph)) => &graph.outputs,
         }
     }
 }
@@ -240,11 +302,23 @@ impl From<Graph> for Work {
 impl OwnGraph {
     /// Bytes, and what a manifest says of them.
     pub fn new(bytes: Vec<u8>, inputs: Vec<Port>, outputs: Vec<Port>) -> Self {
-        Self(Arc::new(Own { bytes, inputs, outputs }))
+        Self(Arc::new(Described { bytes, inputs, outputs }))
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.0.bytes
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The last that was kept is the first to be used again: the caches know it best.
+fn keep<T>(kept: &Mutex<Vec<T>>, one: T, most: usize) {
+    let mut kept = lock(kept);
+    if kept.len() < most {
+        kept.push(one);
     }
 }
 
