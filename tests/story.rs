@@ -283,7 +283,7 @@ async fn an_operator_pins_a_plan() {
         }
     }
     for (arguments, why) in [
-        (&["--exit", "exit2", "--cut", "99"][..], "exit 1 has cuts 0 to 10, and not 99"),
+        (&["--exit", "exit2", "--cut", "99"][..], "exit 1 has cuts 0 to 4, and not 99"),
         (&["--exit", "best", "--cut", "1"], "no exit 'best'; there are exit1, exit2"),
         (&["--exit", "exit2", "--cut", "3", "--codec", "png"], "as things are, that plan cannot be run"),
         (&["--exit", "exit2"], "--cut"),
@@ -299,7 +299,7 @@ async fn an_operator_pins_a_plan() {
     ask_until(&device, "alone", |answer| answer["degraded"] == "no edge is connected");
     let (code, _, said) = run(&["pin", "--to", &address, "--exit", "exit2", "--cut", "3"]);
     assert!(code == 1 && said.contains("there is no edge"), "{said}");
-    let alone = edgent(&["pin", "--to", &address, "--exit", "exit2", "--cut", "10"]);
+    let alone = edgent(&["pin", "--to", &address, "--exit", "exit2", "--cut", "4"]);
     assert!(ask(&device).iter().all(|answer| answer["exit"] == "exit2" && answer["epoch"] == alone["epoch"]));
     assert!(device.end().await.unwrap().success());
 }
@@ -1107,7 +1107,15 @@ async fn several_tensors_cross_one_cut() {
     let along: Vec<usize> = deployment.network().exits()[exit].boundaries.clone();
     let cut = along.iter().position(|boundary| bundle.manifest().boundaries[*boundary].tensors.len() == 3).unwrap();
     let input = synthetic::noise(deployment.input(), 5).unwrap();
-    let whole = deployment.run(exit, 0..along.len() - 1, vec![input.clone()], &Stop::never()).unwrap().output;
+    let ran = deployment.run(exit, 0..along.len() - 1, vec![input.clone()], &Stop::never()).unwrap();
+    // Several segments were one call, and still each of them has a time.
+    let path = &bundle.manifest().exits[exit].path;
+    assert!(ran.segments_us.iter().map(|(segment, _)| segment).eq(path), "{:?}", ran.segments_us);
+    assert!(ran.segments_us.iter().all(|(_, us)| *us > 0.0), "{:?}", ran.segments_us);
+    let one_by_one =
+        |crossing: Vec<Tensor>, at: usize| deployment.run(exit, at..at + 1, crossing, &Stop::never()).unwrap().output;
+    assert_eq!((0..path.len()).fold(vec![input.clone()], one_by_one)[0].bytes(), ran.output[0].bytes());
+    let whole = ran.output;
     let crossing = deployment.run(exit, 0..cut, vec![input], &Stop::never()).unwrap().output;
 
     let arguments = ["--role", "edge", "--listen", "127.0.0.1:0", "--model", model];

@@ -191,7 +191,7 @@ def show(report):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20, help="of ten images each, for each side in turn")
-    parser.add_argument("--cut", type=int, default=3, help="how many segments the device runs")
+    parser.add_argument("--cut", type=int, default=1, help="how many segments the device runs")
     parser.add_argument("--codec", default="u8-lz4", help="of Edgent, beside raw")
     parser.add_argument("--rate-bps", type=int, default=20_000_000)
     parser.add_argument("--delay-ms", type=int, default=2)

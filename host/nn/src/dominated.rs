@@ -3,12 +3,13 @@
 //! Behind many a cut come operators that make less of what crosses it, for next to nothing: a normalisation and a pool behind
 //! a convolution. Whoever is to run them, it is better that the host before the cut does: fewer bytes cross then, and fewer
 //! elements are coded on both sides. Nothing is lost for either order of the hosts. (Neurosurgeon, Kang et al. 2017, saw that
-//! the best cuts lie behind pools; ARCHITECTURE.md has the proof.) What such a cut costs is real: a segment more for each
-//! request, and operators that could have been one.
+//! the best cuts lie behind pools; ARCHITECTURE.md has the proof.) Or what comes is element-wise, as a gate behind a
+//! convolution: as many bytes cross behind it as before. What such a cut costs is real: a segment more for each request, and
+//! operators that could have been one.
 
 use crate::cut::Dominators;
 use crate::graph::concrete;
-use crate::layer::work;
+use crate::layer::{is_element_wise, work};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use tract_onnx::prelude::{OutletId, TractResult, TypedModel};
 
@@ -55,8 +56,17 @@ fn is_dominated(model: &TypedModel, tree: &Dominators, here: &Boundary, later: &
     let (Some((elements, bytes)), Some((_, later_bytes))) = (size(model, here)?, size(model, later)?) else {
         return Ok(false);
     };
-    let between = work_between(model, tree, here, later)?;
-    Ok(later_bytes <= bytes && between <= CALL_WORK || later_bytes <= bytes / 2 && between <= PASSES_MAX * elements)
+    if later_bytes > bytes {
+        return Ok(false);
+    }
+    let between = operators_between(model, tree, here, later);
+    let is_gate = |id: &usize| model.node(*id).inputs.iter().any(|inlet| is_element_wise(model, *inlet, *id));
+    let mut total = 0_u64;
+    for id in &between {
+        total = total.saturating_add(work(model, *id)?);
+    }
+    let is_pass = later_bytes <= bytes / 2 && total <= PASSES_MAX * elements;
+    Ok(is_pass || total <= CALL_WORK || between.iter().all(is_gate))
 }
 
 /// Elements and bytes that cross; none if they are not known.
@@ -70,15 +80,42 @@ fn size(model: &TypedModel, boundary: &Boundary) -> TractResult<Option<(u64, u64
     Ok(Some((elements, bytes)))
 }
 
-/// What the operators between two boundaries have to do.
-fn work_between(model: &TypedModel, tree: &Dominators, here: &Boundary, later: &Boundary) -> TractResult<u64> {
-    let (mut waiting, mut seen, mut total) = (later.clone(), HashSet::new(), 0_u64);
+/// The operators between two boundaries; constants are none.
+fn operators_between(model: &TypedModel, tree: &Dominators, here: &Boundary, later: &Boundary) -> HashSet<usize> {
+    let (mut waiting, mut between) = (later.clone(), HashSet::new());
     while let Some(outlet) = waiting.pop() {
-        // Constants take no time.
-        if !here.contains(&outlet) && tree.depends_on_input(outlet.node) && seen.insert(outlet.node) {
-            total = total.saturating_add(work(model, outlet.node)?);
+        if !here.contains(&outlet) && tree.depends_on_input(outlet.node) && between.insert(outlet.node) {
             waiting.extend(&model.node(outlet.node).inputs);
         }
     }
-    Ok(total)
+    between
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Cut, Imported, Pins};
+
+    fn cut(onnx: &[u8], exits: &[Vec<usize>]) -> Cut {
+        Imported::from_onnx(onnx, &Pins::default()).unwrap().cut(exits).unwrap()
+    }
+
+    /// Convolution, normalisation and pool are one segment, and so is each exit's last product with what is before it; but
+    /// where the ways to two exits part there is a cut, and behind each convolution that another one follows.
+    #[test]
+    fn no_cut_is_left_before_what_makes_less_for_nothing() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/branchy-alexnet/branchy-alexnet.onnx");
+        let each: Vec<Vec<usize>> = (0..5).map(|output| vec![output]).collect();
+        let Cut { segments, .. } = cut(&std::fs::read(path).unwrap(), &each);
+        let operators: Vec<Vec<&str>> = segments
+            .iter()
+            .map(|segment| segment.layers.iter().map(|layer| layer.operator.as_str()).collect())
+            .collect();
+        assert_eq!(operators[0], ["Cast", "Sub", "Mul", "Conv", "Max", "Lrn", "MaxPool"]);
+        assert_eq!(operators[1], ["MaxPool"], "it starts where two ways part");
+        assert_eq!(operators[2], ["Conv", "Max", "MaxPool"]);
+        assert_eq!(operators[3], ["EinSum", "Add", "Max", "EinSum", "Add"]);
+        let alone = |wanted: &[&str]| operators.iter().filter(|operators| **operators == wanted).count();
+        assert_eq!(alone(&["Conv", "Max"]), 2, "{operators:?}");
+        assert_eq!(segments.len(), 16);
+    }
 }

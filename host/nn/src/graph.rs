@@ -3,7 +3,7 @@
 use crate::backend::Choice;
 use crate::guard::guarded;
 use crate::onnxruntime::Session;
-use crate::{Context, Cost, ElementType, Fact, Tensor};
+use crate::{Context, Cost, ElementType, Fact, Pass, Tensor};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -144,10 +144,21 @@ impl Graph {
         Self::of(decluttered, cost, |model| model.into_optimized()?.into_runnable())
     }
 
-    pub(crate) fn prepare(mut decluttered: TypedModel) -> Result<Self, GraphError> {
+    pub(crate) fn prepare(decluttered: TypedModel) -> Result<Self, GraphError> {
+        Self::prepare_without(decluttered, None)
+    }
+
+    /// Without one of the things that are done for speed, to measure what that gains.
+    pub(crate) fn prepare_without(mut decluttered: TypedModel, pass: Option<Pass>) -> Result<Self, GraphError> {
         let cost = guarded(|| crate::layer::cost(&decluttered)).map_err(GraphError::Unusable)?;
-        crate::lrn::speed_up(&mut decluttered);
-        Self::of(decluttered, cost, |model| crate::fast::speed_up(model)?.into_optimized()?.into_runnable())
+        if pass != Some(Pass::Lrn) {
+            crate::lrn::speed_up(&mut decluttered);
+        }
+        let speed_up = |model| match pass.and_then(Pass::part) {
+            None => crate::fast::speed_up(model),
+            part => crate::fast::speed_up_without(model, part),
+        };
+        Self::of(decluttered, cost, |model| speed_up(model)?.into_optimized()?.into_runnable())
     }
 
     /// The network as it is, operator by operator: slow, but where a part has two like branches one of which it gives,

@@ -62,7 +62,8 @@ impl Imported {
     /// As much of the network as these outputs need, as indices, in one graph.
     pub fn whole_to(&self, outputs: &[usize]) -> Result<Graph, ImportError> {
         let mut model = self.model.clone();
-        let ends: Vec<OutletId> = outputs.iter().filter_map(|output| self.model.outputs.get(*output).copied()).collect();
+        let ends: Vec<OutletId> =
+            outputs.iter().filter_map(|output| self.model.outputs.get(*output).copied()).collect();
         guarded(|| {
             model.select_output_outlets(&ends)?;
             model.compact()

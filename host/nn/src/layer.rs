@@ -78,10 +78,7 @@ pub struct Cost {
 impl Cost {
     /// What two runs take, one after the other.
     pub(crate) fn with(self, other: Self) -> Self {
-        Self {
-            macs: self.macs.saturating_add(other.macs),
-            largest_bytes: self.largest_bytes.max(other.largest_bytes),
-        }
+        Self { macs: self.macs.saturating_add(other.macs), largest_bytes: self.largest_bytes.max(other.largest_bytes) }
     }
 }
 

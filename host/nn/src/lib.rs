@@ -29,6 +29,7 @@ mod onnx;
 #[cfg_attr(not(feature = "onnxruntime"), path = "onnxruntime/absent.rs")]
 mod onnxruntime;
 mod operators;
+mod passes;
 mod published;
 mod survey;
 pub mod synthetic;
@@ -46,6 +47,7 @@ pub use joined::Part;
 pub use layer::{Cost, Layer, LayerKind};
 pub use onnx::{MODEL_BYTES_MAX, Pins};
 pub use onnxruntime::Onnxruntime;
+pub use passes::Pass;
 pub use published::Published;
 pub use survey::{Survey, operators};
 pub use tensor::{ElementType, Fact, TENSOR_BYTES_MAX, Tensor, TensorError, bytes_copied, count_copied};

@@ -43,7 +43,7 @@ fn by_segments(cut: &Cut, exit: usize, input: &[Tensor]) -> Vec<Tensor> {
 fn every_exit_by_its_segments_gives_the_bits_of_the_whole() {
     let branching = Imported::from_onnx(include_bytes!("data/branching.onnx"), &Pins::default()).unwrap();
     let floats = synthetic::noise(&branching.inputs()[0].fact, 3).unwrap();
-    for (imported, input, segments) in [(branchy(), image(), 10), (branching, floats, 8)] {
+    for (imported, input, segments) in [(branchy(), image(), 10), (branching, floats, 7)] {
         let cut = imported.cut(&each_alone(&imported)).unwrap();
         assert!(cut.segments.len() >= segments, "{} segments", cut.segments.len());
         let whole = imported.whole().unwrap().run_once(vec![input.clone()]).unwrap();

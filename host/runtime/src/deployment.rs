@@ -200,7 +200,7 @@ impl Deployment {
     /// Runs the segments of an exit's path whose positions are in `range` on what crosses the boundary before them.
     pub fn run(&self, exit: usize, range: Range<usize>, input: Vec<Tensor>, stop: &Stop) -> Result<Ran, RunError> {
         let mut ran = Ran { output: input, segments_us: Vec::with_capacity(range.len()) };
-        if !matches!(self.pace, Pace::Own) {
+        if range.len() < 2 || !matches!(self.pace, Pace::Own) {
             for index in &self.manifest.exits[exit].path[range] {
                 self.run_next(*index, &mut ran, stop)?;
             }

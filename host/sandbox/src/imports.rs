@@ -3,9 +3,9 @@
 //! A host function that returns an outer error traps the guest; the inner error of `wasi:nn` is a
 //! value that it can look at.
 
+use crate::Limits;
 use crate::bindings::edgent::segment::own_graph;
 use crate::bindings::wasi::nn::{errors, graph, inference, tensor};
-use crate::Limits;
 use crate::limits::OverLimit;
 use crate::segment::OwnGraph;
 use edgent_nn::{ComputeError, Context, ElementType, Stop, Tensor, count_copied};

@@ -4,7 +4,7 @@
 mod support;
 
 use edgent_nn::{ElementType, Graph, GraphFormat, Stop, Tensor};
-use edgent_sandbox::{Engine, Fault, Limits, Segment};
+use edgent_sandbox::{Engine, Fault, Limits, Purpose, Segment};
 use std::thread;
 use support::{HOSTILE, STANDARD, run, segment, tensor};
 
@@ -23,6 +23,36 @@ fn one_segment_serves_many_threads() {
             });
         }
     });
+}
+
+/// Segments of the guest that ships with this program share its instances, and each has its own graph all the same; when
+/// one goes, so does its graph, whoever had the instance last.
+#[test]
+fn segments_share_instances_and_no_graph() {
+    let engine = Engine::new().unwrap();
+    let code = engine.compile_shipped(Purpose::Calls, STANDARD).unwrap();
+    let echo = segment(&code, "echo", 64, Limits::default());
+    let graph = Graph::load(&archive(PICKS), GraphFormat::Nnef).unwrap();
+    let known = graph.downgrade();
+    let picks = Segment::new("picks", &code, graph, Limits::default()).unwrap();
+    assert!(echo.is_standard() && picks.is_standard());
+    assert!(!segment(&engine.compile(HOSTILE).unwrap(), "echo", 64, Limits::default()).is_standard());
+    let index = |index: i64| Tensor::from_bytes(ElementType::I64, &[1], &index.to_le_bytes()).unwrap();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..500 {
+                    assert_eq!(run(&echo, tensor(&[7; 64]), &Stop::never()).unwrap().bytes(), [7; 64]);
+                    assert_eq!(run(&picks, index(1), &Stop::never()).unwrap().as_f32(), Some(&[20.0][..]));
+                }
+            });
+        }
+    });
+    // A failure is the segment's alone.
+    assert!(matches!(run(&picks, index(2), &Stop::never()).unwrap_err().fault, Fault::Graph(_)));
+    run(&echo, tensor(&[7; 64]), &Stop::never()).unwrap();
+    drop(picks);
+    assert!(known.upgrade().is_none(), "an idle instance keeps a graph");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! time. `just bench-models` installs it and makes the networks.
 
 mod operators;
+mod passes;
 mod peer;
 
 use crate::chart::Bars;
@@ -44,6 +45,9 @@ pub(crate) struct Arguments {
     /// Where one network's time goes, by kinds of operators and for the slowest of them, instead.
     #[arg(long, value_name = "NET")]
     operators: Option<String>,
+    /// What each of the things that are done here for speed gains, instead: times without it. Needs no onnxruntime.
+    #[arg(long, conflicts_with = "operators")]
+    passes: bool,
     /// Draws the ratios.
     #[arg(long, value_name = "FILE.svg")]
     chart: Option<PathBuf>,
@@ -79,6 +83,9 @@ struct Row {
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
+    if arguments.passes {
+        return passes::run(arguments, output);
+    }
     let mut peer = Peer::start(&arguments.python)?;
     if let Some(name) = &arguments.operators {
         let net = Net::read(&arguments.nets.join(format!("{name}.onnx")))?;

@@ -96,7 +96,7 @@ impl FastConv {
         self.weights = scaled.into();
     }
 
-    fn is_depthwise(&self) -> bool {
+    pub(super) fn is_depthwise(&self) -> bool {
         self.groups == self.windows.channels && self.groups == self.filters
     }
 }

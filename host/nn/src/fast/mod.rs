@@ -28,12 +28,30 @@ const STEPS_MIN: usize = 2;
 /// So few pixels to a matrix are tract's: its kernels for thin products are better.
 const PIXELS_MIN: usize = 8;
 
+/// A part of what is done here. What each gains is measured by doing without it.
+#[allow(dead_code)] // Nobody does without any but to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Convolutions,
+    Depthwise,
+    /// What convolutions take in.
+    Following,
+    Pools,
+    Chains,
+}
+
 /// Replaces what is faster here; on processors without wide vectors, nothing is.
 pub(crate) fn speed_up(model: TypedModel) -> TractResult<TypedModel> {
+    speed_up_without(model, None)
+}
+
+/// The same, but for one part.
+pub(crate) fn speed_up_without(model: TypedModel, without: Option<Part>) -> TractResult<TypedModel> {
     if !crate::vector::is_wide() {
         return Ok(model);
     }
-    let mut found = Found { outputs: model.output_outlets()?.iter().copied().collect(), ..Found::default() };
+    let outputs = model.output_outlets()?.iter().copied().collect();
+    let mut found = Found { outputs, without, ..Found::default() };
     for id in model.eval_order()? {
         if !found.taken.contains(&id) {
             found.look(&model, id)?;
@@ -46,6 +64,7 @@ pub(crate) fn speed_up(model: TypedModel) -> TractResult<TypedModel> {
 #[derive(Debug, Default)]
 struct Found {
     outputs: HashSet<OutletId>,
+    without: Option<Part>,
     /// By the node that gives the result: the operator, and what it reads.
     made: HashMap<usize, (Box<dyn TypedOp>, TVec<OutletId>)>,
     /// Nodes that became part of one.
@@ -91,10 +110,13 @@ impl Found {
         input: OutletId,
         axis: Option<usize>,
     ) -> TractResult<()> {
+        if self.is_without(if conv.is_depthwise() { Part::Depthwise } else { Part::Convolutions }) {
+            return Ok(());
+        }
         let mut growing = Growing { end: id, taken: Vec::new() };
         let mut inputs = tvec!(input);
         // Of other layouts, what follows would have to be told apart by the place of its channels.
-        if let Some(axis) = axis {
+        if let Some(axis) = axis.filter(|_| !self.is_without(Part::Following)) {
             while let Some(next) = self.only_reader(model, growing.end) {
                 if let Some(step) = step(model, growing.end, next, Some(axis))? {
                     conv.take_in(step);
@@ -130,7 +152,7 @@ impl Found {
         let input = model.outlet_fact(node.inputs[0])?;
         let windows = spec.map(|spec| Windows::of(spec, input)).transpose()?.flatten();
         let output = node.outputs[0].fact.shape.as_concrete();
-        if let (Some(windows), Some(output)) = (windows, output) {
+        if let (Some(windows), Some(output), false) = (windows, output, self.is_without(Part::Pools)) {
             let pool = FastPool::new(windows, kind, output.into());
             self.taken.insert(node.id);
             self.made.insert(node.id, (Box::new(pool), node.inputs.as_slice().into()));
@@ -140,6 +162,9 @@ impl Found {
 
     /// A chain of steps that no convolution took in.
     fn chain(&mut self, model: &TypedModel, id: usize) -> TractResult<()> {
+        if self.is_without(Part::Chains) {
+            return Ok(());
+        }
         let Some(input) = model.node(id).inputs.iter().copied().find(|inlet| constant(model, *inlet).is_none()) else {
             return Ok(());
         };
@@ -176,6 +201,10 @@ impl Found {
         self.taken.insert(end);
         self.made.insert(end, (Box::new(FastSteps { channels, pixels, steps }), tvec!(input)));
         Ok(())
+    }
+
+    fn is_without(&self, part: Part) -> bool {
+        self.without == Some(part)
     }
 
     /// The one node that reads what this one gives, if nobody else does.
