@@ -1473,7 +1473,7 @@ async fn a_network_of_several_inputs_and_outputs_is_served() {
     assert!(built["formats"]["nnef"].as_u64() >= Some(1) && built["formats"]["onnx"] == 1, "{built}");
     let verified = edgent(&["verify", model, "--golden", golden.to_str().unwrap()]);
     assert_eq!((&verified["golden_inputs"], &verified["cuts_close"]), (&json!(2), &verified["cuts_checked"]));
-    assert!(verified["tensors_compared"].as_u64() >= Some(4), "{verified}");
+    assert!(verified["tensors_compared"].as_u64() >= Some(3), "{verified}");
 
     let bundle = Bundle::open(&dir).unwrap();
     assert_eq!(bundle.manifest().format, 2);

@@ -36,13 +36,22 @@ pub(crate) fn without_dominated(
     let thin = |chain: &Vec<Boundary>| {
         let [first, inner @ .., last] = &chain[..] else { return Ok(chain.clone()) };
         let mut kept = vec![last.clone()];
+        // The one that was kept last, and those before it that were not: what is no better than one of those is no better than it.
+        let mut behind = vec![last];
         for boundary in inner.iter().rev() {
             // Where ways part, each of them starts here. Where they do not, what follows is the same for all exits, and so is
             // what becomes of the cut.
-            let is_on_one_way = next[boundary].len() == 1 && !ends.contains(boundary);
-            if !is_on_one_way || !is_dominated(model, tree, boundary, &kept[kept.len() - 1])? {
-                kept.push(boundary.clone());
+            let mut is_left_out = false;
+            if next[boundary].len() == 1 && !ends.contains(boundary) {
+                for later in &behind {
+                    is_left_out |= is_dominated(model, tree, boundary, later)?;
+                }
             }
+            if !is_left_out {
+                kept.push(boundary.clone());
+                behind.clear();
+            }
+            behind.push(boundary);
         }
         kept.push(first.clone());
         kept.reverse();

@@ -59,7 +59,7 @@ impl Imported {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Difference, Pins, Stop, synthetic};
+    use crate::{Difference, Pins, Stop, example};
 
     /// Each leaves other operators in place, and about the same answers.
     #[test]
@@ -69,7 +69,7 @@ mod tests {
         }
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/branchy-alexnet/branchy-alexnet.onnx");
         let imported = Imported::from_onnx(&std::fs::read(path).unwrap(), &Pins::default()).unwrap();
-        let input = synthetic::noise(&imported.inputs()[0].fact, 3).unwrap();
+        let input = example(&imported.inputs()[0].fact, 3).unwrap();
         let operators = |graph: &Graph| -> Vec<String> {
             let named = vec![(imported.inputs()[0].name.clone(), input.clone())];
             let mut kinds: Vec<_> = graph.timed(&named, 1).unwrap().into_iter().map(|timed| timed.operator).collect();
