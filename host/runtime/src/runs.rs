@@ -28,7 +28,7 @@ pub(crate) enum Run {
     /// Of a segment.
     One(usize),
     /// Of some at once.
-    Joined(Joined),
+    Joined(Box<Joined>),
 }
 
 /// Segments as one.
@@ -42,9 +42,12 @@ pub(crate) struct Joined {
     pub(crate) has_failed: AtomicBool,
 }
 
+/// An exit, and positions on its path.
+type Stretch = (usize, Range<usize>);
+
 /// The ways that were taken lately.
 #[derive(Debug, Default)]
-pub(crate) struct Ways(Mutex<HashMap<(usize, Range<usize>), Arc<Way>>>);
+pub(crate) struct Ways(Mutex<HashMap<Stretch, Arc<Way>>>);
 
 impl Ways {
     /// The way that is known, or a new one.
@@ -74,7 +77,7 @@ impl Deployment {
             let many = 1 + rest.windows(2).take_while(|pair| self.is_joinable(pair[0], pair[1])).count();
             let (these, others) = rest.split_at(many);
             match self.join(these) {
-                Some(joined) => way.push(Run::Joined(joined)),
+                Some(joined) => way.push(Run::Joined(Box::new(joined))),
                 None if many > 1 => way.extend(these.iter().map(|index| Run::One(*index))),
                 None => way.push(Run::One(*first)),
             }

@@ -31,7 +31,7 @@ pub(crate) struct Imports {
 /// The graph that belongs to the segment in whose place a guest is called.
 pub(crate) enum Own {
     /// The host computes it.
-    InHost(Context),
+    InHost(Box<Context>),
     /// The guest does, and may have its bytes.
     InGuest(OwnGraph),
 }

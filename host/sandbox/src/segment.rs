@@ -4,7 +4,7 @@ use crate::bindings::Segment as World;
 use crate::engine::Code;
 use crate::imports::{Imports, Own};
 use crate::limits::{Limits, OverLimit};
-use edgent_nn::{Context, Graph, Port, Stop, Tensor};
+use edgent_nn::{Graph, Port, Stop, Tensor};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wasmtime::component::Resource;
@@ -34,8 +34,8 @@ pub struct Segment {
     /// Those that run this segment alone.
     idle: Mutex<Vec<Instance>>,
     shares_instances: bool,
-    /// What the host computes it with; none while the guest does.
-    contexts: Mutex<Vec<Context>>,
+    /// What the host computes it with, when nobody does; none where the guest computes.
+    contexts: Mutex<Vec<Own>>,
 }
 
 /// Who does a segment's arithmetic.
@@ -209,8 +209,8 @@ impl Segment {
         let own = match &self.work {
             Work::InHost(graph) => {
                 let kept = lock(&self.contexts).pop();
-                let made = kept.map_or_else(|| graph.context(), Ok);
-                Own::InHost(made.map_err(|e| Fault::Graph(e.to_string()))?)
+                let made = || graph.context().map(|context| Own::InHost(Box::new(context)));
+                kept.map_or_else(made, Ok).map_err(|e| Fault::Graph(e.to_string()))?
             }
             Work::InGuest(bytes) => Own::InGuest(bytes.clone()),
         };
@@ -257,8 +257,8 @@ impl Segment {
     }
 
     fn keep(&self, mut instance: Instance) {
-        if let Some(Own::InHost(context)) = instance.store.data_mut().leave() {
-            keep(&self.contexts, context, INSTANCES_KEPT);
+        if let Some(own @ Own::InHost(_)) = instance.store.data_mut().leave() {
+            keep(&self.contexts, own, INSTANCES_KEPT);
         }
         let most = if self.shares_instances { SHARED_INSTANCES_KEPT } else { INSTANCES_KEPT };
         keep(self.idle(), instance, most);
