@@ -232,13 +232,13 @@ async fn a_device_goes_on_from_the_cut_when_the_edge_hangs() {
     let bundle = Bundle::open(bundle()).unwrap();
     let Manifest { segments, exits, .. } = bundle.manifest();
     let path = &exits.iter().find(|exit| exit.name == best_exit()).unwrap().path;
-    // Of a device's 20 ms for each segment, all but the last three are before the cut.
-    let times = vec![json!({ "p50_us": 20e3, "p90_us": 20e3, "runs": 1 }); segments.len()];
+    // A device takes 30 ms for each segment; all but the last three are before the cut.
+    let times = vec![json!({ "p50_us": 30e3, "p90_us": 30e3, "runs": 1 }); segments.len()];
     let profile = json!({
         "format": 1, "host_build": "a test", "call_us": 0.0, "codec_us_per_mib": 0.0, "layers": {}, "load": {},
         "bundle": { "digest": bundle.digest().to_string(), "segments": times },
     });
-    let (deadline_ms, cut) = (20 * path.len() + 70, path.len() - 3);
+    let (deadline_ms, cut) = (30 * path.len() + 60, path.len() - 3);
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, profile.to_string()).unwrap();
 
