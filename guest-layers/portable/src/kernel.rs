@@ -1,9 +1,9 @@
-//! The inner loop of matrix products and convolutions, for the registers that there are.
+//! The inner loop of matrix products that the host's operators (`fast`) leave to tract, for the registers that there are.
 //!
 //! tract's own kernel for WebAssembly keeps a tile of 8 × 8 in 16 registers, which is right for ARM's 32. On x86-64
 //! Cranelift has 16, of which the factors need some too, so that tile is spilled to the stack and back for each step.
-//! A tile of 6 × 8 takes twelve, its factors three, and nothing is spilled. The steps are unrolled by four, since each
-//! turn of a loop pays for the host's counting of fuel and its looking at the clock.
+//! A tile of 6 × 8 takes twelve. The steps are unrolled by four, since each turn of a loop pays for the host's counting of
+//! fuel and its looking at the clock; what that still costs in spills, `vector.rs` says.
 
 use std::arch::wasm32::*;
 use tract_linalg::isa::{Arch, IsaSet};

@@ -6,8 +6,11 @@
 
 mod kernel;
 mod tensor;
+mod vector;
 
 // The same operators as in the host, from the same source.
+#[path = "../../../host/nn/src/fast/mod.rs"]
+mod fast;
 #[path = "../../../host/nn/src/lrn.rs"]
 mod lrn;
 #[path = "../../../host/nn/src/operators.rs"]
@@ -17,6 +20,8 @@ use std::cell::RefCell;
 use std::io::{self, Read};
 use tract_nnef::framework::Nnef;
 use tract_nnef::internal::*;
+use tract_nnef::tract_core::optim::Optimizer;
+use tensor::TENSOR_BYTES_MAX;
 use tract_onnx_opl::{grid_sample, non_max_suppression, non_zero, resize};
 
 wit_bindgen::generate!({ world: "segment", path: "../../wit", generate_all });
@@ -24,8 +29,8 @@ wit_bindgen::generate!({ world: "segment", path: "../../wit", generate_all });
 use edgent::segment::own_graph;
 use exports::edgent::segment::layers::{Guest, NamedTensor};
 
-/// So much of the graph is fetched at a time.
-const PIECE_BYTES: usize = 1 << 20;
+/// So much of the graph is fetched at a time: it is copied out of a processor's second cache.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// The graph that `prepare` read.
 struct Prepared {
@@ -55,13 +60,18 @@ impl Guest for Portable {
 }
 
 fn read_graph() -> TractResult<Prepared> {
-    let mut model = nnef().model_for_read(&mut OwnGraph::default())?.into_decluttered()?;
+    let mut model = nnef().model_for_read(&mut OwnGraph::default())?;
+    // Of WebAssembly, tract thinks that channels should come last where there are depthwise convolutions. Ours want them first.
+    let mut declutter = Optimizer::declutter();
+    // The last pass is that which moves axes. Once ours are in place, it is done all the same.
+    declutter.passes.pop();
+    declutter.optimize(&mut model)?;
     lrn::speed_up(&mut model);
     let label = |outlet: &OutletId| {
         model.outlet_label(*outlet).map_or_else(|| model.node(outlet.node).name.clone(), str::to_owned)
     };
     let outputs = model.output_outlets()?.iter().map(label).collect();
-    Ok(Prepared { plan: model.into_optimized()?.into_runnable()?, outputs })
+    Ok(Prepared { plan: fast::speed_up(model)?.into_optimized()?.into_runnable()?, outputs })
 }
 
 impl Prepared {

@@ -3,6 +3,9 @@
 use crate::wasi::nn::tensor::{Tensor as Handle, TensorType};
 use tract_nnef::internal::*;
 
+/// As in the host.
+pub(crate) const TENSOR_BYTES_MAX: usize = 64 << 20;
+
 /// Pairs of what the two sides call an element's type.
 const TYPES: [(TensorType, DatumType); 6] = [
     (TensorType::Fp16, DatumType::F16),

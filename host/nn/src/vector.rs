@@ -1,5 +1,8 @@
 //! Wide vector registers: loops that use them, and what they leave behind.
 //!
+//! The portable guest, which is compiled with this crate's fast operators, too, has a module of the same name for
+//! WebAssembly's vectors in this one's place (`guest-layers/portable/src/vector.rs`).
+//!
 //! This program is compiled for any x86-64, which has vectors of four floats. Loops that are worth it are compiled a
 //! second time, for processors with AVX2 and FMA, and which of the two runs is decided when the program does.
 //!
@@ -7,6 +10,17 @@
 //! processor merges every SSE instruction with them, and the code around the kernels, which is compiled
 //! for any x86-64, runs up to three times slower (Intel's optimization manual, "Mixing AVX code with SSE
 //! code"; AMD's Zen 4 does the same).
+
+/// A tile of results: six rows of them take twelve of 16 registers of eight lanes.
+pub(crate) const TILE_ROWS: usize = 6;
+pub(crate) const TILE_COLUMNS: usize = 16;
+
+/// Whether one comparison is to tell that all that a loop reads is there, and none between its steps.
+pub(crate) const COMPARES_ONCE: bool = true;
+
+/// Whether a product of a matrix with one vector is to read the matrix as it lies there. tract's kernels are no slower, but it
+/// makes a copy in an order of theirs first.
+pub(crate) const READS_MATRICES_IN_PLACE: bool = false;
 
 /// Loops over floats. All that `run` calls must be inlined into it, or it is compiled for any processor.
 pub(crate) trait Loops {
@@ -35,6 +49,37 @@ pub(crate) fn wide(loops: impl Loops) {
         return unsafe { with_avx2(loops) };
     }
     if cfg!(target_arch = "aarch64") { loops.run::<true>() } else { loops.run::<false>() }
+}
+
+/// The product of some rows with a panel; of both, what belongs to a step lies side by side.
+#[inline(always)]
+pub(crate) fn multiply<const FUSED: bool, const ROWS: usize>(
+    rows: &[f32],
+    panel: &[f32],
+) -> [[f32; TILE_COLUMNS]; ROWS] {
+    let mut tile = [[0.0; TILE_COLUMNS]; ROWS];
+    for (row, values) in rows.as_chunks::<ROWS>().0.iter().zip(panel.as_chunks().0) {
+        for (sums, weight) in tile.iter_mut().zip(row) {
+            add_products::<FUSED, TILE_COLUMNS>(sums, *weight, values);
+        }
+    }
+    tile
+}
+
+/// Adds a number times each value.
+#[inline(always)]
+pub(crate) fn add_products<const FUSED: bool, const N: usize>(sums: &mut [f32; N], by: f32, values: &[f32; N]) {
+    for (sum, value) in sums.iter_mut().zip(values) {
+        *sum = if FUSED { by.mul_add(*value, *sum) } else { by * value + *sum };
+    }
+}
+
+/// Adds the products of pairs.
+#[inline(always)]
+pub(crate) fn add_pairs<const FUSED: bool, const N: usize>(sums: &mut [f32; N], a: &[f32; N], b: &[f32; N]) {
+    for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+        *sum = if FUSED { a.mul_add(*b, *sum) } else { a * b + *sum };
+    }
 }
 
 /// Tells the processor that the upper halves are free. Called after each operator.

@@ -1,22 +1,22 @@
 //! Convolutions, and products of a constant matrix with many columns, which are convolutions of single pixels.
 //!
-//! tract 0.23 gathers what each window covers anew for every few filters; here it is done once for 16 neighbouring pixels
-//! (a *panel*: for each weight of a filter 16 values), and every filter takes the panel while it is in the cache. What comes
+//! tract 0.23 gathers what each window covers anew for every few filters; here it is done once for some neighbouring pixels
+//! (a *panel*: for each weight of a filter as many values), and every filter takes the panel while it is in the cache. What comes
 //! behind is done while the results are still in registers: bias, a sum with another tensor, bounds. Where each filter sees
 //! one channel alone (a depthwise convolution), there is nothing to share; then rows are added up tap by tap.
 
 use super::scratch::Scratch;
-use super::slide::Runs;
+use super::slide::{Fold, Runs};
 use super::steps::{PerChannel, Step};
 use super::window::{SLACK, Windows};
-use crate::vector::{Loops, wide};
+use crate::vector::{Loops, TILE_COLUMNS, TILE_ROWS, add_products, multiply, wide};
 use std::ops::Range;
 use tract_nnef::internal::*;
 
-/// Pixels of a panel: with [`FILTERS`] rows of results, what 16 registers of eight lanes hold.
-const PANEL: usize = 16;
-/// Filters that are computed together.
-const FILTERS: usize = 6;
+/// Pixels of a panel.
+const PANEL: usize = TILE_COLUMNS;
+/// Filters that are computed together: their results for a panel stay in registers.
+const FILTERS: usize = TILE_ROWS;
 /// Panels that are made before the filters are gone through: so much stays in a processor's second cache…
 const PANELS_BYTES: usize = 256 << 10;
 /// …but some at least, since all weights are read once for them.
@@ -208,8 +208,8 @@ impl Image<'_> {
                         let panel = &panel[..places * PANEL];
                         let to = Place { filter, pixel, pixels: PANEL.min(pixels - pixel) };
                         match weights.len() / places {
-                            6 => finish.write(multiply::<FUSED, 6>(weights, panel), to, self.output),
-                            5 => finish.write(multiply::<FUSED, 5>(weights, panel), to, self.output),
+                            6 if FILTERS >= 6 => finish.write(multiply::<FUSED, 6>(weights, panel), to, self.output),
+                            5 if FILTERS >= 5 => finish.write(multiply::<FUSED, 5>(weights, panel), to, self.output),
                             4 => finish.write(multiply::<FUSED, 4>(weights, panel), to, self.output),
                             3 => finish.write(multiply::<FUSED, 3>(weights, panel), to, self.output),
                             2 => finish.write(multiply::<FUSED, 2>(weights, panel), to, self.output),
@@ -239,8 +239,7 @@ impl Image<'_> {
                 (&weights[channel * taps.len()..][..taps.len()], &mut self.output[channel * pixels..]);
             for y in 0..windows.output[0] {
                 let from = &staged[windows.start(y)..];
-                let fold = |sum, weight, x| fused::<FUSED>(weight, x, sum);
-                runs.fold(from, weights, width, &mut output[y * width..], bias[channel], fold);
+                runs.fold::<Products<FUSED>>(from, weights, width, &mut output[y * width..], bias[channel]);
             }
             let output = &mut output[..pixels];
             if let Some(added) = self.added {
@@ -255,7 +254,17 @@ impl Image<'_> {
     }
 }
 
-/// Fills panels with what the windows of some pixels cover: for each channel and tap 16 neighbours, which may be of several
+/// What a window's elements are, each times its weight, in all.
+struct Products<const FUSED: bool>;
+
+impl<const FUSED: bool> Fold for Products<FUSED> {
+    #[inline(always)]
+    fn fold<const WINDOWS: usize>(sums: &mut [f32; WINDOWS], weight: f32, values: &[f32; WINDOWS]) {
+        add_products::<FUSED, WINDOWS>(sums, weight, values);
+    }
+}
+
+/// Fills panels with what the windows of some pixels cover: for each channel and tap neighbours, which may be of several
 /// rows. One place of all panels after another, since then the image is read along its rows.
 #[inline(always)]
 fn fill_panels(
@@ -295,25 +304,6 @@ fn fill_panels(
 /// One place more than a panel has, for what is overwritten.
 fn panel_elements(places: usize) -> usize {
     (places + 1) * PANEL
-}
-
-/// The products of some filters with a panel.
-#[inline(always)]
-fn multiply<const FUSED: bool, const ROWS: usize>(weights: &[f32], panel: &[f32]) -> [[f32; PANEL]; ROWS] {
-    let mut sums = [[0.0; PANEL]; ROWS];
-    for (weights, values) in weights.as_chunks::<ROWS>().0.iter().zip(panel.as_chunks::<PANEL>().0) {
-        for (sums, weight) in sums.iter_mut().zip(weights) {
-            for (sum, value) in sums.iter_mut().zip(values) {
-                *sum = fused::<FUSED>(*weight, *value, *sum);
-            }
-        }
-    }
-    sums
-}
-
-#[inline(always)]
-fn fused<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
 /// What is no number stays none.

@@ -5,13 +5,16 @@
 //! taken in that somebody else reads, or that is an output of the network. What is not understood stays tract's.
 
 mod conv;
+mod matrix;
 mod pool;
 mod scratch;
 mod slide;
 mod steps;
 mod window;
 
+use crate::vector::{READS_MATRICES_IN_PLACE, is_wide};
 use conv::FastConv;
+use matrix::FastMatrix;
 use pool::{FastPool, Kind};
 use std::collections::{HashMap, HashSet};
 use steps::{FastSteps, PerChannel, Step};
@@ -47,7 +50,7 @@ pub(crate) fn speed_up(model: TypedModel) -> TractResult<TypedModel> {
 
 /// The same, but for one part.
 pub(crate) fn speed_up_without(model: TypedModel, without: Option<Part>) -> TractResult<TypedModel> {
-    if !crate::vector::is_wide() {
+    if !is_wide() {
         return Ok(model);
     }
     let outputs = model.output_outlets()?.iter().copied().collect();
@@ -84,8 +87,8 @@ impl Found {
             let Some((conv, axis)) = convolution(model, node, op)? else { return Ok(()) };
             self.grow(model, id, conv, node.inputs[0], axis)
         } else if let Some(op) = node.op_as::<EinSum>() {
-            let Some((conv, input, axis)) = product(model, node, op)? else { return Ok(()) };
-            self.grow(model, id, conv, input, Some(axis))
+            let Some(product) = Product::of(model, node, op)? else { return Ok(()) };
+            self.product(model, node, product)
         } else if let Some(op) = node.op_as::<MaxPool>() {
             let is_plain = op.with_index_outputs.is_none() && !op.pool_spec.data_format.c_is_last();
             self.pool(model, node, is_plain.then_some(&op.pool_spec), Kind::Greatest)
@@ -145,6 +148,19 @@ impl Found {
         self.taken.extend(growing.taken);
         self.taken.insert(growing.end);
         self.made.insert(growing.end, (Box::new(conv), inputs));
+        Ok(())
+    }
+
+    fn product(&mut self, model: &TypedModel, node: &TypedNode, product: Product) -> TractResult<()> {
+        let output = product.output.clone();
+        if product.columns >= PIXELS_MIN {
+            let (input, axis) = (product.input, product.filters_at);
+            self.grow(model, node.id, product.into_convolution()?, input, Some(axis))?;
+        } else if product.columns == 1 && READS_MATRICES_IN_PLACE {
+            let matrix = FastMatrix::new(product.matrix, product.is_by_filters, output);
+            self.taken.insert(node.id);
+            self.made.insert(node.id, (Box::new(matrix), tvec!(product.input)));
+        }
         Ok(())
     }
 
@@ -347,52 +363,85 @@ fn convolution(model: &TypedModel, node: &TypedNode, op: &Conv) -> TractResult<O
     Ok(Some((FastConv::new(windows, groups, weights, bias, output.into()), axis)))
 }
 
-/// A product of a constant matrix with many columns, as a convolution of single pixels; what it reads, and the axis of its
-/// filters.
-fn product(model: &TypedModel, node: &TypedNode, op: &EinSum) -> TractResult<Option<(FastConv, OutletId, usize)>> {
-    let [a, b] = node.inputs[..] else { return Ok(None) };
-    let (slot, input, matrix) = match (constant(model, a), constant(model, b)) {
-        (None, Some(matrix)) => (0, a, matrix),
-        (Some(matrix), None) => (1, b, matrix),
-        _ => return Ok(None),
-    };
-    let (fact, output) = (model.outlet_fact(input)?, &node.outputs[0].fact);
-    let (Some(dims), Some(given)) = (fact.shape.as_concrete(), output.shape.as_concrete()) else { return Ok(None) };
-    let is_float = fact.datum_type.is::<f32>() && output.datum_type.is::<f32>() && matrix.datum_type().is::<f32>();
-    if !is_float || op.q_params.is_some() || matrix.rank() != 2 || [dims, given].concat().contains(&0) {
-        return Ok(None);
-    }
-    // Where each axis is: in what is read, in the matrix, in what is given.
-    let (mut summed, mut filter, mut pixels) = (None, None, Vec::new());
-    for axis in op.axes.iter_all_axes() {
-        match (&axis.inputs[slot][..], &axis.inputs[1 - slot][..], &axis.outputs[0][..]) {
-            ([at], [row], []) if summed.is_none() => summed = Some((*at, *row)),
-            ([], [row], [to]) if filter.is_none() => filter = Some((*to, *row)),
-            ([at], [], [to]) => pixels.push((*at, Some(*to))),
-            ([at], [], []) if dims[*at] == 1 => pixels.push((*at, None)),
-            ([], [], [to]) if given[*to] == 1 => {}
+/// A product of a constant matrix with columns: a convolution of single pixels.
+struct Product {
+    input: OutletId,
+    matrix: Arc<Tensor>,
+    /// Whether a row of the matrix has the weights of one filter, and not those of one channel.
+    is_by_filters: bool,
+    channels: usize,
+    filters: usize,
+    /// Where in the output the filters are.
+    filters_at: usize,
+    columns: usize,
+    output: TVec<usize>,
+}
+
+impl Product {
+    fn of(model: &TypedModel, node: &TypedNode, op: &EinSum) -> TractResult<Option<Self>> {
+        let [a, b] = node.inputs[..] else { return Ok(None) };
+        let (slot, input, matrix) = match (constant(model, a), constant(model, b)) {
+            (None, Some(matrix)) => (0, a, matrix),
+            (Some(matrix), None) => (1, b, matrix),
             _ => return Ok(None),
+        };
+        let (fact, output) = (model.outlet_fact(input)?, &node.outputs[0].fact);
+        let (Some(dims), Some(given)) = (fact.shape.as_concrete(), output.shape.as_concrete()) else { return Ok(None) };
+        let is_float = fact.datum_type.is::<f32>() && output.datum_type.is::<f32>() && matrix.datum_type().is::<f32>();
+        if !is_float || op.q_params.is_some() || [dims, given].concat().contains(&0) {
+            return Ok(None);
         }
+        // Where each axis is: in what is read, in the matrix, in what is given.
+        let (mut summed, mut filter, mut pixels) = (Vec::new(), None, Vec::new());
+        for axis in op.axes.iter_all_axes() {
+            match (&axis.inputs[slot][..], &axis.inputs[1 - slot][..], &axis.outputs[0][..]) {
+                ([at], [row], []) => summed.push((*at, *row)),
+                ([], [row], [to]) if filter.is_none() => filter = Some((*to, *row)),
+                ([at], [], [to]) => pixels.push((*at, Some(*to))),
+                ([at], [], []) if dims[*at] == 1 => pixels.push((*at, None)),
+                ([], [], [to]) if given[*to] == 1 => {}
+                _ => return Ok(None),
+            }
+        }
+        // Of several axes that are summed (an image, in a fully connected layer), the order is to be the same on both sides.
+        summed.sort_unstable();
+        let ([(first, _), ..], Some((filters_at, filters_in))) = (&summed[..], filter) else { return Ok(None) };
+        let is_by_filters = filters_in == 0;
+        let is_a_matrix = (is_by_filters || filters_in + 1 == matrix.rank())
+            && summed.iter().map(|(_, row)| *row).eq((0..matrix.rank()).filter(|axis| *axis != filters_in));
+        if !is_a_matrix {
+            return Ok(None);
+        }
+        let channels_at = if summed.len() == 1 { *first } else { dims.len() };
+        // Channels first, then pixels in the same order on both sides; what comes before is a single one.
+        pixels.retain(|(at, _)| dims[*at] > 1);
+        pixels.sort_unstable();
+        let is_in_order = pixels.iter().all(|(at, to)| *at > channels_at && to.is_some_and(|to| to > filters_at))
+            && pixels.is_sorted_by_key(|(_, to)| *to);
+        if !is_in_order {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            input,
+            matrix,
+            is_by_filters,
+            channels: summed.iter().map(|(at, _)| dims[*at]).product(),
+            filters: given[filters_at],
+            filters_at,
+            columns: pixels.iter().map(|(at, _)| dims[*at]).product(),
+            output: given.into(),
+        }))
     }
-    let (Some((channels_at, channels_in)), Some((filters_at, filters_in))) = (summed, filter) else { return Ok(None) };
-    // Channels first, then pixels in the same order on both sides; what comes before is a single one.
-    pixels.retain(|(at, _)| dims[*at] > 1);
-    pixels.sort_unstable();
-    let is_in_order = pixels.iter().all(|(at, to)| *at > channels_at && to.is_some_and(|to| to > filters_at))
-        && pixels.is_sorted_by_key(|(_, to)| *to);
-    let count = pixels.iter().map(|(at, _)| dims[*at]).product::<usize>();
-    if !is_in_order || count < PIXELS_MIN {
-        return Ok(None);
+
+    fn into_convolution(self) -> TractResult<FastConv> {
+        let mut matrix = self.matrix.into_tensor();
+        if !self.is_by_filters {
+            matrix = matrix.permute_axes(&[1, 0])?;
+        }
+        let weights = matrix.try_as_plain_ram()?;
+        let windows = Windows::single_pixels(self.channels, self.columns);
+        Ok(FastConv::new(windows, 1, weights.as_slice::<f32>()?, vec![0.0; self.filters], self.output))
     }
-    let (channels, filters) = (dims[channels_at], given[filters_at]);
-    let mut matrix = matrix.into_tensor();
-    if filters_in > channels_in {
-        matrix = matrix.permute_axes(&[1, 0])?;
-    }
-    let weights = matrix.try_as_plain_ram()?;
-    let windows = Windows::single_pixels(channels, count);
-    let conv = FastConv::new(windows, 1, weights.as_slice::<f32>()?, vec![0.0; filters], given.into());
-    Ok(Some((conv, input, filters_at)))
 }
 
 fn constant(model: &TypedModel, outlet: OutletId) -> Option<Arc<Tensor>> {

@@ -1,7 +1,7 @@
 //! The greatest, or the mean, of each window.
 
 use super::scratch::Scratch;
-use super::slide::Runs;
+use super::slide::{Fold, Runs};
 use super::window::{SLACK, Windows};
 use crate::vector::{Loops, wide};
 use tract_nnef::internal::*;
@@ -71,6 +71,24 @@ impl TypedOp for FastPool {
     }
 }
 
+struct Greatest;
+
+impl Fold for Greatest {
+    #[inline(always)]
+    fn fold<const WINDOWS: usize>(most: &mut [f32; WINDOWS], _: f32, values: &[f32; WINDOWS]) {
+        most.iter_mut().zip(values).for_each(|(most, x)| *most = if *most < *x { *x } else { *most });
+    }
+}
+
+struct Sum;
+
+impl Fold for Sum {
+    #[inline(always)]
+    fn fold<const WINDOWS: usize>(sums: &mut [f32; WINDOWS], _: f32, values: &[f32; WINDOWS]) {
+        sums.iter_mut().zip(values).for_each(|(sum, x)| *sum += x);
+    }
+}
+
 struct All<'a> {
     pool: &'a FastPool,
     input: &'a [f32],
@@ -95,11 +113,9 @@ impl Loops for All<'_> {
             for y in 0..windows.output[0] {
                 let (from, output) = (&staged[windows.start(y)..], &mut output[y * width..]);
                 match kind {
-                    Kind::Greatest => {
-                        runs.fold(from, ones, width, output, around, |most, _, x| if most < x { x } else { most })
-                    }
+                    Kind::Greatest => runs.fold::<Greatest>(from, ones, width, output, around),
                     Kind::Mean { around_counts } => {
-                        runs.fold(from, ones, width, output, 0.0, |sum, _, x| sum + x);
+                        runs.fold::<Sum>(from, ones, width, output, 0.0);
                         let there = |axis: usize, at: usize| match around_counts {
                             true => windows.kernel[axis],
                             false => windows.there(axis, at),

@@ -1,6 +1,7 @@
 //! Rows of windows, folded tap by tap: neighbouring windows at once, in registers.
 
 use super::window::{SLACK, Windows};
+use crate::vector::COMPARES_ONCE;
 
 /// Neighbouring taps that are read together; a longer row of them is several runs.
 const RUN_MAX: usize = 8;
@@ -14,6 +15,11 @@ pub(super) struct Runs {
     runs: Vec<(usize, usize)>,
     /// Which tap comes where.
     pub(super) order: Vec<usize>,
+}
+
+/// What is made of the elements of neighbouring windows, a place of all of them after another.
+pub(super) trait Fold {
+    fn fold<const WINDOWS: usize>(so_far: &mut [f32; WINDOWS], weight: f32, values: &[f32; WINDOWS]);
 }
 
 impl Runs {
@@ -34,34 +40,25 @@ impl Runs {
     /// Folds each window of a row, from `start` on; `weights` are in the runs' order. What `output` has behind the row may be
     /// overwritten: results are written some at once.
     #[inline(always)]
-    pub(super) fn fold(
-        &self,
-        from: &[f32],
-        weights: &[f32],
-        width: usize,
-        output: &mut [f32],
-        start: f32,
-        fold: impl Fn(f32, f32, f32) -> f32 + Copy,
-    ) {
+    pub(super) fn fold<F: Fold>(&self, from: &[f32], weights: &[f32], width: usize, output: &mut [f32], start: f32) {
         let mut at = 0;
         while at < width {
             let (from, output) = (&from[at..], &mut output[at..]);
             at += match width - at {
-                0..=8 => self.fold_some::<8>(from, weights, output, start, fold),
-                9..=16 => self.fold_some::<16>(from, weights, output, start, fold),
-                _ => self.fold_some::<AT_ONCE>(from, weights, output, start, fold),
+                0..=8 => self.fold_some::<F, 8>(from, weights, output, start),
+                9..=16 => self.fold_some::<F, 16>(from, weights, output, start),
+                _ => self.fold_some::<F, AT_ONCE>(from, weights, output, start),
             };
         }
     }
 
     #[inline(always)]
-    fn fold_some<const WINDOWS: usize>(
+    fn fold_some<F: Fold, const WINDOWS: usize>(
         &self,
         from: &[f32],
         mut weights: &[f32],
         output: &mut [f32],
         start: f32,
-        fold: impl Fn(f32, f32, f32) -> f32 + Copy,
     ) -> usize {
         let mut sums = [start; WINDOWS];
         for (start, count) in &self.runs {
@@ -69,14 +66,14 @@ impl Runs {
             weights = others;
             let from = &from[*start..];
             match count {
-                1 => run::<WINDOWS, 1>(from, these, &mut sums, fold),
-                2 => run::<WINDOWS, 2>(from, these, &mut sums, fold),
-                3 => run::<WINDOWS, 3>(from, these, &mut sums, fold),
-                4 => run::<WINDOWS, 4>(from, these, &mut sums, fold),
-                5 => run::<WINDOWS, 5>(from, these, &mut sums, fold),
-                6 => run::<WINDOWS, 6>(from, these, &mut sums, fold),
-                7 => run::<WINDOWS, 7>(from, these, &mut sums, fold),
-                _ => run::<WINDOWS, RUN_MAX>(from, these, &mut sums, fold),
+                1 => run::<F, WINDOWS, 1>(from, these, &mut sums),
+                2 => run::<F, WINDOWS, 2>(from, these, &mut sums),
+                3 => run::<F, WINDOWS, 3>(from, these, &mut sums),
+                4 => run::<F, WINDOWS, 4>(from, these, &mut sums),
+                5 => run::<F, WINDOWS, 5>(from, these, &mut sums),
+                6 => run::<F, WINDOWS, 6>(from, these, &mut sums),
+                7 => run::<F, WINDOWS, 7>(from, these, &mut sums),
+                _ => run::<F, WINDOWS, RUN_MAX>(from, these, &mut sums),
             }
         }
         match output.first_chunk_mut::<WINDOWS>() {
@@ -89,21 +86,16 @@ impl Runs {
 
 /// Of a known number of taps, so that one comparison tells that all are there.
 #[inline(always)]
-fn run<const WINDOWS: usize, const TAPS: usize>(
-    from: &[f32],
-    weights: &[f32],
-    sums: &mut [f32; WINDOWS],
-    fold: impl Fn(f32, f32, f32) -> f32,
-) {
+fn run<F: Fold, const WINDOWS: usize, const TAPS: usize>(from: &[f32], weights: &[f32], sums: &mut [f32; WINDOWS]) {
     const { assert!(AT_ONCE <= SLACK && WINDOWS <= AT_ONCE) };
-    let (Some(from), Some(weights)) = (from.get(..WINDOWS + TAPS - 1), weights.first_chunk::<TAPS>()) else {
+    let all = if COMPARES_ONCE { from.get(..WINDOWS + TAPS - 1) } else { Some(from) };
+    let (Some(from), Some(weights)) = (all, weights.first_chunk::<TAPS>()) else {
         // Behind a staged channel there is SLACK, so this is never so.
         return;
     };
     for tap in 0..TAPS {
-        for (lane, sum) in sums.iter_mut().enumerate() {
-            *sum = fold(*sum, weights[tap], from[tap + lane]);
-        }
+        let Some(values) = from.get(tap..).and_then(|from| from.first_chunk::<WINDOWS>()) else { return };
+        F::fold(sums, weights[tap], values);
     }
 }
 

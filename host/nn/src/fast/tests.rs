@@ -184,6 +184,37 @@ fn products_of_matrices_are_convolutions_of_single_pixels() {
     }
 }
 
+/// The host leaves these to tract; the portable guest does not.
+#[test]
+fn matrices_that_are_read_where_they_lie_give_what_tract_gives() {
+    for (axes, dims, matrix, is_understood) in [
+        ("I,OI->O", &[37][..], &[13, 37][..], true),
+        ("I,IO->O", &[37], &[37, 13], true),
+        ("NI,OI->NO", &[1, 64], &[8, 64], true),
+        ("NI,IO->NO", &[1, 3], &[3, 2], true),
+        ("NIHW,OIHW->NO", &[1, 5, 3, 2], &[7, 5, 3, 2], true),
+        ("NIHW,IHWO->NO", &[1, 5, 3, 2], &[5, 3, 2, 7], true),
+        // Not these: the matrix has pixels in another order, or filters in the midst of them.
+        ("NIHW,OIWH->NO", &[1, 5, 3, 2], &[7, 5, 2, 3], false),
+        ("NIHW,IOHW->NO", &[1, 5, 3, 2], &[5, 7, 3, 2], false),
+    ] {
+        let mut net = Net::new(dims, 4);
+        let matrix = net.constant(matrix);
+        let op = EinSum::new(axes.parse().unwrap(), f32::datum_type());
+        let product = net.wire(op.clone(), &[matrix]).node;
+        let found = Product::of(&net.model, net.model.node(product), &op).unwrap();
+        assert_eq!(found.is_some(), is_understood, "{axes}");
+        let Some(found) = found else { continue };
+        let values = net.noise.values(dims.iter().product());
+        let input = Tensor::from_shape(dims, &values).unwrap().into_tvalue();
+        let fast = FastMatrix::new(found.matrix.clone(), found.is_by_filters, found.output);
+        let context = EvalContext::out_of_plan();
+        let ours = fast.eval(&context, tvec!(input.clone())).unwrap().remove(0).into_tensor();
+        let theirs = op.eval(&context, tvec!(input, found.matrix.into_tvalue())).unwrap().remove(0).into_tensor();
+        ours.close_enough(&theirs, Approximation::Close).unwrap_or_else(|apart| panic!("{axes}: {apart}"));
+    }
+}
+
 #[test]
 fn pools_give_what_tract_gives() {
     for padding in
