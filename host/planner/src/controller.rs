@@ -381,7 +381,9 @@ impl Controller {
         let predicted = self.predicted(self.installed.plan).map(|candidate| candidate.cost.total_us());
         let as_planned = planned(self.installed.plan, predicted);
         let is_accurate = self.network.exits()[self.installed.plan.exit].accuracy >= accuracy_min;
-        let is_in_time = !self.settings.strategy.falls_back() || predicted.is_some_and(|us| us <= deadline_us);
+        // As likely as a plan must be, or of those that wait in a queue, half would be late by a little.
+        let slow_us = predicted.map(|us| us * as_planned.margin);
+        let is_in_time = !self.settings.strategy.falls_back() || slow_us.is_some_and(|us| us <= deadline_us);
         if is_accurate && is_in_time {
             return as_planned;
         }

@@ -304,9 +304,14 @@ impl Device {
         let mut planning = Span::start("plan", Kind::Internal, asked.trace);
         let (planned, in_time, takes_fastest) = {
             let controller = serving.lock();
-            let left_us = deadline_us - self.shared.queued_us(asked.due());
+            let queued_us = self.shared.queued_us(asked.due());
+            let left_us = deadline_us - queued_us;
             let left_us = if crosses { left_us } else { self.shared.allowed_us(left_us, asked) };
-            let planned = controller.for_request(left_us, asked.accuracy_min);
+            let mut planned = controller.for_request(left_us, asked.accuracy_min);
+            // What is learned from how long it took must not take the wait for a slow plan.
+            if !serving.before(&planned.installed.plan).is_empty() {
+                planned.predicted_us = planned.predicted_us.map(|us| us + queued_us);
+            }
             (planned, controller.in_time(&planned, deadline_us), controller.strategy().falls_back())
         };
         planning.planned(&planned, in_time);

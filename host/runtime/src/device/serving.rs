@@ -436,7 +436,7 @@ impl Serving {
     }
 
     /// Those of a plan's segments that run here before anything is sent.
-    fn before(&self, plan: &planner::Plan) -> &[usize] {
+    pub(super) fn before(&self, plan: &planner::Plan) -> &[usize] {
         let cut = if plan.direction == planner::Direction::DeviceFirst { plan.cut } else { 0 };
         &self.deployment.network().exits()[plan.exit].path[..cut]
     }
