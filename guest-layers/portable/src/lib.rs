@@ -18,10 +18,10 @@ mod operators;
 
 use std::cell::RefCell;
 use std::io::{self, Read};
+use tensor::TENSOR_BYTES_MAX;
 use tract_nnef::framework::Nnef;
 use tract_nnef::internal::*;
 use tract_nnef::tract_core::optim::Optimizer;
-use tensor::TENSOR_BYTES_MAX;
 use tract_onnx_opl::{grid_sample, non_max_suppression, non_zero, resize};
 
 wit_bindgen::generate!({ world: "segment", path: "../../wit", generate_all });
@@ -71,7 +71,7 @@ fn read_graph() -> TractResult<Prepared> {
         model.outlet_label(*outlet).map_or_else(|| model.node(outlet.node).name.clone(), str::to_owned)
     };
     let outputs = model.output_outlets()?.iter().map(label).collect();
-    Ok(Prepared { plan: fast::speed_up(model)?.into_optimized()?.into_runnable()?, outputs })
+    Ok(Prepared { plan: fast::speed_up(model, None)?.into_optimized()?.into_runnable()?, outputs })
 }
 
 impl Prepared {

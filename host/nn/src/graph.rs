@@ -154,11 +154,8 @@ impl Graph {
         if pass != Some(Pass::Lrn) {
             crate::lrn::speed_up(&mut decluttered);
         }
-        let speed_up = |model| match pass.and_then(Pass::part) {
-            None => crate::fast::speed_up(model),
-            part => crate::fast::speed_up_without(model, part),
-        };
-        Self::of(decluttered, cost, |model| speed_up(model)?.into_optimized()?.into_runnable())
+        let part = pass.and_then(Pass::part);
+        Self::of(decluttered, cost, |model| crate::fast::speed_up(model, part)?.into_optimized()?.into_runnable())
     }
 
     /// The network as it is, operator by operator: slow, but where a part has two like branches one of which it gives,

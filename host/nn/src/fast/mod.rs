@@ -43,13 +43,8 @@ pub(crate) enum Part {
     Chains,
 }
 
-/// Replaces what is faster here; on processors without wide vectors, nothing is.
-pub(crate) fn speed_up(model: TypedModel) -> TractResult<TypedModel> {
-    speed_up_without(model, None)
-}
-
-/// The same, but for one part.
-pub(crate) fn speed_up_without(model: TypedModel, without: Option<Part>) -> TractResult<TypedModel> {
+/// Replaces what is faster here, but for one part; on processors without wide vectors, nothing is.
+pub(crate) fn speed_up(model: TypedModel, without: Option<Part>) -> TractResult<TypedModel> {
     if !is_wide() {
         return Ok(model);
     }

@@ -93,9 +93,9 @@ fn run<F: Fold, const WINDOWS: usize, const TAPS: usize>(from: &[f32], weights: 
         // Behind a staged channel there is SLACK, so this is never so.
         return;
     };
-    for tap in 0..TAPS {
+    for (tap, weight) in weights.iter().enumerate() {
         let Some(values) = from.get(tap..).and_then(|from| from.first_chunk::<WINDOWS>()) else { return };
-        F::fold(sums, weights[tap], values);
+        F::fold(sums, *weight, values);
     }
 }
 
