@@ -326,20 +326,21 @@ fn network(manifest: &Manifest, exit: usize) -> Range<usize> {
 
 /// The network that a bundle was cut from.
 pub(crate) fn undivided(bundle: &Bundle) -> Result<Graph> {
-    let source = bundle.manifest().evidence.source.as_ref();
-    let source = source.ok_or_else(|| BadInput::error("the bundle does not hold the network it was cut from"))?;
-    Ok(Imported::from_onnx(&bundle.blob(source)?, &Pins::default())?.whole()?)
+    Ok(source(bundle)?.whole()?)
 }
 
 /// As much of it as one exit needs.
 pub(crate) fn undivided_to(bundle: &Bundle, exit: usize) -> Result<Graph> {
-    let manifest = bundle.manifest();
-    let source = manifest.evidence.source.as_ref();
-    let source = source.ok_or_else(|| BadInput::error("the bundle does not hold the network it was cut from"))?;
-    let imported = Imported::from_onnx(&bundle.blob(source)?, &Pins::default())?;
+    let (imported, manifest) = (source(bundle)?, bundle.manifest());
     let is_given = |name: &String| manifest.outputs(exit).iter().any(|at| manifest.tensors[*at].name == *name);
     let outputs = imported.outputs().iter().enumerate().filter(|(_, port)| is_given(&port.name));
     Ok(imported.whole_to(&outputs.map(|(index, _)| index).collect::<Vec<_>>())?)
+}
+
+fn source(bundle: &Bundle) -> Result<Imported> {
+    let source = bundle.manifest().evidence.source.as_ref();
+    let source = source.ok_or_else(|| BadInput::error("the bundle does not hold the network it was cut from"))?;
+    Ok(Imported::from_onnx(&bundle.blob(source)?, &Pins::default())?)
 }
 
 /// Some inputs of the right kind, neither all the same nor in order.

@@ -296,6 +296,13 @@ fn free() -> PerCodec<Coding> {
     PerCodec::from_fn(|_| Coding::FREE)
 }
 
+/// The device's times of a profile, each seen once.
+fn usual(profile: &Profile) -> Timings {
+    let mut timings = Timings::new(profile.device_us.len());
+    profile.device_us.iter().enumerate().for_each(|(segment, us)| timings.record(segment, *us));
+    timings
+}
+
 /// Three exits on a trunk of four segments, a slow device and a fast edge; activations shrink.
 fn small() -> (Network, Profile) {
     let boundaries = vec![
@@ -535,8 +542,7 @@ struct Device {
 impl Device {
     fn new(deadline_us: f64) -> Self {
         let (network, profile) = small();
-        let mut timings = Timings::new(network.segments());
-        profile.device_us.iter().enumerate().for_each(|(segment, us)| timings.record(segment, *us));
+        let timings = usual(&profile);
         Self { controller: Controller::new(network, settings(deadline_us), timings, 1), now: Duration::ZERO }
     }
 
@@ -802,8 +808,7 @@ fn the_fallback_counts_on_slow_runs() {
 #[test]
 fn the_fallback_goes_on_where_the_device_has_come_to() {
     let (network, profile) = small();
-    let mut timings = Timings::new(network.segments());
-    profile.device_us.iter().enumerate().for_each(|(segment, us)| timings.record(segment, *us));
+    let timings = usual(&profile);
     let controller = Controller::new(network, settings(120e3), timings, 1);
     // Segment 0 takes 10 ms, 1 and 2 take 40, 3 takes 5; the first exit branches off behind 0, the second behind 1.
     for (done, left_ms, exit, takes_ms) in [
@@ -824,8 +829,7 @@ fn the_fallback_goes_on_where_the_device_has_come_to() {
 #[test]
 fn a_request_is_answered_by_an_exit_that_is_accurate_enough_or_by_none_below_it() {
     let (network, profile) = small();
-    let mut timings = Timings::new(network.segments());
-    profile.device_us.iter().enumerate().for_each(|(segment, us)| timings.record(segment, *us));
+    let timings = usual(&profile);
     // 20 ms is time for the first exit alone.
     let controller = Controller::new(network, settings(20e3), timings, 1);
     let exits = controller.network().exits().to_vec();
@@ -876,8 +880,7 @@ fn a_request_in_a_hurry_is_answered_by_the_device_alone_if_that_is_faster() {
 #[test]
 fn a_request_that_nothing_can_answer_in_time_is_answered_by_the_fastest_plan_there_is() {
     let (network, profile) = small();
-    let mut timings = Timings::new(network.segments());
-    profile.device_us.iter().enumerate().for_each(|(segment, us)| timings.record(segment, *us));
+    let timings = usual(&profile);
     let controller = Controller::new(network, settings(1e9), timings, 1);
     assert_eq!(controller.installed().plan.exit, 2, "there is time for the best exit, as a rule");
     assert_eq!(controller.for_request(1.0, 0.0).installed.plan.exit, 0);

@@ -5,7 +5,7 @@ use crate::ask;
 use crate::identity::Connection;
 use crate::output::BadInput;
 use anyhow::{Context, Result, bail, ensure};
-use edgent_link::{Direction, Link, Now, RunningPlan};
+use edgent_link::{Link, Now, RunningPlan};
 use serde::Deserialize;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -118,10 +118,7 @@ fn with_now(look: Look, now: Now) -> Look {
     let plan = |plan: RunningPlan| Plan {
         exit: plan.exit.into(),
         cut: plan.cut.into(),
-        direction: match plan.direction {
-            Direction::DeviceFirst => "device-first".to_owned(),
-            Direction::EdgeFirst => "edge-first".to_owned(),
-        },
+        direction: ask::direction(plan.direction).to_owned(),
         placement: plan.placement.name().to_owned(),
         codec: plan.codec,
         epoch: plan.epoch,

@@ -147,7 +147,7 @@ impl Serving {
             });
         }
         let Some(edge) = self.shared.edges.for_request(epoch) else {
-            return self.alone(Reached::nothing(input), None, asked, "no edge is connected").await;
+            return self.alone(input, None, asked, "no edge is connected").await;
         };
         self.race(edge, Trip { asked, planned, last_moment: self.last_moment(asked, &plan) }, input).await
     }
@@ -289,13 +289,13 @@ impl Serving {
         } else {
             None
         };
-        self.alone(Reached::nothing(input), reached, asked, why).await
+        self.alone(input, reached, asked, why).await
     }
 
     /// The best exit that the device can still reach alone; if none is in time, the fastest.
     async fn alone(
         self: &Arc<Self>,
-        nothing: Reached<'_>,
+        input: Vec<Tensor>,
         reached: Option<Reached<'_>>,
         asked: Asked,
         why: &str,
@@ -304,9 +304,11 @@ impl Serving {
         let (local, is_in_time, epoch) = self.choose_alone(asked, done);
         let plan = local.candidate.plan;
         let path = &self.deployment.network().exits()[plan.exit].path;
-        let Reached { segments, activation } =
-            reached.filter(|reached| path.starts_with(reached.segments)).unwrap_or(nothing);
-        let output = self.segments(asked, plan.exit, segments.len()..plan.cut, activation).await?;
+        let (at, activation) = match reached {
+            Some(reached) if path.starts_with(reached.segments) => (reached.segments.len(), reached.activation),
+            _ => (0, input),
+        };
+        let output = self.segments(asked, plan.exit, at..plan.cut, activation).await?;
         let late = if is_in_time { "" } else { "; no exit fits the time that is left, this is the fastest" };
         Ok(Outcome { output, plan, epoch, degraded: Some(format!("{why}{late}")), looked_in_us: None })
     }
@@ -681,12 +683,6 @@ impl Serving {
 
     pub(super) fn model(&self) -> Digest {
         Digest(self.deployment.digest().0)
-    }
-}
-
-impl Reached<'_> {
-    fn nothing(input: Vec<Tensor>) -> Self {
-        Self { segments: &[], activation: input }
     }
 }
 
