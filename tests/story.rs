@@ -914,12 +914,13 @@ async fn only_what_a_trusted_key_signed_is_run() {
         HostProcess::start(Path::new(EDGENT_HOST), &arguments, true).await
     };
     let edge = start(&["--role", "edge", "--workers", "4"], &edge_store).await.unwrap();
-    assert_eq!(workers(&edge), 2, "of an edge's threads, a publisher's model gets what its limits say");
     let edge_address = edge.address().to_string();
     let device = start(&["--role", "device", "--edge", &edge_address], &device_store).await.unwrap();
     let address = device.address().to_string();
     let first = digest(&versions[0]);
     ask_until(&device, "by the first", |answer| answer["model"] == first && answer["degraded"].is_null());
+    // By now each of its threads has begun, and so has its name.
+    assert_eq!(workers(&edge), 2, "of an edge's threads, a publisher's model gets what its limits say");
 
     let push = |path: &str, to: &str| run(&["push", path, "--to", to]);
     for to in [&address, &edge_address] {
