@@ -10,16 +10,12 @@ use edgent_link::{
     Digest, Fault, FaultKind, Hello, InferReply, InferRequest, Limits, Link, ModelProfile, Plan, Reply, Role, Security,
     SegmentTime, Service, TraceParent,
 };
-use front::{PIXELS, built, bundle, edgent, example, host, several};
+use front::{PATIENCE, PIXELS, built, bundle, edgent, edgent_in_time, example, host, several};
 use http::{get, post, raw, request};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::time::Duration;
-
-/// Long enough for a busy machine, short enough to notice a hang.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a model's metadata say of its first input.
 fn first_input(metadata: &Value) -> (String, String, Value) {
@@ -536,7 +532,7 @@ async fn the_trace_of_a_caller_goes_on_to_the_edge() {
     let edge = link.serve("127.0.0.1:0", hello, Limits::default(), Arc::new(Heard(say))).await.unwrap();
     let address = edge.local_addr().to_string();
     let (device, at) = host("device", bundle(), &["--edge", &address, "--deadline-ms", "20000"]).await;
-    edgent(&["pin", "--to", &device.address().to_string(), "--exit", "exit3", "--cut", "0"]);
+    edgent_in_time(&["pin", "--to", &device.address().to_string(), "--exit", "exit3", "--cut", "0"]);
 
     let metadata = get(at, "/v2/models/branchy-alexnet").json();
     let body = as_json(&metadata, &example().1, json!({}));

@@ -5,11 +5,15 @@ use edgent_cli::hosts::HostProcess;
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 const EDGENT: &str = env!("CARGO_BIN_EXE_edgent");
 const EDGENT_HOST: &str = env!("CARGO_BIN_EXE_edgent-host");
+
+/// Long enough for a busy machine, short enough to notice a hang.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the branchy-alexnet takes: a picture.
 pub const PIXELS: usize = 3 * 64 * 64;
@@ -18,8 +22,24 @@ fn project() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
+fn said(arguments: &[&str]) -> Output {
+    Command::new(EDGENT).args(arguments).arg("--json").current_dir(project()).output().unwrap()
+}
+
+/// Tries until a host can do it: one that listens may have no edge yet.
+pub fn edgent_in_time(arguments: &[&str]) {
+    let start = Instant::now();
+    loop {
+        let output = said(arguments);
+        if output.status.success() {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
 pub fn edgent(arguments: &[&str]) -> Value {
-    let output = Command::new(EDGENT).args(arguments).arg("--json").current_dir(project()).output().unwrap();
+    let output = said(arguments);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{arguments:?}: {e}; {said}"))
 }

@@ -151,6 +151,11 @@ impl LinkEstimate {
         ((rate_bps * probe_us / 8e6) as u64).clamp(PROBE_BYTES_MIN, PROBE_BYTES_MAX)
     }
 
+    /// How many bytes without an answer keep the link busy: twice what is under way in a round trip.
+    pub fn window_bytes(&self) -> u64 {
+        (2.0 * self.rate_bps().unwrap_or(0.0) * self.rtt_us() / 8e6) as u64
+    }
+
     fn learn_rate(&mut self, rate_bps: f64, now: Duration) {
         let is_doubted = self.rate_bps().is_some_and(|known| rate_bps > DOUBTED_FACTOR * known);
         self.doubted = if is_doubted { self.doubted + 1 } else { 0 };

@@ -9,7 +9,8 @@ use super::serving::{Serving, Waiting};
 use super::{CALL_TIME_MAX, Device, DeviceSettings, Looked, SMALL_PROBES, TICK, position};
 use crate::codec::{self, to_wire};
 use edgent_link::{Client, CodecTime, Digest, Direction, Fault, FaultKind, Link, LinkError, Plan};
-use edgent_planner::{self as planner, Action, Event, Exchange, Installed};
+use edgent_planner::{self as planner, Action, Event, Exchange, Installed, LinkEstimate};
+use futures::{StreamExt, TryFutureExt, TryStreamExt, stream};
 use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
@@ -31,6 +32,15 @@ const STANDBY_MEET: Duration = Duration::from_secs(5);
 
 /// …with so many bytes.
 const STANDBY_PROBE_BYTES: u64 = 16 << 10;
+
+/// A probe goes in pieces of this size…
+const PIECE_BYTES: u64 = 16 << 10;
+
+/// …and at most so many at once: calls of requests must not wait for a place.
+const PIECES_MAX: u64 = 16;
+
+/// A probe that takes longer has told enough: the link is far slower than was thought.
+const PROBE_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// A device that connects anew does so up to this share of the time earlier, so that those that began together do not do
 /// so together.
@@ -261,12 +271,29 @@ impl super::Shared {
     /// Measures the link to an edge that is not in force, or not yet.
     async fn probe(&self, edge: &Joined, bytes: u64) -> Result<(), LinkError> {
         let since = Instant::now();
-        edge.client.probe(usize::try_from(bytes).unwrap_or(usize::MAX), 0).await?;
+        let bytes = send(&edge.client, bytes, &edge.link()).await?;
         let elapsed_us = since.elapsed().as_secs_f64() * 1e6;
-        let exchange = Exchange { bytes: bytes + codec::MESSAGE_BYTES, elapsed_us, busy_us: 0.0 };
-        edge.exchanged(exchange, self.started.elapsed());
+        edge.exchanged(Exchange { bytes, elapsed_us, busy_us: 0.0 }, self.started.elapsed());
         Ok(())
     }
+}
+
+/// Sends so many bytes, in pieces that are answered one by one, and gives how many were before it took too long. Of a
+/// link that becomes slow meanwhile, little has to be waited for then, and each answer shows that the edge is there.
+async fn send(client: &Client, bytes: u64, link: &LinkEstimate) -> Result<u64, LinkError> {
+    let since = Instant::now();
+    let pieces = (0..bytes.max(1)).step_by(PIECE_BYTES as usize).map(|from| PIECE_BYTES.min(bytes - from));
+    let at_once = (1 + link.window_bytes().div_ceil(PIECE_BYTES)).min(PIECES_MAX);
+    let send = |piece: u64| client.probe(piece as usize, 0).map_ok(move |_| piece + codec::MESSAGE_BYTES);
+    let mut answers = stream::iter(pieces.map(send)).buffer_unordered(at_once as usize);
+    let mut answered = 0;
+    while let Some(piece) = answers.try_next().await? {
+        answered += piece;
+        if since.elapsed() >= PROBE_TIME_MAX {
+            break;
+        }
+    }
+    Ok(answered)
 }
 
 impl Serving {
@@ -350,12 +377,11 @@ impl Serving {
     }
 
     async fn probe(self: &Arc<Self>, client: &Client, bytes: u64) -> Result<(), LinkError> {
-        let on_wire = bytes + codec::MESSAGE_BYTES;
-        let waiting = Waiting { serving: self, bytes: on_wire, since: Instant::now(), finished: false };
-        let sent = client.probe(usize::try_from(bytes).unwrap_or(usize::MAX), 0).await;
+        let link = self.lock().link().clone();
+        let waiting = Waiting { serving: self, bytes, since: Instant::now(), finished: false };
+        let sent = send(client, bytes, &link).await;
         let elapsed_us = waiting.finish();
-        sent?;
-        self.tell(Event::Exchanged(Exchange { bytes: on_wire, elapsed_us, busy_us: 0.0 }));
+        self.tell(Event::Exchanged(Exchange { bytes: sent?, elapsed_us, busy_us: 0.0 }));
         Ok(())
     }
 
