@@ -2,9 +2,9 @@
 
 use crate::build::layer;
 use crate::keys;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
-use edgent_bundle::{Blob, Bundle, Draft, Manifest, compose, split, standard_guest};
+use edgent_bundle::{Blob, Boundary, Bundle, Draft, Manifest, Segment, compose, split, standard_guest};
 use edgent_link::{Client, Version};
 use edgent_nn::synthetic::{Shape, layer as synthetic_layer};
 use edgent_runtime::tell_signatures;
@@ -137,24 +137,40 @@ impl Maker<'_> {
     }
 }
 
-/// Puts a convolution with huge windows in the place of the first segment that leaves an image as large as it was.
+/// Puts a convolution with a huge window behind the first segment, which every exit needs.
 fn slow_down(manifest: &mut Manifest, draft: &mut Draft) -> Result<()> {
-    let shape_of = |manifest: &Manifest, segment: &edgent_bundle::Segment| {
-        let ([taken], [given]) = (&segment.takes[..], &segment.gives[..]) else { return None };
-        let (taken, given) = (&manifest.tensors[*taken], &manifest.tensors[*given]);
-        let [1, maps, side_px, width_px] = taken.dims[..] else { return None };
-        let fits = taken.dims == given.dims && side_px == width_px && taken.element_type == given.element_type;
-        // Odd, so that the image keeps its size.
-        let window_px = side_px - usize::from(side_px.is_multiple_of(2));
-        fits.then_some(Shape::Conv { maps, filters: maps, side_px, window_px, stride_px: 1 })
+    let first = manifest.segments[0].clone();
+    let [given] = first.gives[..] else { bail!("the first segment gives several tensors") };
+    let mut convolved = manifest.tensors[given].clone();
+    let [1, maps, side_px, width_px] = convolved.dims[..] else { bail!("the first segment gives no image") };
+    ensure!(side_px == width_px && convolved.element_type == "f32", "the first segment gives no square image of f32");
+    // Odd, so that the image keeps its size; larger than it is, since what lies around it costs as much.
+    let window_px = 4 * side_px - 1;
+    let made = synthetic_layer(Shape::Conv { maps, filters: maps, side_px, window_px, stride_px: 1 }, 1)?;
+    convolved.name.push_str(".convolved");
+    let (tensor, boundary) = (manifest.tensors.len(), manifest.boundaries.len());
+    for segment in manifest.segments.iter_mut().filter(|segment| segment.from == first.to) {
+        segment.from = boundary;
+        segment.takes.iter_mut().filter(|taken| **taken == given).for_each(|taken| *taken = tensor);
+    }
+    manifest.tensors.push(convolved);
+    manifest.boundaries.push(Boundary { tensors: vec![tensor], coded: Vec::new() });
+    let convolution = Segment {
+        name: format!("{}.convolved", first.name),
+        from: first.to,
+        to: boundary,
+        takes: vec![given],
+        gives: vec![tensor],
+        layers: made.layers.iter().map(layer).collect(),
+        macs: made.layers.iter().map(|layer| layer.macs).sum(),
+        component: draft.add(compose(standard_guest(), &made.graph)?),
+        ..first
     };
-    let found = manifest.segments.iter().enumerate().find_map(|(at, of)| Some((at, shape_of(manifest, of)?)));
-    let (at, shape) = found.context("no segment leaves an image as large as it was")?;
-    let made = synthetic_layer(shape, 1)?;
-    let segment = &mut manifest.segments[at];
-    segment.layers = made.layers.iter().map(layer).collect();
-    segment.macs = made.layers.iter().map(|layer| layer.macs).sum();
-    segment.component = draft.add(compose(standard_guest(), &made.graph)?);
+    manifest.segments.insert(1, convolution);
+    for exit in &mut manifest.exits {
+        exit.path = [0, 1].into_iter().chain(exit.path[1..].iter().map(|segment| segment + 1)).collect();
+        exit.coded.clear();
+    }
     manifest.evidence.golden = None;
     Ok(())
 }
