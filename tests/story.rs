@@ -1382,6 +1382,31 @@ async fn an_edge_quarantines_a_version_until_its_next_start() {
     edgent(&["push", &second, "--to", &address]);
 }
 
+/// Segments that a host runs in one call: if that fails, it is the one at fault that is named, and answers stay the same.
+#[test]
+fn a_segment_that_fails_is_named_though_it_ran_with_others() {
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("lookup");
+    edgent(&["build", "host/nn/tests/data/lookup/lookup.onnx", "--out", out.to_str().unwrap()]);
+    let bundle = Bundle::open(&out).unwrap();
+    let deployment = Deployment::prepare(&bundle, &Engine::new().unwrap(), 1.0).unwrap();
+    let end = bundle.manifest().exits[0].path.len();
+    assert!(end > 1, "nothing to run in one call");
+    let run = |range, value: f32| {
+        let input = Tensor::from_f32(&[1, 3, 16, 16], &[value; 768]).unwrap();
+        deployment.run(0, range, vec![input], &Stop::never())
+    };
+    let answer = |value| run(0..end, value).unwrap().output[0].bytes().to_vec();
+    let before = [1.5, 3.5].map(answer);
+    assert_ne!(before[0], before[1]);
+    let looks_up = &bundle.manifest().segments[*bundle.manifest().exits[0].path.last().unwrap()].name;
+    for _ in 0..2 {
+        let said = run(0..end, 1e6).unwrap_err().to_string();
+        assert!(said.contains(&format!("segment '{looks_up}'")), "{said}");
+        assert_eq!([1.5, 3.5].map(answer), before);
+    }
+}
+
 /// A version whose segment does wrong again and again is left for the version before; it is shown, and not taken again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_version_that_does_wrong_again_and_again_is_quarantined() {

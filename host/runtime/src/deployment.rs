@@ -207,14 +207,13 @@ impl Deployment {
             return Ok(ran);
         }
         for run in self.ways.get(self, exit, &range).iter() {
-            match run {
-                Run::Joined(joined) if joined.is_sound() => self.run_joined(joined, &mut ran, stop)?,
-                Run::Joined(joined) => {
-                    for index in &joined.indices {
-                        self.run_next(*index, &mut ran, stop)?;
-                    }
-                }
-                Run::One(index) => self.run_next(*index, &mut ran, stop)?,
+            let indices = match run {
+                Run::Joined(joined) if joined.is_sound() && self.run_joined(joined, &mut ran, stop)? => continue,
+                Run::Joined(joined) => &joined.indices[..],
+                Run::One(index) => std::slice::from_ref(index),
+            };
+            for index in indices {
+                self.run_next(*index, &mut ran, stop)?;
             }
         }
         Ok(ran)
@@ -229,30 +228,32 @@ impl Deployment {
         Ok(())
     }
 
-    /// Runs some segments in one call.
-    fn run_joined(&self, joined: &Joined, ran: &mut Ran, stop: &Stop) -> Result<(), RunError> {
+    /// Runs some segments in one call. If they fail by a fault of their own, says so and has changed nothing: run by
+    /// themselves, it shows which of them it was.
+    fn run_joined(&self, joined: &Joined, ran: &mut Ran, stop: &Stop) -> Result<bool, RunError> {
         self.check_quarantine()?;
         let (start, first) = (Instant::now(), ran.segments_us.len());
         let mut parts_us = Vec::new();
-        let through = joined.wiring.through(mem::take(&mut ran.output), |taken| {
+        let through = joined.wiring.through(ran.output.clone(), |taken| {
             let (given, us) = joined.segment.run_timed(taken, stop)?;
             parts_us = us;
             Ok::<_, SegmentError>(given)
         });
-        if let Err(error) = &through {
-            joined.has_failed.store(is_own_fault(&error.fault), Ordering::Relaxed);
-            self.judge(joined.indices[0], Some(error));
-        } else {
-            joined.indices.iter().for_each(|index| self.judge(*index, None));
+        match through {
+            Err(error) if is_own_fault(&error.fault) => {
+                joined.has_failed.store(true, Ordering::Relaxed);
+                return Ok(false);
+            }
+            through => ran.output = through?,
         }
-        ran.output = through?;
+        joined.indices.iter().for_each(|index| self.judge(*index, None));
         ran.segments_us.extend(joined.indices.iter().copied().zip(parts_us));
         // The call itself is nobody's; the first has it, so that the sum is right.
         let within: f64 = ran.segments_us[first..].iter().map(|(_, us)| us).sum();
         if let Some((_, us)) = ran.segments_us.get_mut(first) {
             *us += (start.elapsed().as_secs_f64() * 1e6 - within).max(0.0);
         }
-        Ok(())
+        Ok(true)
     }
 
     pub(crate) fn segment(&self, index: usize) -> Option<&Segment> {
