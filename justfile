@@ -44,11 +44,15 @@ oci:
     cargo run --release -- inspect target/oci/copy@model:1
     cargo run --release -- verify target/oci/copy
 
-# Bundles go to a registry and back, with the feature that is off by default; a folder of its own, since that changes
-# what half of the tree is built with.
-registry:
-    cargo build --release --workspace --features edgent/registry --bin edgent --target-dir target/registry
-    tests/registry.sh target/registry/release/edgent
+# What is built with the features that are off by default; a folder of its own, since they change what half of the tree is
+# built with.
+features:
+    cargo build --release --workspace --features edgent/registry,edgent/otel --bins --target-dir target/features
+    cargo clippy --release --workspace --features edgent/registry,edgent/otel --all-targets --target-dir target/features -- -D warnings
+
+# Bundles go to a registry and back.
+registry: features
+    tests/registry.sh target/features/release/edgent
 
 # Debian's minisign and edgent take each other's keys and signatures.
 minisign:
@@ -113,13 +117,12 @@ onnxruntime: peers
     && cargo test --release --workspace --features edgent/onnxruntime --target-dir target/onnxruntime --lib onnxruntime \
     && cargo test --release --workspace --features edgent/onnxruntime --target-dir target/onnxruntime --test onnxruntime
 
-# One trace over both hosts, as a receiver of OpenTelemetry's protocol sees it; a folder of its own for the feature, as above.
-otel:
+# One trace over both hosts, as a receiver of OpenTelemetry's protocol sees it.
+otel: features
     cargo build --release --workspace
-    cargo build --release --workspace --features edgent/otel --bins --target-dir target/otel
     test -x target/otel-peers/bin/python || python3 -m venv target/otel-peers
     target/otel-peers/bin/pip install --quiet --requirement tests/peers/otel.txt
-    BUILT=target/otel/release target/otel-peers/bin/python tests/peers/otel.py
+    BUILT=target/features/release target/otel-peers/bin/python tests/peers/otel.py
 
 # Two hosts beside two processes of Python, onnxruntime and gRPC, over the same slow link: docs/split-peer.md.
 split-peer: peers
@@ -218,4 +221,4 @@ bench:
     cargo run --release -- bench deadline --quick --seconds 5 --strategy edgent --strategy paper --report target/deadline.html
 
 # All of CI's steps.
-ci: test lint model fresh audit demo oci registry minisign swap faults limits onnx-suite http-clients kserve metrics dashboard top progress discover haproxy package book bench
+ci: test lint model fresh audit demo oci registry otel minisign swap faults limits onnx-suite http-clients kserve metrics dashboard top progress discover haproxy package book bench

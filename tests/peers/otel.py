@@ -2,8 +2,8 @@
 """A collector that reads OpenTelemetry's own messages, told by two real hosts what becomes of requests: one trace over
 both, each span with its parent.
 
-    cargo build --release --workspace --features edgent/otel --bins --target-dir target/otel
-    BUILT=target/otel/release target/otel-peers/bin/python tests/peers/otel.py
+    just features
+    BUILT=target/features/release target/otel-peers/bin/python tests/peers/otel.py
 """
 
 import contextlib
