@@ -24,7 +24,7 @@ from hosts import EXAMPLES, ROOT, build, edgent, host
 
 MODEL = "branchy-alexnet"
 PATIENCE_S = 60
-CUT = 8
+CUT = 2
 
 
 class Collector:
