@@ -4,6 +4,7 @@
 //! It ships with the host, which puts it in the standard guest's place (`edgent_bundle::portable_guest`). It is read
 //! as native segments are: NNEF with tract's extensions, less what would want a source of randomness, and trees.
 
+mod axes;
 mod kernel;
 mod tensor;
 mod vector;
@@ -21,7 +22,6 @@ use std::io::{self, Read};
 use tensor::TENSOR_BYTES_MAX;
 use tract_nnef::framework::Nnef;
 use tract_nnef::internal::*;
-use tract_nnef::tract_core::optim::Optimizer;
 use tract_onnx_opl::{grid_sample, non_max_suppression, non_zero, resize};
 
 wit_bindgen::generate!({ world: "segment", path: "../../wit", generate_all });
@@ -61,11 +61,7 @@ impl Guest for Portable {
 
 fn read_graph() -> TractResult<Prepared> {
     let mut model = nnef().model_for_read(&mut OwnGraph::default())?;
-    // Of WebAssembly, tract thinks that channels should come last where there are depthwise convolutions. Ours want them first.
-    let mut declutter = Optimizer::declutter();
-    // The last pass is that which moves axes. Once ours are in place, it is done all the same.
-    declutter.passes.pop();
-    declutter.optimize(&mut model)?;
+    axes::declutter(&mut model)?;
     lrn::speed_up(&mut model);
     let label = |outlet: &OutletId| {
         model.outlet_label(*outlet).map_or_else(|| model.node(outlet.node).name.clone(), str::to_owned)

@@ -43,7 +43,8 @@ pub(crate) fn wide(loops: impl Loops) {
     loops.run::<true>();
 }
 
-#[inline(always)]
+/// A function of its own: within the loops that call it, the sums of some rows would be spilled in each step.
+#[inline(never)]
 pub(crate) fn multiply<const FUSED: bool, const ROWS: usize>(
     rows: &[f32],
     panel: &[f32],
