@@ -172,6 +172,11 @@ discover:
     target/discover/bin/pip install --quiet --requirement tests/peers/discover.txt
     target/discover/bin/python tests/peers/discover.py
 
+# An activation that takes seconds to cross a slow link, between two machines: network namespaces. Needs root.
+slow-link:
+    cargo build --release --workspace
+    python3 tests/peers/slow_link.py
+
 # Bars of what commands still have to do, in a real pseudo-terminal.
 progress:
     cargo build --release --workspace
@@ -221,4 +226,4 @@ bench:
     cargo run --release -- bench deadline --quick --seconds 5 --strategy edgent --strategy paper --report target/deadline.html
 
 # All of CI's steps.
-ci: test lint model fresh audit demo oci registry otel minisign swap faults limits onnx-suite http-clients kserve metrics dashboard top progress discover haproxy package book bench
+ci: test lint model fresh audit demo oci registry otel minisign swap faults limits onnx-suite http-clients kserve metrics dashboard top progress discover slow-link haproxy package book bench

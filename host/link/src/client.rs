@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::backlog::Backlog;
 use crate::convert::{Malformed, Message, Padding, bounded, read_fault, read_hello, read_outcome, write_hello};
 use crate::edgent_capnp::{gate, hello_reply, host};
 use crate::error::{Fault, LinkError};
@@ -439,7 +440,7 @@ pub(crate) async fn connect(link: Link, address: String, hello: Hello, limits: L
     let credentials = credentials.map_err(|NoCredentials| LinkError::NoKey { address: address.clone() })?.cloned();
 
     let traffic = Arc::new(TrafficCounter::default());
-    let meter = Rc::new(Meter::new(traffic.clone()));
+    let meter = Rc::new(Meter::new(traffic.clone(), Backlog::of(&stream)));
     let wire = Wire::new(Side::Client, &limits, meter.clone());
     let stream = Metered::new(stream, meter);
     let (mut session, trust) = match &credentials {
@@ -591,6 +592,7 @@ async fn converse(
                 // Any answer is a sign of life, be it a fault.
                 Some(_) = async { Some(beating.as_mut()?.await) } => beating = None,
                 _ = heartbeat.tick() => {
+                    wire.meter().look();
                     // Ticks, not time: after a pause of our own, the peer's answer may be waiting for us.
                     let alive = wire.meter().alive();
                     strikes = if alive > last_tick { 0 } else { strikes + 1 };

@@ -1,5 +1,6 @@
 //! What went over a connection, and when its peer last showed that it is there.
 
+use crate::backlog::Backlog;
 use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -38,11 +39,16 @@ pub(crate) struct Meter {
     traffic: Arc<TrafficCounter>,
     alive: Cell<Instant>,
     heard: Cell<bool>,
+    /// Of a connection whose traffic is counted by itself.
+    backlog: Option<Backlog>,
+    /// What was in it when it was last looked at, and how many bytes had been acknowledged.
+    looked: Cell<(u64, u64)>,
 }
 
 impl Meter {
-    pub(crate) fn new(traffic: Arc<TrafficCounter>) -> Self {
-        Meter { traffic, alive: Cell::new(Instant::now()), heard: Cell::new(false) }
+    pub(crate) fn new(traffic: Arc<TrafficCounter>, backlog: Option<Backlog>) -> Self {
+        let (alive, heard) = (Cell::new(Instant::now()), Cell::new(false));
+        Meter { traffic, alive, heard, backlog, looked: Cell::default() }
     }
 
     fn received(&self, bytes: usize) {
@@ -58,6 +64,17 @@ impl Meter {
     /// The peer did something that a dead or frozen one cannot: it sent, or it made room for more.
     fn show_life(&self) {
         self.alive.set(Instant::now());
+    }
+
+    /// Asks the system for what the peer cannot show by itself: that it takes what has been under way since the last look.
+    /// What a peer's system takes at once is none of its doing, and shows nothing.
+    pub(crate) fn look(&self) {
+        let Some(waiting) = self.backlog.as_ref().and_then(Backlog::bytes) else { return };
+        let acknowledged = self.traffic.get().bytes_out.saturating_sub(waiting);
+        let (waited, before) = self.looked.replace((waiting, acknowledged));
+        if waited > 0 && acknowledged > before {
+            self.show_life();
+        }
     }
 
     /// The last sign of life.

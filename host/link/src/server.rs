@@ -216,7 +216,7 @@ async fn receive(shared: Rc<Shared>, stream: TcpStream, address: SocketAddr, is_
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let meter = Rc::new(Meter::new(shared.traffic.clone()));
+    let meter = Rc::new(Meter::new(shared.traffic.clone(), None));
     let stream = Metered::new(stream, meter.clone());
     let Some(credentials) = &shared.credentials else {
         return converse(shared, stream, meter, None, is_known).await;

@@ -50,13 +50,13 @@ use trial::Tally;
 
 /// How often the controller is told that time passed.
 const TICK: Duration = Duration::from_millis(100);
-/// A call to the edge that takes longer than this is given up.
+/// A call to the edge that takes longer than this is given up; a request's, if it has no more time than this.
 const CALL_TIME_MAX: Duration = Duration::from_secs(5);
 /// Strategies without a fallback wait this long for the edge before the device answers all the same.
 const WAIT_MAX: Duration = CALL_TIME_MAX;
 /// While others are late, a request may use this share of its time; again of that when they are late by its time, and so on.
 const WHILE_OTHERS_ARE_LATE: f64 = 0.5;
-/// Kept in hand when the last moment for a local exit is computed.
+/// Kept in hand when the last moment for a local exit is computed, and behind what waits for a worker.
 const LOCAL_MARGIN_US: f64 = 3_000.0;
 const ACTIONS_WAITING_MAX: usize = 64;
 const SMALL_PROBES: usize = 3;
@@ -305,7 +305,8 @@ impl Device {
         let (planned, in_time, takes_fastest) = {
             let controller = serving.lock();
             let queued_us = self.shared.queued_us(asked.due());
-            let left_us = deadline_us - queued_us;
+            // What waits for a worker may take longer than it usually does, and then all behind it would be late by a little.
+            let left_us = deadline_us - queued_us - if queued_us > 0.0 { LOCAL_MARGIN_US } else { 0.0 };
             let left_us = if crosses { left_us } else { self.shared.allowed_us(left_us, asked) };
             let mut planned = controller.for_request(left_us, asked.accuracy_min);
             // What is learned from how long it took must not take the wait for a slow plan.

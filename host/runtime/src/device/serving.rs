@@ -317,7 +317,9 @@ impl Serving {
     fn choose_alone(&self, asked: Asked, done: &[usize]) -> (Choice, bool, u64) {
         let controller = self.lock();
         let left_us = asked.remaining_us() - self.shared.queued_us(asked.due());
-        let local = controller.local_after(done, self.shared.allowed_us(left_us, asked), asked.accuracy_min);
+        // What was kept in hand is for what goes wrong, and not for a better exit.
+        let allowed_us = self.shared.allowed_us(left_us - LOCAL_MARGIN_US / 2.0, asked);
+        let local = controller.local_after(done, allowed_us, asked.accuracy_min);
         (local, local.candidate.cost.total_us() <= left_us, controller.installed().epoch)
     }
 
@@ -480,7 +482,9 @@ impl Serving {
         let mut span = trace::wire(trip.asked.trace, &edge.address, &request, up_bytes);
         let request = InferRequest { trace: span.context(), ..request };
         let since = Instant::now();
-        let reply = tokio::time::timeout(CALL_TIME_MAX, edge.client.infer(request)).await;
+        // As long as an answer may be of use; and where little time was left, what it tells of the link is.
+        let patience = CALL_TIME_MAX.max(Duration::from_micros(request.remaining_budget_us));
+        let reply = tokio::time::timeout(patience, edge.client.infer(request)).await;
         let elapsed_us = since.elapsed().as_secs_f64() * 1e6;
         span.exchanged(&reply);
         span.end();
