@@ -3,6 +3,7 @@
 use crate::graph::Runner;
 use crate::guard::guarded;
 use crate::onnxruntime::Session;
+use crate::threads::{self, THREADS_MAX};
 use crate::{Graph, Port, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +19,8 @@ pub struct Context {
     state: State,
     /// What each part of a joined graph took in the last run.
     parts_us: Vec<f64>,
+    /// So many threads, whatever was chosen for the graph.
+    threads: Option<usize>,
 }
 
 enum State {
@@ -32,8 +35,18 @@ impl Context {
             Runner::Tract(plan) => State::Tract(plan.clone(), plan.spawn()?),
             Runner::Onnxruntime(session) => State::Onnxruntime(session.clone()),
         };
-        let parts = graph.ends_part().iter().flatten().max().map_or(0, |last| last + 1);
-        Ok(Self { graph: graph.clone(), state, parts_us: vec![0.0; parts] })
+        let parts = graph.parts().map_or(0, |parts| parts.graphs.len());
+        Ok(Self { graph: graph.clone(), state, parts_us: vec![0.0; parts], threads: None })
+    }
+
+    /// Has its runs be on at most so many threads, whatever was chosen for the graph.
+    pub fn on_threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads.clamp(1, THREADS_MAX));
+        self
+    }
+
+    pub(crate) fn threads_given(&self) -> Option<usize> {
+        self.threads
     }
 
     /// What each part of a joined graph took in the last run, in microseconds; nothing of others.
@@ -50,14 +63,13 @@ impl Context {
         inputs: Vec<(String, Tensor)>,
         stop: &Stop,
     ) -> Result<Vec<(String, Tensor)>, ComputeError> {
-        if self.parts_us.is_empty() {
-            return self.observed(inputs, stop, |_| ());
-        }
-        let (graph, mut parts_us) = (self.graph.clone(), mem::take(&mut self.parts_us));
+        let graph = self.graph.clone();
+        let Some(parts) = graph.parts() else { return self.observed(inputs, stop, |_| ()) };
+        let mut parts_us = mem::take(&mut self.parts_us);
         parts_us.fill(0.0);
         let mut since = Instant::now();
         let outputs = self.observed(inputs, stop, |node| {
-            if let Some(part) = graph.ends_part()[node] {
+            if let Some(part) = parts.ends[node] {
                 let now = Instant::now();
                 parts_us[part] += now.duration_since(since).as_secs_f64() * 1e6;
                 since = now;
@@ -75,6 +87,7 @@ impl Context {
         mut after_each: impl FnMut(usize),
     ) -> Result<Vec<(String, Tensor)>, ComputeError> {
         let inputs = self.arrange(inputs)?;
+        let _at_work = threads::at_work();
         let (plan, state) = match &mut self.state {
             State::Tract(plan, state) => (plan, state),
             State::Onnxruntime(session) => {
@@ -88,17 +101,20 @@ impl Context {
         if state.op_states.iter().any(Option::is_some) {
             *state = guarded(|| plan.spawn()).map_err(ComputeError::Failed)?;
         }
+        let (graph, given) = (&self.graph, self.threads);
         let ran = guarded(|| {
             state.run_plan_with_eval(values, |context, op_state, node, inputs| {
                 if stop.reached() {
                     return Err(Stopped.into());
                 }
+                threads::allow(given.unwrap_or_else(|| graph.threads_of(node.id)));
                 let outputs = eval(context, op_state, node, inputs);
                 crate::vector::release();
                 after_each(node.id);
                 outputs
             })
         });
+        threads::allow(1);
         match ran {
             Ok(values) => self.name_outputs(values.into_iter().map(Tensor::from_value)),
             Err(message) => {

@@ -1,9 +1,9 @@
 //! A segment's graph, optimised for the processor it was loaded on.
 
-use crate::backend::Choice;
+use crate::backend::{Backend, Choice};
 use crate::guard::guarded;
 use crate::onnxruntime::Session;
-use crate::{Context, Cost, ElementType, Fact, Pass, Tensor};
+use crate::{Context, Cost, ElementType, Fact, Pass, Tensor, Threads};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -32,8 +32,19 @@ pub(crate) struct Loaded {
     pub(crate) outputs: Vec<Port>,
     pub(crate) cost: Cost,
     pub(crate) choice: Option<Choice>,
-    /// Of a joined graph, by operator: the part that ends with it, if one does. Empty of others.
-    pub(crate) ends_part: Vec<Option<usize>>,
+    /// How many threads it runs on, once that was measured.
+    pub(crate) threads: OnceLock<Threads>,
+    /// Of a joined graph: what was joined.
+    pub(crate) parts: Option<Parts>,
+}
+
+/// What a joined graph was made of.
+pub(crate) struct Parts {
+    pub(crate) graphs: Vec<Graph>,
+    /// By operator, the part it is of.
+    pub(crate) of: Vec<usize>,
+    /// By operator: the part that ends with it, if one does.
+    pub(crate) ends: Vec<Option<usize>>,
 }
 
 /// What a backend has made of a graph. Shared: weights are in memory once.
@@ -124,6 +135,14 @@ impl Graph {
         self.0.choice.as_ref()
     }
 
+    /// Who computes it.
+    pub fn backend(&self) -> Backend {
+        match self.0.runner {
+            Runner::Tract(_) => Backend::Tract,
+            Runner::Onnxruntime(_) => Backend::Onnxruntime,
+        }
+    }
+
     /// A new execution state.
     pub fn context(&self) -> Result<Context, GraphError> {
         guarded(|| Context::new(self)).map_err(GraphError::Unusable)
@@ -173,16 +192,20 @@ impl Graph {
         let inputs = ports(&model, model.input_outlets()).map_err(GraphError::Unusable)?;
         let outputs = ports(&model, model.output_outlets()).map_err(GraphError::Unusable)?;
         let plan = guarded(|| plan(model)).map_err(GraphError::Unusable)?;
-        let (runner, ends_part) = (Runner::Tract(plan), Vec::new());
-        Ok(Self::from_loaded(Loaded { runner, inputs, outputs, cost, choice: None, ends_part }))
+        let (runner, threads) = (Runner::Tract(plan), OnceLock::new());
+        Ok(Self::from_loaded(Loaded { runner, inputs, outputs, cost, choice: None, threads, parts: None }))
     }
 
     pub(crate) fn from_loaded(loaded: Loaded) -> Self {
         Self(Arc::new(loaded))
     }
 
-    pub(crate) fn ends_part(&self) -> &[Option<usize>] {
-        &self.0.ends_part
+    pub(crate) fn parts(&self) -> Option<&Parts> {
+        self.0.parts.as_ref()
+    }
+
+    pub(crate) fn chosen_threads(&self) -> &OnceLock<Threads> {
+        &self.0.threads
     }
 
     /// The same graph, run by onnxruntime.
@@ -198,7 +221,8 @@ impl Graph {
     fn with(&self, runner: Runner, choice: Option<Choice>) -> Self {
         let Loaded { inputs, outputs, cost, .. } = &*self.0;
         let (inputs, outputs) = (inputs.clone(), outputs.clone());
-        Self::from_loaded(Loaded { runner, inputs, outputs, cost: *cost, choice, ends_part: Vec::new() })
+        let threads = OnceLock::new();
+        Self::from_loaded(Loaded { runner, inputs, outputs, cost: *cost, choice, threads, parts: None })
     }
 
     pub(crate) fn runner(&self) -> &Runner {

@@ -4,10 +4,11 @@
 //! only the edges between them are new. So answers keep their bits, nothing is optimised again, and next to no memory is
 //! taken. What is spared is what it costs to begin and end each of them.
 
-use crate::graph::{Loaded, Runner};
+use crate::graph::{Loaded, Parts, Runner};
 use crate::guard::guarded;
 use crate::{Cost, Graph, GraphError, Port};
 use std::collections::HashMap;
+use std::sync::OnceLock;
 use tract_nnef::internal::{InletId, IntoRunnable, OutletId, TractResult, TypedModel, TypedOp, bail};
 use tract_onnx::tract_core::ops::source::TypedSource;
 
@@ -31,7 +32,7 @@ impl Graph {
             guarded(|| joining.add(number, part)).map_err(GraphError::Unusable)?;
         }
         let cost = parts.iter().fold(Cost::default(), |sum, part| sum.with(part.graph.cost()));
-        joining.finish(gives, cost)
+        joining.finish(parts.iter().map(|part| part.graph.clone()).collect(), gives, cost)
     }
 
     /// Whether it can be part of a joined one: another backend's cannot.
@@ -88,7 +89,7 @@ impl Joining {
         Ok(())
     }
 
-    fn finish(self, gives: &[usize], cost: Cost) -> Result<Graph, GraphError> {
+    fn finish(self, graphs: Vec<Graph>, gives: &[usize], cost: Cost) -> Result<Graph, GraphError> {
         let Self { mut model, tensors, inputs, part_of } = self;
         let given: Option<Vec<_>> = gives.iter().map(|tensor| tensors.get(tensor).cloned()).collect();
         let given = given.ok_or_else(|| GraphError::Unusable("it is to give what no part of it makes".to_owned()))?;
@@ -100,12 +101,14 @@ impl Joining {
         let plan = plan.map_err(GraphError::Unusable)?;
         // Where the next operator is of another part, a look at the clock tells what this one took.
         let order = plan.order_without_consts();
-        let mut ends_part = vec![None; part_of.len()];
+        let mut ends = vec![None; part_of.len()];
         for (at, node) in order.iter().enumerate() {
             let next = order.get(at + 1).map(|next| part_of[*next]);
-            ends_part[*node] = (next != Some(part_of[*node])).then_some(part_of[*node]);
+            ends[*node] = (next != Some(part_of[*node])).then_some(part_of[*node]);
         }
-        Ok(Graph::from_loaded(Loaded { runner: Runner::Tract(plan), inputs, outputs, cost, choice: None, ends_part }))
+        let (runner, threads) = (Runner::Tract(plan), OnceLock::new());
+        let parts = Some(Parts { graphs, of: part_of, ends });
+        Ok(Graph::from_loaded(Loaded { runner, inputs, outputs, cost, choice: None, threads, parts }))
     }
 }
 

@@ -34,8 +34,10 @@ mod published;
 mod survey;
 pub mod synthetic;
 mod tensor;
+mod threads;
 mod timing;
 mod vector;
+mod worth;
 mod written;
 
 pub use backend::{Backend, BackendError, Choice};
@@ -51,5 +53,7 @@ pub use passes::Pass;
 pub use published::Published;
 pub use survey::{Survey, operators};
 pub use tensor::{ElementType, Fact, TENSOR_BYTES_MAX, Tensor, TensorError, bytes_copied, count_copied};
+pub use threads::{AtWork, THREADS_MAX, at_work, start_helpers, threads_max};
 pub use timing::Timed;
+pub use worth::Threads;
 pub use written::{Difference, example};

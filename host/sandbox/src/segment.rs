@@ -150,6 +150,8 @@ impl Segment {
         if stop.reached() {
             return Err(Fault::TimeUp);
         }
+        // Whoever does the arithmetic: its processor is not idle.
+        let _at_work = edgent_nn::at_work();
         let mut instance = self.instance(stop)?;
         // An instance whose call failed is dropped here: nobody knows what state it is in.
         let outputs = self.call(&mut instance, inputs, stop)?;

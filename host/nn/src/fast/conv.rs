@@ -8,8 +8,10 @@
 use super::scratch::Scratch;
 use super::slide::{Fold, Runs};
 use super::steps::{PerChannel, Step};
+use super::team::{Team, ranges, take};
 use super::window::{SLACK, Windows};
 use crate::vector::{Loops, TILE_COLUMNS, TILE_ROWS, add_products, multiply, wide};
+use std::mem;
 use std::ops::Range;
 use tract_nnef::internal::*;
 
@@ -138,12 +140,53 @@ impl FastConv {
         let (taken, given) =
             (self.windows.channels * self.windows.input_pixels(), self.filters * self.windows.pixels());
         ensure!(input.len() == images * taken, "{} elements are no {images} images", input.len());
+        let team = Team::of(images.saturating_mul(given).saturating_mul(self.places()));
         for (image, output) in to.as_slice_mut::<f32>()?.chunks_exact_mut(given).enumerate() {
             let input = &input[image * taken..][..taken];
             let added = added.map(|added| &added[image * given..][..given]);
-            wide(Image { conv: self, input, added, output, scratch });
+            self.image(input, added, output, &team, scratch);
         }
         Ok(())
+    }
+
+    /// One image. Each thread of the team has filters of its own, whose results lie side by side.
+    fn image(&self, input: &[f32], added: Option<&[f32]>, output: &mut [f32], team: &Team, scratch: &mut Scratch) {
+        let (windows, pixels) = (&self.windows, self.windows.pixels());
+        let mut staged = mem::take(&mut scratch.staged);
+        let is_staged = !self.is_depthwise() && !windows.is_as_it_is();
+        if is_staged {
+            staged.resize(windows.channels * windows.staged() + SLACK, 0.0);
+            wide(Staging { windows, input, staged: &mut staged });
+        }
+        let input = if is_staged { &staged } else { input };
+        // Where a pixel's results lie side by side, the filters' do not.
+        let threads = if windows.channels_last { 1 } else { team.size() };
+        let (mut own, mut left) = (Some(&mut *scratch), output);
+        team.share(
+            self.shares(threads).map(|filters| Share {
+                conv: self,
+                input,
+                added: added.map(|added| &added[filters.start * pixels..][..filters.len() * pixels]),
+                output: take(&mut left, filters.len() * pixels),
+                filters,
+                scratch: own.take(),
+            }),
+            Share::compute,
+        );
+        scratch.staged = staged;
+    }
+
+    /// The filters, in at most so many parts; those that are computed together stay so.
+    fn shares(&self, parts: usize) -> impl Iterator<Item = Range<usize>> {
+        let filters = self.filters / self.groups;
+        let blocks = filters.div_ceil(FILTERS);
+        let first = move |block: usize| block / blocks * filters + block % blocks * FILTERS;
+        ranges(self.groups * blocks, parts).map(move |these| first(these.start)..first(these.end))
+    }
+
+    /// What a filter covers in each window.
+    fn places(&self) -> usize {
+        self.windows.channels / self.groups * self.taps.len()
     }
 }
 
@@ -155,55 +198,86 @@ impl TypedOp for FastConv {
     }
 }
 
-/// One image to convolve.
-struct Image<'a> {
-    conv: &'a FastConv,
+/// All channels of an image, with what is around it.
+struct Staging<'a> {
+    windows: &'a Windows,
     input: &'a [f32],
-    added: Option<&'a [f32]>,
-    output: &'a mut [f32],
-    scratch: &'a mut Scratch,
+    staged: &'a mut [f32],
 }
 
-impl Loops for Image<'_> {
+impl Loops for Staging<'_> {
     #[inline(always)]
-    fn run<const FUSED: bool>(mut self) {
-        if self.conv.is_depthwise() {
-            self.depthwise::<FUSED>();
-        } else {
-            self.by_panels::<FUSED>();
+    fn run<const FUSED: bool>(self) {
+        let channels = self.staged.chunks_exact_mut(self.windows.staged()).take(self.windows.channels);
+        for (channel, staged) in channels.enumerate() {
+            self.windows.stage(self.input, channel, Some(0.0), staged);
         }
     }
 }
 
-impl Image<'_> {
-    #[inline(always)]
-    fn by_panels<const FUSED: bool>(&mut self) {
-        let FastConv { windows, filters, groups, weights, taps, .. } = self.conv;
-        let (channels, filters) = (windows.channels / groups, filters / groups);
-        let (places, pixels) = (channels * taps.len(), windows.pixels());
-        let Scratch { staged, panels, pieces, .. } = &mut *self.scratch;
-        let staged: &[f32] = if windows.is_as_it_is() {
-            self.input
-        } else {
-            staged.resize(windows.channels * windows.staged() + SLACK, 0.0);
-            for (channel, staged) in staged.chunks_exact_mut(windows.staged()).take(windows.channels).enumerate() {
-                windows.stage(self.input, channel, Some(0.0), staged);
+/// Some filters of an image.
+struct Share<'a> {
+    conv: &'a FastConv,
+    /// Staged, but for a depthwise convolution.
+    input: &'a [f32],
+    filters: Range<usize>,
+    /// Of these filters alone, as is the output.
+    added: Option<&'a [f32]>,
+    output: &'a mut [f32],
+    /// None: this is another thread than that which began.
+    scratch: Option<&'a mut Scratch>,
+}
+
+impl Share<'_> {
+    fn compute(mut self) {
+        match self.scratch.take() {
+            Some(scratch) => wide(Computing { share: self, scratch }),
+            None => {
+                let mut scratch = Scratch::take();
+                wide(Computing { share: self, scratch: &mut scratch });
+                scratch.give_back();
             }
-            staged
-        };
-        let strides = if windows.channels_last { [1, self.conv.filters] } else { [pixels, 1] };
-        let FastConv { bias, least, most, .. } = self.conv;
-        let finish = Finish { bias, added: self.added, least: *least, most: *most, strides };
+        }
+    }
+}
+
+struct Computing<'a> {
+    share: Share<'a>,
+    scratch: &'a mut Scratch,
+}
+
+impl Loops for Computing<'_> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(mut self) {
+        if self.share.conv.is_depthwise() {
+            self.share.depthwise::<FUSED>(&mut self.scratch.channel);
+        } else {
+            self.share.by_panels::<FUSED>(&mut self.scratch.panels, &mut self.scratch.pieces);
+        }
+    }
+}
+
+impl Share<'_> {
+    #[inline(always)]
+    fn by_panels<const FUSED: bool>(&mut self, panels: &mut Vec<f32>, pieces: &mut Vec<(usize, usize)>) {
+        let FastConv { windows, filters, groups, weights, taps, bias, least, most, .. } = self.conv;
+        let (channels, in_group) = (windows.channels / groups, filters / groups);
+        let (places, pixels) = (channels * taps.len(), windows.pixels());
+        let Range { start, end } = self.filters;
+        let strides = if windows.channels_last { [1, *filters] } else { [pixels, 1] };
+        let finish = Finish { bias: &bias[start..end], added: self.added, least: *least, most: *most, strides };
         let size = panel_elements(places);
         let at_once = (PANELS_BYTES / (size * size_of::<f32>())).max(PANELS_MIN);
         panels.resize(at_once.min(pixels.div_ceil(PANEL)) * size, 0.0);
-        for (group, weights) in weights.chunks_exact(places * filters).enumerate() {
-            let staged = &staged[group * channels * windows.staged()..];
+        for group in start / in_group..end.div_ceil(in_group) {
+            let these = start.max(group * in_group)..end.min((group + 1) * in_group);
+            let weights = &weights[these.start * places..these.end * places];
+            let staged = &self.input[group * channels * windows.staged()..];
             for first in (0..pixels).step_by(at_once * PANEL) {
                 let here = first..(first + at_once * PANEL).min(pixels);
                 fill_panels((windows, taps, channels), staged, here.clone(), pieces, panels);
                 for (block, weights) in weights.chunks(places * FILTERS).enumerate() {
-                    let filter = group * filters + block * FILTERS;
+                    let filter = these.start - start + block * FILTERS;
                     for (panel, pixel) in panels.chunks_exact(size).zip(here.clone().step_by(PANEL)) {
                         let panel = &panel[..places * PANEL];
                         let to = Place { filter, pixel, pixels: PANEL.min(pixels - pixel) };
@@ -218,8 +292,8 @@ impl Image<'_> {
                     }
                 }
                 if !self.conv.steps.is_empty() && !windows.channels_last {
-                    for filter in group * filters..(group + 1) * filters {
-                        let row = &mut self.output[filter * pixels..][here.clone()];
+                    for filter in these.clone() {
+                        let row = &mut self.output[(filter - start) * pixels..][here.clone()];
                         self.conv.steps.iter().for_each(|step| step.apply(filter, row));
                     }
                 }
@@ -228,22 +302,22 @@ impl Image<'_> {
     }
 
     #[inline(always)]
-    fn depthwise<const FUSED: bool>(&mut self) {
+    fn depthwise<const FUSED: bool>(&mut self, staged: &mut Vec<f32>) {
         let FastConv { windows, weights, taps, runs, bias, least, most, .. } = self.conv;
         let (pixels, [_, width]) = (windows.pixels(), windows.output);
-        let staged = &mut self.scratch.staged;
+        let start = self.filters.start;
         staged.resize(windows.staged() + SLACK, 0.0);
-        for channel in 0..windows.channels {
-            windows.stage(self.input, channel, (channel == 0).then_some(0.0), staged);
-            let (weights, output) =
-                (&weights[channel * taps.len()..][..taps.len()], &mut self.output[channel * pixels..]);
+        for channel in self.filters.clone() {
+            windows.stage(self.input, channel, (channel == start).then_some(0.0), staged);
+            let weights = &weights[channel * taps.len()..][..taps.len()];
+            let output = &mut self.output[(channel - start) * pixels..];
             for y in 0..windows.output[0] {
                 let from = &staged[windows.start(y)..];
                 runs.fold::<Products<FUSED>>(from, weights, width, &mut output[y * width..], bias[channel]);
             }
             let output = &mut output[..pixels];
             if let Some(added) = self.added {
-                let added = &added[channel * pixels..][..pixels];
+                let added = &added[(channel - start) * pixels..][..pixels];
                 output.iter_mut().zip(added).for_each(|(to, added)| *to += added);
             }
             if *least > f32::NEG_INFINITY || *most < f32::INFINITY {

@@ -10,6 +10,7 @@ mod pool;
 mod scratch;
 mod slide;
 mod steps;
+mod team;
 mod window;
 
 use crate::vector::{READS_MATRICES_IN_PLACE, is_wide};

@@ -2,8 +2,10 @@
 
 use super::scratch::Scratch;
 use super::slide::{Fold, Runs};
+use super::team::{Team, ranges, take};
 use super::window::{SLACK, Windows};
 use crate::vector::{Loops, wide};
+use std::ops::Range;
 use tract_nnef::internal::*;
 
 /// What is made of a window.
@@ -56,7 +58,20 @@ impl EvalOp for FastPool {
         let mut scratch = Scratch::take();
         let mut output = scratch.tensor(&self.output)?;
         let (from, mut to) = (input.try_as_plain_ram()?, output.try_as_plain_ram_mut()?);
-        wide(All { pool: self, input: from.as_slice()?, output: to.as_slice_mut()?, scratch: &mut scratch });
+        let (windows, mut left) = (&self.windows, to.as_slice_mut::<f32>()?);
+        let (planes, pixels) = (windows.images * windows.channels, windows.pixels());
+        let team = Team::of(left.len().saturating_mul(self.ones.len()));
+        let (input_elements, mut own) = (from.as_slice::<f32>()?, Some(&mut scratch));
+        team.share(
+            ranges(planes, team.size()).map(|planes| Planes {
+                pool: self,
+                input: input_elements,
+                output: take(&mut left, planes.len() * pixels),
+                planes,
+                scratch: own.take(),
+            }),
+            Planes::compute,
+        );
         scratch.keep(input);
         scratch.give_back();
         Ok(tvec!(output.into_tvalue()))
@@ -89,29 +104,51 @@ impl Fold for Sum {
     }
 }
 
-struct All<'a> {
+/// Some channels, of all images.
+struct Planes<'a> {
     pool: &'a FastPool,
     input: &'a [f32],
+    planes: Range<usize>,
+    /// Of these channels alone.
     output: &'a mut [f32],
-    scratch: &'a mut Scratch,
+    /// None: this is another thread than that which began.
+    scratch: Option<&'a mut Scratch>,
 }
 
-impl Loops for All<'_> {
+impl Planes<'_> {
+    fn compute(mut self) {
+        match self.scratch.take() {
+            Some(scratch) => wide(Computing { planes: self, staged: &mut scratch.channel }),
+            None => {
+                let mut scratch = Scratch::take();
+                wide(Computing { planes: self, staged: &mut scratch.channel });
+                scratch.give_back();
+            }
+        }
+    }
+}
+
+struct Computing<'a> {
+    planes: Planes<'a>,
+    staged: &'a mut Vec<f32>,
+}
+
+impl Loops for Computing<'_> {
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
-        let FastPool { windows, kind, runs, ones, .. } = self.pool;
+        let Planes { pool, input, planes, output, .. } = self.planes;
+        let FastPool { windows, kind, runs, ones, .. } = pool;
         let (channels, width) = (windows.channels, windows.output[1]);
         // Where nothing is greater than nothing at all, tract gives the least number.
         let around = if *kind == Kind::Greatest { f32::MIN } else { 0.0 };
-        let staged = &mut self.scratch.staged;
-        staged.resize(windows.staged() + SLACK, 0.0);
+        self.staged.resize(windows.staged() + SLACK, 0.0);
         let pixels = windows.pixels();
-        for plane in 0..windows.images * channels {
-            let image = &self.input[plane / channels * channels * windows.input_pixels()..];
-            windows.stage(image, plane % channels, (plane == 0).then_some(around), staged);
-            let output = &mut self.output[plane * pixels..];
+        for (at, plane) in planes.enumerate() {
+            let image = &input[plane / channels * channels * windows.input_pixels()..];
+            windows.stage(image, plane % channels, (at == 0).then_some(around), self.staged);
+            let output = &mut output[at * pixels..];
             for y in 0..windows.output[0] {
-                let (from, output) = (&staged[windows.start(y)..], &mut output[y * width..]);
+                let (from, output) = (&self.staged[windows.start(y)..], &mut output[y * width..]);
                 match kind {
                     Kind::Greatest => runs.fold::<Greatest>(from, ones, width, output, around),
                     Kind::Mean { around_counts } => {

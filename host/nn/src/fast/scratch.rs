@@ -14,6 +14,8 @@ const KEPT_TENSORS_MAX: usize = 8;
 pub(super) struct Scratch {
     /// The channels of an image, with what is around it.
     pub(super) staged: Vec<f32>,
+    /// The same of one channel alone, where one is done after another.
+    pub(super) channel: Vec<f32>,
     pub(super) panels: Vec<f32>,
     /// Where each piece of a panel belongs, and where it comes from.
     pub(super) pieces: Vec<(usize, usize)>,
@@ -32,7 +34,7 @@ impl Scratch {
 
     pub(super) fn give_back(mut self) {
         let bytes = |scratch: &Self| {
-            let floats = scratch.staged.capacity() + scratch.panels.capacity();
+            let floats = scratch.staged.capacity() + scratch.channel.capacity() + scratch.panels.capacity();
             let tensors: usize = scratch.tensors.iter().map(Tensor::len).sum();
             (floats + tensors) * size_of::<f32>()
         };

@@ -2,6 +2,7 @@
 //! normalisation. A chain of them goes through the cache once, a piece of a channel at a time.
 
 use super::conv::bounded;
+use super::team::{Team, ranges, take};
 use crate::vector::{Loops, wide};
 use tract_nnef::internal::*;
 
@@ -86,7 +87,16 @@ impl EvalOp for FastSteps {
         // In place, if nobody else holds it.
         let mut tensor = args_1!(inputs).into_tensor();
         let mut plain = tensor.try_as_plain_ram_mut()?;
-        wide(All { op: self, values: plain.as_slice_mut::<f32>()? });
+        let mut left = plain.as_slice_mut::<f32>()?;
+        let planes = left.len() / self.pixels;
+        let team = Team::of(left.len().saturating_mul(self.steps.len()));
+        team.share(
+            ranges(planes, team.size()).map(|planes| {
+                let values = take(&mut left, planes.len() * self.pixels);
+                Planes { op: self, first: planes.start, values }
+            }),
+            wide,
+        );
         Ok(tvec!(tensor.into_tvalue()))
     }
 }
@@ -99,15 +109,18 @@ impl TypedOp for FastSteps {
     }
 }
 
-struct All<'a> {
+/// Some channels, of all images.
+struct Planes<'a> {
     op: &'a FastSteps,
+    first: usize,
+    /// Of these channels alone.
     values: &'a mut [f32],
 }
 
-impl Loops for All<'_> {
+impl Loops for Planes<'_> {
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
-        for (plane, values) in self.values.chunks_exact_mut(self.op.pixels).enumerate() {
+        for (plane, values) in (self.first..).zip(self.values.chunks_exact_mut(self.op.pixels)) {
             for values in values.chunks_mut(PIECE) {
                 self.op.steps.iter().for_each(|step| step.apply(plane % self.op.channels, values));
             }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::graph::Runner;
 use crate::synthetic::Noise;
+use crate::threads::tests as threads;
 use crate::{Difference, Graph, synthetic};
 use tract_nnef::tract_core::ops::cnn::KernelFormat;
 use tract_nnef::tract_core::ops::math::{add, max, min, mul, sub};
@@ -21,6 +22,16 @@ fn same(model: TypedModel, what: &str) -> Vec<String> {
         for (ours, theirs) in fast.run_once(inputs.clone()).unwrap().iter().zip(&expected) {
             let apart = Difference::of(ours, theirs).unwrap();
             assert!(apart.most <= ROUNDING * apart.greatest, "{what}, run {run}: {apart:?}");
+        }
+    }
+    // Each element is computed as by one thread, so the bits are the same.
+    let alone = fast.run_once(inputs.clone()).unwrap();
+    for count in [2, 3] {
+        threads::force(count);
+        let together = fast.run_once(inputs.clone()).unwrap();
+        threads::force(1);
+        for (together, alone) in together.iter().zip(&alone) {
+            assert_eq!(together.bytes(), alone.bytes(), "{what}, on {count} threads");
         }
     }
     let Runner::Tract(plan) = fast.runner() else { panic!("{what}: only tract is here") };
