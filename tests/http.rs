@@ -323,6 +323,9 @@ async fn a_dashboard_is_told_what_is_new() {
     }
     let network = get(at, "/network").json();
     assert_eq!((&network["model"], network["exits"].as_array().unwrap().len()), (&"branchy-alexnet".into(), 5));
+    for segment in network["segments"].as_array().unwrap() {
+        assert!(segment["backend"] == "tract" && segment["threads"].as_u64().unwrap() >= 1, "{segment}");
+    }
     let mut events = http::events(at, "/events");
     let first = events.next();
     assert_eq!(

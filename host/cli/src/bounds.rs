@@ -2,6 +2,7 @@
 
 use crate::output::BadInput;
 use edgent_link::{Place, is_peer_name};
+use edgent_nn::THREADS_MAX;
 use std::net::Ipv6Addr;
 
 /// An hour.
@@ -73,6 +74,12 @@ pub(crate) fn memory_mib(text: &str) -> Result<f64, String> {
 pub(crate) fn workers(text: &str) -> Result<usize, String> {
     let given = text.parse().ok().filter(|given| *given <= WORKERS_MAX);
     given.ok_or_else(|| format!("must be a whole number from 0 to {WORKERS_MAX}"))
+}
+
+/// Reads how many threads one run may have.
+pub(crate) fn threads(text: &str) -> Result<usize, String> {
+    let given = text.parse().ok().filter(|given| *given <= THREADS_MAX);
+    given.ok_or_else(|| format!("must be a whole number from 0 to {THREADS_MAX}"))
 }
 
 /// Reads the address of somebody who is connected to: it may say who that must be.

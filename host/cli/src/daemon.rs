@@ -114,6 +114,10 @@ struct Arguments {
     /// Threads that run segments, for each model; 0 for one a processor.
     #[arg(long, value_name = "N", value_parser = bounds::workers, default_value_t = 0)]
     workers: usize,
+    /// Threads that one run may have, of those whose processors are idle: as many as pay, by what is measured when a version
+    /// is prepared; 0 for one a processor.
+    #[arg(long, value_name = "N", value_parser = bounds::threads, default_value_t = 0)]
+    threads: usize,
     /// How the log on stderr is written.
     #[arg(long, value_enum, default_value = "human")]
     log_format: LogFormat,
@@ -273,6 +277,7 @@ pub(crate) fn run() -> Result<()> {
         onnxruntime: arguments.onnxruntime,
         code_cache,
         workers: arguments.workers,
+        threads: arguments.threads,
         security,
         known,
         limits: Limits::default(),

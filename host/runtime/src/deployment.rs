@@ -10,7 +10,7 @@ use crate::memory::GiveBack;
 use crate::runs::{Joined, Run, Ways};
 use crate::segments::Preparing;
 use edgent_bundle::{Bundle, BundleError, ComponentError, Digest, Manifest, Tier};
-use edgent_nn::{Choice, Cost, ElementType, Fact, GraphError, Onnxruntime, Stop, Tensor, TensorError};
+use edgent_nn::{Choice, Cost, ElementType, Fact, GraphError, Onnxruntime, Stop, Tensor, TensorError, Threads};
 use edgent_planner::{Boundary, Codec, Exit, Network, NetworkError, PerCodec, Timings, least_bytes, resident};
 use edgent_sandbox::{Engine, Fault, SandboxError, Segment, SegmentError, Work};
 use rustix::time::{ClockId, clock_gettime};
@@ -48,6 +48,8 @@ pub struct Deployment {
     wiring: Vec<Wiring>,
     ways: Ways,
     pace: Pace,
+    /// So many threads are tried for a segment.
+    threads_max: usize,
     /// What each segment usually takes of this processor's time; only kept where one so many times slower is emulated.
     usual: Mutex<Timings>,
     /// How often in a row each segment did wrong.
@@ -74,6 +76,8 @@ pub struct Terms {
     pub tiers: Tiers,
     /// A second backend, for the graphs that it computes faster; tract alone computes if there is none.
     pub onnxruntime: Option<Onnxruntime>,
+    /// How many threads one run may have, of those whose processors are idle. Where a slow device is emulated it has one.
+    pub threads: usize,
     /// Whether segments whose code is part of this program are prepared, too. For a trial, they need not be: nothing
     /// of the bundle is read outside the sandbox then.
     pub shipped_code: bool,
@@ -98,6 +102,7 @@ impl Default for Terms {
             admission: Admission::default(),
             tiers: Tiers::AsBuilt,
             onnxruntime: None,
+            threads: 1,
             shipped_code: true,
         }
     }
@@ -187,6 +192,7 @@ impl Deployment {
             tensors,
             wiring,
             ways: Ways::default(),
+            threads_max: if matches!(pace, Pace::Own) { terms.threads } else { 1 },
             pace,
             usual,
             faults: segments.iter().map(|_| AtomicU32::new(0)).collect(),
@@ -260,10 +266,23 @@ impl Deployment {
         self.segments[index].as_ref()
     }
 
+    /// Measures for each segment how many threads its runs are worth. Those that were measured already, also as part of
+    /// another version, are not again.
+    pub fn choose_threads(&self) {
+        for segment in self.segments.iter().flatten() {
+            if let Work::InHost(graph) = segment.work() {
+                graph.choose_threads(self.threads_max);
+            }
+        }
+    }
+
     /// Runs every segment that is held `runs` times on zeros and tells how long each run takes here. Where a slow device
     /// is emulated, most of its time is reckoned rather than waited for; but after a pause a processor is
     /// slower than in a tight loop, as it will be in service, so there is a pause.
+    ///
+    /// First of all, it is seen how many threads they are worth, unless that is known.
     pub fn measure(&self, runs: usize) -> Result<Vec<(usize, f64)>, PrepareError> {
+        self.choose_threads();
         let mut all = Vec::with_capacity(runs * self.segments.len());
         for _ in 0..runs {
             let mut crossing = vec![None; self.manifest.boundaries.len()];
@@ -389,6 +408,22 @@ impl Deployment {
         self.segments.iter().enumerate().filter_map(|(index, segment)| match segment.as_ref()?.work() {
             Work::InHost(graph) => Some((index, graph.choice()?)),
             Work::InGuest(_) => None,
+        })
+    }
+
+    /// How many threads each segment's runs may have, by its index, and why; nothing of those that were not measured.
+    pub fn threads(&self) -> impl Iterator<Item = (usize, &Threads)> {
+        self.segments.iter().enumerate().filter_map(|(index, segment)| match segment.as_ref()?.work() {
+            Work::InHost(graph) => Some((index, graph.threads_chosen()?)),
+            Work::InGuest(_) => None,
+        })
+    }
+
+    /// Who computes a segment here, and on how many threads at most; none, if it is not held.
+    pub fn computed_by(&self, index: usize) -> Option<(&'static str, usize)> {
+        Some(match self.segment(index)?.work() {
+            Work::InHost(graph) => (graph.backend().name(), graph.threads()),
+            Work::InGuest(_) => ("portable", 1),
         })
     }
 

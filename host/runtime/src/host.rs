@@ -20,6 +20,7 @@ use edgent_link::{
 };
 use edgent_nn::{BackendError, Fact, Onnxruntime};
 use edgent_sandbox::{Engine, SandboxError};
+use rustix::process::{Resource, getrlimit};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -77,6 +78,8 @@ pub struct Settings {
     pub code_cache: Option<PathBuf>,
     /// Threads that run segments, for each model; 0 for as many as there are processors.
     pub workers: usize,
+    /// Threads that one run may have, of those whose processors are idle; 0 for as many as there are processors.
+    pub threads: usize,
     /// Where the link speaks TLS, and with which key.
     pub security: Security,
     /// Who is known, if TLS is spoken: those in this folder, looked at again by [`Host::reload`].
@@ -150,7 +153,12 @@ impl Host {
         let engine = Engine::keeping(settings.code_cache)?;
         let judged = Judged { policy, admission: settings.admission, trial };
         let shelf = Shelf::new(store.clone(), judged, engine, emulation, settings.memory_max_bytes);
-        let shelf = Arc::new(shelf.with_onnxruntime(onnxruntime));
+        let threads = most_threads(settings.threads);
+        if threads > 1 {
+            // Now: what is prepared later gives way to requests, and threads take after the one that starts them.
+            edgent_nn::start_helpers();
+        }
+        let shelf = Arc::new(shelf.with_onnxruntime(onnxruntime).with_threads(threads));
         let (preparing, models) = (Arc::clone(&shelf), settings.models.clone());
         let judging = Arc::clone(&shelf);
         let prepare = move || {
@@ -348,6 +356,16 @@ impl Host {
 /// This program's name and version, as peers are told.
 pub fn build_name() -> String {
     concat!("edgent ", env!("CARGO_PKG_VERSION")).to_owned()
+}
+
+/// How many threads one run may have: as told, or as many as there are processors; one, where address space is limited, of
+/// which each thread's arena takes 64 MiB.
+fn most_threads(told: usize) -> usize {
+    match (told, getrlimit(Resource::As).current) {
+        (0, Some(_)) => 1,
+        (0, None) => edgent_nn::threads_max(),
+        (told, _) => told.min(edgent_nn::threads_max()),
+    }
 }
 
 /// Whether none but this machine's users reach an address, or peers whose rights are known.

@@ -53,6 +53,8 @@ pub(crate) struct Shelf {
     onnxruntime: Option<Onnxruntime>,
     emulation: Emulation,
     memory_max_bytes: u64,
+    /// So many threads may one run have.
+    threads: usize,
     /// Signatures of bundles that are to be offered.
     told: Mutex<VecDeque<(Digest, Vec<Signature>)>>,
     admission: Admission,
@@ -104,6 +106,7 @@ impl Shelf {
             onnxruntime: None,
             emulation,
             memory_max_bytes,
+            threads: 1,
             told,
             quarantined,
             arriving,
@@ -116,6 +119,11 @@ impl Shelf {
     /// The same where there is a second backend.
     pub(crate) fn with_onnxruntime(self, onnxruntime: Option<Onnxruntime>) -> Self {
         Self { onnxruntime, ..self }
+    }
+
+    /// The same where a run may have so many threads.
+    pub(crate) fn with_threads(self, threads: usize) -> Self {
+        Self { threads, ..self }
     }
 
     /// Judges by another policy from now on. What runs already goes on.
@@ -326,8 +334,8 @@ impl Shelf {
         if let Some(trial) = &self.trial {
             trial.bundle(&bundle, &admission, tiers, proof.with_onnxruntime)?;
         }
-        let (emulation, memory_max_bytes) = (self.emulation.clone(), self.memory_max_bytes);
-        let terms = Terms { emulation, memory_max_bytes, admission, tiers, onnxruntime, ..Terms::default() };
+        let (emulation, memory_max_bytes, threads) = (self.emulation.clone(), self.memory_max_bytes, self.threads);
+        let terms = Terms { emulation, memory_max_bytes, admission, tiers, onnxruntime, threads, ..Terms::default() };
         let deployment = Deployment::prepare_on(&bundle, &self.engine, &terms)?;
         golden::check(&bundle, &deployment, if is_known { golden::ENOUGH_AGAIN } else { golden::ENOUGH })?;
         if let Some(trial) = &self.trial {
@@ -344,8 +352,9 @@ impl Shelf {
         let (name, held, portable) = (&deployment.manifest().name, deployment.held(), deployment.portable());
         let digest = deployment.digest();
         let onnxruntime = deployment.choices().filter(|(_, choice)| choice.backend == Backend::Onnxruntime).count();
+        let threads = deployment.threads().map(|(_, chosen)| chosen.threads).max().unwrap_or(1);
         tracing::info!(
-            model = %name, digest = %digest.short(), portable, onnxruntime, "prepared {held} of {segments} segments"
+            model = %name, digest = %digest.short(), portable, onnxruntime, threads, "prepared {held} of {segments} segments"
         );
         Ok(Prepared { bundle, deployment, timings, workers_share })
     }

@@ -10,13 +10,16 @@ mod sweep;
 
 pub(crate) use file::Profile as ProfileFile;
 
+use crate::bounds;
 use crate::confined;
 use crate::output::{BadInput, Output, quantile};
 use crate::progress::Unit;
 use anyhow::{Context, Result};
 use edgent_bundle::{Bundle, Tier, split};
 use edgent_link::CodecTime;
-use edgent_nn::{Choice, ElementType, Fact, Graph, GraphFormat, Onnxruntime, Stop, Tensor, example};
+use edgent_nn::{
+    Choice, ElementType, Fact, Graph, GraphFormat, Onnxruntime, Stop, Tensor, Threads, example, threads_max,
+};
 use edgent_planner::{Quality, Regression, Sample};
 use edgent_runtime::trial::libraries;
 use edgent_runtime::{Deployment, Terms, build_name, codec, confine};
@@ -59,6 +62,10 @@ pub(crate) struct Arguments {
     /// host that is told so.
     #[arg(long, value_name = "FILE", requires = "bundle")]
     onnxruntime: Option<PathBuf>,
+    /// Threads that one run of the bundle's segments may have, as a host's --threads: as many as pay, and say how many that
+    /// are; 0 for one a processor. Predictions are of one.
+    #[arg(long, value_name = "N", value_parser = bounds::threads, default_value_t = 1, requires = "bundle")]
+    threads: usize,
 }
 
 /// The profile, and how its predictions compare with a bundle that was measured.
@@ -71,6 +78,17 @@ struct Report {
     /// Who runs the bundle's segments, where there are two who could.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     backends: Vec<BackendRow>,
+    /// On how many threads the bundle's segments run, where they may have several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    threads: Vec<ThreadsRow>,
+}
+
+#[derive(Serialize)]
+struct ThreadsRow {
+    segment: String,
+    threads: usize,
+    /// By the number of threads; nothing, if it has no operator that is worth several.
+    times_us: BTreeMap<usize, f64>,
 }
 
 #[derive(Serialize)]
@@ -120,9 +138,11 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let engine = Engine::new()?;
     let bundle = arguments.bundle.as_ref().map(|dir| Bundle::open(dir).map_err(BadInput::error)).transpose()?;
     let onnxruntime = arguments.onnxruntime.as_deref().map(Onnxruntime::open).transpose().map_err(BadInput::error)?;
-    let terms = Terms { onnxruntime, ..Terms::default() };
+    let threads = if arguments.threads == 0 { threads_max() } else { arguments.threads };
+    let terms = Terms { onnxruntime, threads, ..Terms::default() };
     let mut chain = bundle.as_ref().map(|bundle| Chain::new(bundle, &engine, &terms)).transpose()?;
     let backends = chain.as_ref().map_or_else(Vec::new, |chain| backends(&chain.deployment));
+    let threads = chain.as_ref().map_or_else(Vec::new, |chain| self::threads(&chain.deployment));
     let effort = if arguments.quick { QUICK } else { FULL };
     output.progress(format_args!("making layers of {} sizes a type", effort.sizes));
     let mut sweep = Sweep::new(&engine, effort)?;
@@ -137,7 +157,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         Profile::parse(&text).context("the profile that was measured cannot be read")?;
         std::fs::write(path, text).with_context(|| format!("{}", path.display()))?;
     }
-    let report = Report { profile, comparison, backends };
+    let report = Report { profile, comparison, backends, threads };
     print(&report, output);
     output.result(&report)
 }
@@ -165,6 +185,17 @@ fn backends(deployment: &Deployment) -> Vec<BackendRow> {
     deployment.choices().map(row).collect()
 }
 
+/// On how many threads each segment runs, of those for which that was measured.
+fn threads(deployment: &Deployment) -> Vec<ThreadsRow> {
+    let name = |index: usize| deployment.manifest().segments[index].name.clone();
+    let row = |(index, chosen): (usize, &Threads)| ThreadsRow {
+        segment: name(index),
+        threads: chosen.threads,
+        times_us: chosen.times_us.iter().copied().collect(),
+    };
+    deployment.threads().map(row).collect()
+}
+
 /// A bundle's segments, run exit by exit as requests run them.
 struct Chain {
     deployment: Deployment,
@@ -178,6 +209,7 @@ impl Chain {
     fn new(bundle: &Bundle, engine: &Engine, terms: &Terms) -> Result<Self> {
         let deployment = Deployment::prepare_on(bundle, engine, terms)?;
         confine::granted_time();
+        deployment.choose_threads();
         let load_us = (0..BUNDLE_LOADS).map(|_| load_us(bundle, engine)).collect::<Result<_>>()?;
         // Neither all the same nor in order: like an image.
         let like_an_image = |fact: &Fact| match fact.element_type {
@@ -325,7 +357,7 @@ fn compare(profile: &Profile, bundle: &Bundle, whole: Whole) -> Result<Compariso
     })
 }
 
-fn print(Report { profile, comparison, backends }: &Report, output: &Output) {
+fn print(Report { profile, comparison, backends, threads }: &Report, output: &Output) {
     let row = |name: &str, set: &str, fitted: &Fitted| {
         output.line(format_args!(
             "{name:<16} {set:<6} {:>7} {:>7.3} {:>8.1} %  {}",
@@ -356,6 +388,14 @@ fn print(Report { profile, comparison, backends }: &Report, output: &Output) {
         let times = tract_us.zip(*onnxruntime_us).map(|(ours, theirs)| format!("{ours:>9.1} {theirs:>14.1}"));
         let told = times.or_else(|| why.clone()).unwrap_or_default();
         output.line(format_args!("{segment:<40} {backend:<12} {told}"));
+    }
+    if !threads.is_empty() {
+        output.line(format_args!("{:<40} {:>7}  us on so many", "segment", "threads"));
+    }
+    for ThreadsRow { segment, threads, times_us } in threads {
+        let times: Vec<String> = times_us.iter().map(|(count, us)| format!("{count}: {us:.1}")).collect();
+        let told = if times.is_empty() { "nothing that is worth several".to_owned() } else { times.join("  ") };
+        output.line(format_args!("{segment:<40} {threads:>7}  {told}"));
     }
     let Some(comparison) = comparison else { return };
     output.line(format_args!(

@@ -71,7 +71,10 @@ async fn network(Of(shared): Of<Arc<Shared>>) -> Result<Response, Refusal> {
     let inputs = inputs(&version).into_iter().map(
         |port| json!({ "name": port.name, "datatype": datatype(port.fact.element_type), "shape": port.fact.dims }),
     );
-    let segments = manifest.segments.iter().map(|segment| json!({ "name": segment.name, "macs": segment.macs }));
+    let segments = manifest.segments.iter().enumerate().map(|(index, segment)| {
+        let (backend, threads) = version.computed_by(index).unzip();
+        json!({ "name": segment.name, "macs": segment.macs, "backend": backend, "threads": threads })
+    });
     Ok(answer(&json!({
         "model": manifest.name,
         "version": shared.version_name(&version).await,
