@@ -112,6 +112,25 @@ def resnet18():
     return net.model(net.classify(x, 512))
 
 
+def alexnet():
+    """Krizhevsky et al. 2012, section 3.5, without the halves of its two processors."""
+    net = Builder(3, 224)
+    x, channels = "image", 3
+    for after, side, stride, normalised, pooled in [
+            (96, 11, 4, True, True), (256, 5, 1, True, True), (384, 3, 1, False, False), (384, 3, 1, False, False),
+            (256, 3, 1, False, True)]:
+        x = net.node("Relu", [net.conv(x, channels, after, side, stride)])
+        x = net.node("LRN", [x], size=5, alpha=1e-4, beta=0.75, bias=2.0) if normalised else x
+        x = net.node("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2]) if pooled else x
+        channels = after
+    x, width = net.node("Flatten", [x]), 256 * 6 * 6
+    for after in [4096, 4096, 1000]:
+        matrix = net.constant(net.random.normal(0, (2 / width) ** 0.5, (width, after)))
+        x, width = net.node("Gemm", [x, matrix, net.constant(np.zeros(after))]), after
+        x = net.node("Relu", [x]) if after > 1000 else x
+    return net.model(x)
+
+
 def fixed(model, shapes):
     """The network with these dimensions of its inputs; what exporters say of inner values is left out with them."""
     for value in model.graph.input:
@@ -137,11 +156,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--cache", type=pathlib.Path, default=ROOT / "target/peers/packages")
+    parser.add_argument("--alexnet", action="store_true", help="write an AlexNet, too: 244 MB of random weights")
     arguments = parser.parse_args()
     for folder in (arguments.folder, arguments.cache):
         folder.mkdir(parents=True, exist_ok=True)
     branchy = onnx.load(ROOT / "models/branchy-alexnet/branchy-alexnet.onnx")
     models = {"branchy-alexnet": branchy, "mobilenet-v2": mobilenet_v2(), "resnet-18": resnet18()}
+    if arguments.alexnet:
+        models["alexnet"] = alexnet()
     for name in LIGHT:
         with zipfile.ZipFile(download(f"onnx=={onnx.__version__}", arguments.cache)) as archive:
             models[name.replace("_", "-")] = random_weights(

@@ -179,6 +179,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         dims: arguments.dim.iter().cloned().collect(),
         inputs: arguments.input.iter().cloned().collect(),
         values: arguments.value.iter().cloned().collect(),
+        ..Pins::default()
     };
     let (model, out, name) = (&arguments.model, &arguments.out, arguments.name.as_deref());
     let (guests, tier) = (guests(&arguments.guest, arguments.tier.into())?, arguments.tier.into());

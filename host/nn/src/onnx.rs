@@ -40,6 +40,8 @@ pub struct Pins {
     pub inputs: BTreeMap<String, Vec<usize>>,
     /// Inputs that are always the same, and what they are, element by element: they are no inputs any more.
     pub values: BTreeMap<String, Vec<f64>>,
+    /// How many of them come at once, of inputs that begin with a dimension of one: to measure what batches are worth.
+    pub batch: Option<usize>,
 }
 
 /// A file that has been read, and what was changed in it.
@@ -236,7 +238,10 @@ fn pin(graph: &mut GraphProto, pins: &Pins) -> Result<Vec<String>, ImportError> 
         };
         let declared = tensor.shape.as_ref().map(|shape| shape.dim.as_slice());
         symbols.extend(declared.into_iter().flatten().filter_map(symbol).map(str::to_owned));
-        let pinned = pinned(&input.name, declared, pins)?;
+        let mut pinned = pinned(&input.name, declared, pins)?;
+        if let (Some(batch), Some(first @ Some(1))) = (pins.batch, pinned.first_mut()) {
+            *first = Some(batch);
+        }
         let shown = declared.map_or_else(|| "of any shape".to_owned(), show);
         if pinned.iter().any(Option::is_none) || declared.is_none() && !pins.inputs.contains_key(&input.name) {
             open.push(format!("'{}' {shown}", input.name));

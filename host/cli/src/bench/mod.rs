@@ -1,5 +1,6 @@
 //! `edgent bench`: what this program costs, measured against doing without it, in one run.
 
+mod batches;
 mod chain;
 mod conformance;
 mod deadline;
@@ -13,6 +14,7 @@ mod portable;
 mod sandbox;
 mod start;
 mod swap;
+mod threads;
 
 use crate::output::Output;
 use anyhow::Result;
@@ -28,6 +30,10 @@ pub(crate) enum Command {
     Portable(portable::Arguments),
     /// Published networks in tract, as hosts run them, against onnxruntime; where the time goes.
     Models(models::Arguments),
+    /// Networks on several threads against one, and what that does to a run beside them.
+    Threads(threads::Arguments),
+    /// Several images in one run against one after the other: images a second, and how long the last of them waits.
+    Batches(batches::Arguments),
     /// Hostile guests and files, many times each: all contained, the host alive.
     Limits(limits::Arguments),
     /// Activations through the link against a bare TCP echo of the same bytes.
@@ -52,6 +58,8 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<()> {
     match command {
         Command::Limits(arguments) => limits::run(arguments, output),
         Command::Models(arguments) => models::run(&arguments, output),
+        Command::Threads(arguments) => threads::run(&arguments, output),
+        Command::Batches(arguments) => batches::run(&arguments, output),
         Command::Sandbox => sandbox::run(output),
         Command::Chain(arguments) => chain::run(&arguments, output),
         Command::Portable(arguments) => portable::run(&arguments, output),

@@ -125,13 +125,17 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
 }
 
 fn nets(arguments: &Arguments) -> Result<Vec<PathBuf>> {
-    let folder = &arguments.nets;
+    nets_in(&arguments.nets, arguments.only.as_deref())
+}
+
+/// The ONNX files of a folder, or those of which the name has this in it.
+pub(super) fn nets_in(folder: &Path, only: Option<&str>) -> Result<Vec<PathBuf>> {
     let missing = |why: &dyn std::fmt::Display| {
         BadInput::error(format!("{}: {why}; `just bench-models` makes the networks", folder.display()))
     };
     let entries = fs::read_dir(folder).map_err(|e| missing(&e))?;
     let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-    let wanted = |path: &PathBuf| arguments.only.as_ref().is_none_or(|only| name(path).contains(only));
+    let wanted = |path: &PathBuf| only.is_none_or(|only| name(path).contains(only));
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "onnx") && wanted(path));
     paths.sort();
     if paths.is_empty() {
@@ -145,17 +149,21 @@ fn name(path: &Path) -> String {
 }
 
 /// One network and what it is asked.
-struct Net {
-    name: String,
+pub(super) struct Net {
+    pub(super) name: String,
     path: PathBuf,
-    imported: Imported,
-    inputs: Vec<(String, Tensor)>,
+    pub(super) imported: Imported,
+    pub(super) inputs: Vec<(String, Tensor)>,
 }
 
 impl Net {
-    fn read(path: &Path) -> Result<Self> {
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        Self::pinned(path, &Pins::default())
+    }
+
+    pub(super) fn pinned(path: &Path, pins: &Pins) -> Result<Self> {
         let bytes = fs::read(path).map_err(|e| BadInput::error(format!("{}: {e}", path.display())))?;
-        let imported = Imported::from_onnx(&bytes, &Pins::default())?;
+        let imported = Imported::from_onnx(&bytes, pins)?;
         let inputs = imported.inputs().iter().map(|port| Ok((port.name.clone(), example(&port.fact, SEED)?)));
         let inputs = inputs.collect::<Result<_>>()?;
         Ok(Self { name: name(path), path: path.to_owned(), imported, inputs })
