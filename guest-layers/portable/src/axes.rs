@@ -10,15 +10,7 @@ use tract_nnef::tract_core::optim::Optimizer;
 
 /// Declutters a network; channels stay where they are.
 pub(crate) fn declutter(model: &mut TypedModel) -> TractResult<()> {
-    // What becomes of convolutions is settled before they cannot be told any more. The last pass is that which moves axes.
-    let mut but_axes = Optimizer::declutter();
-    but_axes.passes.pop();
-    but_axes.optimize(model)?;
-    for node in &mut model.nodes {
-        if let Some(conv) = node.op_as::<Conv>().filter(|conv| is_depthwise(conv)) {
-            node.op = Box::new(ChannelsStay(conv.clone()));
-        }
-    }
+    hold(model);
     Optimizer::declutter().optimize(model)?;
     for node in &mut model.nodes {
         if let Some(ChannelsStay(conv)) = node.op_as::<ChannelsStay>() {
@@ -26,6 +18,14 @@ pub(crate) fn declutter(model: &mut TypedModel) -> TractResult<()> {
         }
     }
     Ok(())
+}
+
+fn hold(model: &mut TypedModel) {
+    for node in &mut model.nodes {
+        if let Some(conv) = node.op_as::<Conv>().filter(|conv| is_depthwise(conv)) {
+            node.op = Box::new(ChannelsStay(conv.clone()));
+        }
+    }
 }
 
 fn is_depthwise(conv: &Conv) -> bool {
@@ -61,6 +61,14 @@ impl TypedOp for ChannelsStay {
 
     fn axes_mapping(&self, inputs: &[&TypedFact], outputs: &[&TypedFact]) -> TractResult<AxesMapping> {
         self.0.axes_mapping(inputs, outputs)
+    }
+
+    fn declutter(&self, model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
+        let mut patch = self.0.declutter(model, node)?;
+        if let Some(patch) = &mut patch {
+            hold(&mut patch.model);
+        }
+        Ok(patch)
     }
 
     fn change_axes(
