@@ -4,12 +4,12 @@
 //! for the others: the last of a batch that is there at once is answered when all are. One after the other, the first has its
 //! answer after one run, and the last after as many runs as there are images.
 
-use super::models::{Net, nets_in};
+use super::models::{Net, Nets};
 use crate::output::{Output, quantile};
 use anyhow::Result;
 use edgent_nn::{Context, Pins, Stop, Tensor};
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const ROUNDS_MAX: usize = 100;
@@ -19,12 +19,8 @@ const TURNS: Duration = Duration::from_secs(8);
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A folder of ONNX files whose dimensions are fixed, as tests/peers/nets.py writes it.
-    #[arg(long, value_name = "DIR", default_value = "target/peers/nets")]
-    nets: PathBuf,
-    /// Only networks whose name has this in it.
-    #[arg(long, value_name = "NAME")]
-    only: Option<String>,
+    #[command(flatten)]
+    nets: Nets,
     /// How many images at once.
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 2, 4, 8], value_parser = batch)]
     sizes: Vec<usize>,
@@ -70,7 +66,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         "network           {columns}\n(images a second, how long all take in ms, times as many as one by one)"
     ));
     let (mut rows, mut unbatchable) = (Vec::new(), Vec::new());
-    for path in nets_in(&arguments.nets, arguments.only.as_deref())? {
+    for path in arguments.nets.files()? {
         match measure(&path, arguments) {
             Ok(row) => {
                 let column =

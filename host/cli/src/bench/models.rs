@@ -27,15 +27,11 @@ const SEED: u64 = 1;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A folder of ONNX files whose dimensions are fixed, as tests/peers/nets.py writes it.
-    #[arg(long, value_name = "DIR", default_value = "target/peers/nets")]
-    nets: PathBuf,
+    #[command(flatten)]
+    nets: Nets,
     /// A Python that has onnxruntime.
     #[arg(long, value_name = "FILE", default_value = "target/peers/bin/python")]
     python: PathBuf,
-    /// Only networks whose name has this in it.
-    #[arg(long, value_name = "NAME")]
-    only: Option<String>,
     /// Turns of each side.
     #[arg(long, default_value_t = 15)]
     rounds: usize,
@@ -51,6 +47,17 @@ pub(crate) struct Arguments {
     /// Draws the ratios.
     #[arg(long, value_name = "FILE.svg")]
     chart: Option<PathBuf>,
+}
+
+/// Which networks.
+#[derive(clap::Args)]
+pub(super) struct Nets {
+    /// A folder of ONNX files whose dimensions are fixed, as tests/peers/nets.py writes it.
+    #[arg(long = "nets", value_name = "DIR", default_value = "target/peers/nets")]
+    folder: PathBuf,
+    /// Only networks whose name has this in it.
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -88,12 +95,12 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     }
     let mut peer = Peer::start(&arguments.python)?;
     if let Some(name) = &arguments.operators {
-        let net = Net::read(&arguments.nets.join(format!("{name}.onnx")))?;
+        let net = Net::read(&arguments.nets.folder.join(format!("{name}.onnx")))?;
         return operators::run(&net, &mut peer, output);
     }
     let mut report = Report { rows: Vec::new(), ratio: 0.0, plain_ratio: None };
     output.line("network             tract ms  (least)    ort ms  (least)  ratio  (least)  difference");
-    for path in nets(arguments)? {
+    for path in arguments.nets.files()? {
         let row = measure(&Net::read(&path)?, &mut peer, arguments)?;
         output.line(format_args!(
             "{:<18} {:>9.3} {:>8.3} {:>9.3} {:>8.3} {:>6.2} {:>8.2}  {:>10.1e}{}",
@@ -124,24 +131,22 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     output.result(&report)
 }
 
-fn nets(arguments: &Arguments) -> Result<Vec<PathBuf>> {
-    nets_in(&arguments.nets, arguments.only.as_deref())
-}
-
-/// The ONNX files of a folder, or those of which the name has this in it.
-pub(super) fn nets_in(folder: &Path, only: Option<&str>) -> Result<Vec<PathBuf>> {
-    let missing = |why: &dyn std::fmt::Display| {
-        BadInput::error(format!("{}: {why}; `just bench-models` makes the networks", folder.display()))
-    };
-    let entries = fs::read_dir(folder).map_err(|e| missing(&e))?;
-    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-    let wanted = |path: &PathBuf| only.is_none_or(|only| name(path).contains(only));
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "onnx") && wanted(path));
-    paths.sort();
-    if paths.is_empty() {
-        return Err(missing(&"there is no such network"));
+impl Nets {
+    /// The folder's ONNX files, or those that are wanted.
+    pub(super) fn files(&self) -> Result<Vec<PathBuf>> {
+        let missing = |why: &dyn std::fmt::Display| {
+            BadInput::error(format!("{}: {why}; `just bench-models` makes the networks", self.folder.display()))
+        };
+        let entries = fs::read_dir(&self.folder).map_err(|e| missing(&e))?;
+        let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        let wanted = |path: &PathBuf| self.only.as_ref().is_none_or(|only| name(path).contains(only));
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "onnx") && wanted(path));
+        paths.sort();
+        if paths.is_empty() {
+            return Err(missing(&"there is no such network"));
+        }
+        Ok(paths)
     }
-    Ok(paths)
 }
 
 fn name(path: &Path) -> String {

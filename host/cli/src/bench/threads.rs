@@ -4,12 +4,11 @@
 //! questions: how much shorter a run is that has the machine to itself; and whether a neighbour that is at work all the time
 //! is the slower for it.
 
-use super::models::{Net, nets_in};
+use super::models::{Net, Nets};
 use crate::output::{Output, geometric_mean, quantile};
 use anyhow::Result;
 use edgent_nn::{Context, Graph, Stop, Tensor, threads_max};
 use serde::Serialize;
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,12 +22,8 @@ const TURNS: Duration = Duration::from_secs(6);
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A folder of ONNX files whose dimensions are fixed, as tests/peers/nets.py writes it.
-    #[arg(long, value_name = "DIR", default_value = "target/peers/nets")]
-    nets: PathBuf,
-    /// Only networks whose name has this in it.
-    #[arg(long, value_name = "NAME")]
-    only: Option<String>,
+    #[command(flatten)]
+    nets: Nets,
     /// The most threads that a run may have; 0 for one a processor.
     #[arg(long, value_name = "N", value_parser = crate::bounds::threads, default_value_t = 0)]
     threads: usize,
@@ -65,7 +60,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
         "network            1 thread, ms  {threads} threads, ms  ratio (least)  chosen  a neighbour's ratio"
     ));
     let mut rows = Vec::new();
-    for path in nets_in(&arguments.nets, arguments.only.as_deref())? {
+    for path in arguments.nets.files()? {
         let row = measure(&Net::read(&path)?, threads)?;
         output.line(format_args!(
             "{:<18} {:>12.3} {:>14.3} {:>6.2} {:>7.2} {:>7} {:>20.2}",

@@ -1,6 +1,6 @@
 //! What each of the things that are done for speed gains: networks without it, and with all of them, by turns.
 
-use super::{Arguments, Net, TURN_MS, TURN_RUNS_MAX, nets, turn};
+use super::{Arguments, Net, TURN_MS, TURN_RUNS_MAX, turn};
 use crate::output::{Output, geometric_mean, quantile};
 use anyhow::Result;
 use edgent_nn::Pass;
@@ -27,7 +27,7 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let columns: String = Pass::ALL.iter().map(|pass| format!(" {:>12}", pass.name())).collect();
     output.line(format_args!("times as long without…\nnetwork            all, ms{columns}"));
     let mut rows = Vec::new();
-    for path in nets(arguments)? {
+    for path in arguments.nets.files()? {
         let row = measure(&Net::read(&path)?, arguments.rounds)?;
         let columns: String = Pass::ALL.iter().map(|pass| format!(" {:>12.2}", row.without[pass.name()])).collect();
         output.line(format_args!("{:<18} {:>7.2}{columns}", row.model, row.ours_ms));
