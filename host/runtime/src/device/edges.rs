@@ -43,13 +43,22 @@ pub(super) struct Joined {
 /// A connection and what is known of it.
 #[derive(Debug)]
 struct Way {
-    /// Activations that were sent and not answered yet, and when the device stops waiting for each.
-    in_flight: Mutex<HashMap<u64, Instant>>,
+    /// Activations that were sent and not answered yet.
+    in_flight: Mutex<HashMap<u64, Sent>>,
     /// How many requests it let wait until their last moment.
     hung: watch::Sender<u64>,
     known: Mutex<Known>,
     /// The last epoch whose plan the edge agreed on while another edge is in force.
     agreed: AtomicU64,
+}
+
+/// An activation on its way, or its answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    pub(super) bytes: u64,
+    pub(super) since: Instant,
+    /// Until then the device waits for it.
+    pub(super) last_moment: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -89,14 +98,20 @@ impl Joined {
         Arc::ptr_eq(&self.way, &other.way)
     }
 
-    pub(super) fn in_flight(&self) -> MutexGuard<'_, HashMap<u64, Instant>> {
+    pub(super) fn in_flight(&self) -> MutexGuard<'_, HashMap<u64, Sent>> {
         self.way.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether something that the device no longer waits for is still on its way: what is sent now
-    /// would have to wait behind it.
+    /// What has been on its way the longest of all that the device no longer waits for: what is sent now would have to
+    /// wait behind it.
+    pub(super) fn clogged_by(&self) -> Option<Sent> {
+        let now = Instant::now();
+        let in_flight = self.in_flight();
+        in_flight.values().filter(|sent| sent.last_moment <= now).min_by_key(|sent| sent.since).copied()
+    }
+
     pub(super) fn is_clogged(&self) -> bool {
-        self.in_flight().values().any(|last_moment| *last_moment <= Instant::now())
+        self.clogged_by().is_some()
     }
 
     /// Tells all who wait for it that it lets a request wait for too long.

@@ -3,7 +3,7 @@
 //! A request stays with the version that it began with, whatever is in force when it ends: it holds the version,
 //! and what it learns goes to the version's own controller.
 
-use super::edges::Joined;
+use super::edges::{Joined, Sent};
 use super::race::{Race, Runner, Step, Terms};
 use super::trial::Tally;
 use super::{CALL_TIME_MAX, LATE, LOCAL_MARGIN_US, Shared, WAIT_MAX, position};
@@ -164,7 +164,12 @@ impl Serving {
         let (begun, mut why) = (Begun::default(), fault(FaultKind::TimeUp, LATE));
         let mut running: FuturesUnordered<BoxFuture<'_, (Runner, Result<Outcome, Fault>)>> = FuturesUnordered::new();
         let (mut first_runs, mut hung) = (true, edge.hung());
-        if falls_back && edge.is_clogged() {
+        if let Some(sent) = edge.clogged_by().filter(|_| falls_back) {
+            // Nobody waits for that one any more; who comes across it says how slow the link is by now.
+            if self.shared.edges.is_in_force(&edge) {
+                let waited_us = sent.since.elapsed().as_secs_f64() * 1e6;
+                self.tell(Event::Waiting { bytes: sent.bytes, waited_us, busy_us: None });
+            }
             why = fault(FaultKind::Busy, "an earlier activation is still on the link");
             race.failed(Runner::First);
             first_runs = false;
@@ -454,14 +459,16 @@ impl Serving {
         there: Range<usize>,
         request: InferRequest,
     ) -> Result<InferReply, Fault> {
+        let bytes = wire_bytes(&request.activation, &request.beside) + codec::CALL_BYTES;
+        let sent = Sent { bytes, since: Instant::now(), last_moment: trip.last_moment };
         let waiting = Waiting {
             serving: self,
-            bytes: wire_bytes(&request.activation, &request.beside) + codec::CALL_BYTES,
-            since: Instant::now(),
+            bytes,
+            since: sent.since,
             // The controller is told of the link to the edge in force alone.
             finished: !self.shared.edges.is_in_force(edge),
         };
-        let in_flight = InFlight::new(edge.clone(), request.id, trip.last_moment);
+        let in_flight = InFlight::new(edge.clone(), request.id, sent);
         let serving = Arc::clone(self);
         let exchanged =
             tokio::spawn(async move { serving.exchange_and_learn(&in_flight.edge, trip, there, request).await });
@@ -690,15 +697,15 @@ impl Serving {
     }
 }
 
-/// An activation on its way, or its answer; known to the device until this is dropped.
+/// Has the device know of an activation on its way until this is dropped.
 struct InFlight {
     edge: Joined,
     id: u64,
 }
 
 impl InFlight {
-    fn new(edge: Joined, id: u64, last_moment: Instant) -> Self {
-        edge.in_flight().insert(id, last_moment);
+    fn new(edge: Joined, id: u64, sent: Sent) -> Self {
+        edge.in_flight().insert(id, sent);
         Self { edge, id }
     }
 }

@@ -203,6 +203,14 @@ struct Request {
     bytes: u64,
 }
 
+#[derive(Clone, Copy)]
+struct Sent {
+    bytes: u64,
+    since: Duration,
+    /// Until then it is waited for.
+    last_moment: Duration,
+}
+
 struct World {
     now: Duration,
     random: fastrand::Rng,
@@ -215,8 +223,8 @@ struct World {
     in_force: Option<Way>,
     edges: Vec<Edge>,
     requests: BTreeMap<u64, Request>,
-    /// What was sent and not answered, and until when it is waited for.
-    in_flight: BTreeMap<(Way, u64), Duration>,
+    /// What was sent and not answered.
+    in_flight: BTreeMap<(Way, u64), Sent>,
     /// Plans that the controller waits for an answer to.
     installing: BTreeSet<(Way, u64)>,
     probing: BTreeSet<Way>,
@@ -615,8 +623,13 @@ impl World {
         }
     }
 
+    fn clogged_by(&self, way: Way) -> Option<Sent> {
+        let of_way = self.in_flight.iter().filter(|((of, _), sent)| *of == way && sent.last_moment <= self.now);
+        of_way.map(|(_, sent)| *sent).min_by_key(|sent| sent.since)
+    }
+
     fn is_clogged(&self, way: Way) -> bool {
-        self.in_flight.iter().any(|((of, _), last_moment)| *of == way && *last_moment <= self.now)
+        self.clogged_by(way).is_some()
     }
 
     // A request, as `serving.rs` runs it.
@@ -652,7 +665,12 @@ impl World {
             last_moment,
         };
         let mut race = Race::new(terms);
-        if !crosses(plan) || first.is_none_or(|first| self.is_clogged(first)) {
+        let clogged_by = first.filter(|_| crosses(plan)).and_then(|first| self.clogged_by(first));
+        if let Some(Sent { bytes, since, .. }) = clogged_by.filter(|_| first == self.in_force) {
+            let waited_us = self.now.saturating_sub(since).as_secs_f64() * US;
+            self.tell(Event::Waiting { bytes, waited_us, busy_us: None });
+        }
+        if !crosses(plan) || first.is_none() || clogged_by.is_some() {
             race.failed(Runner::First);
         }
         let next = next.filter(|_| crosses(plan));
@@ -673,7 +691,7 @@ impl World {
                 Step::Start(runner @ (Runner::First | Runner::Next)) => {
                     let (first, next, bytes, installed) =
                         (request.first, request.next, request.bytes, request.planned.installed);
-                    let until = request.arrived + request.last_moment;
+                    let last_moment = request.arrived + request.last_moment;
                     let late = if runner == Runner::Next { request.first_since.take().map(|_| first) } else { None };
                     let way = if runner == Runner::First { first } else { next.unwrap_or(first) };
                     let before = device_time(&parts(installed.plan).0);
@@ -686,7 +704,7 @@ impl World {
                     let sent = self.now + before;
                     let (work_us, knows) = (0.0, false);
                     let infer = Message::Infer { request: number, runner, installed, bytes, sent, work_us, knows };
-                    self.in_flight.insert((way, number), until);
+                    self.in_flight.insert((way, number), Sent { bytes: bytes + 300, since: sent, last_moment });
                     self.send_after(before, way, bytes + 300, Happens::AtEdge(way, infer));
                 }
                 Step::Start(Runner::Alone) => {
