@@ -262,7 +262,16 @@ struct ModelDescription {
   classes @4 :List(Text);
   exits @5 :List(ExitDescription);
   inputs @6 :List(TensorDescription);  # null: one, as inputType and inputDims say; they are the first's
-  portableSegments @7 :UInt32;         # of those held here, so many do their arithmetic in the sandbox
+  obsoletePortableSegments @7 :UInt32;
+  computed @8 :List(Computed);         # who computes the segments that are held here; null: not told
+}
+
+struct Computed {
+  # How many segments are computed by one backend, on at most so many threads.
+
+  backend @0 :Text;       # "tract", "onnxruntime" or "portable"; a later version's may not be known to who asks
+  threads @1 :UInt16;
+  segments @2 :UInt32;
 }
 
 struct TensorDescription {

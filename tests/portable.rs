@@ -10,7 +10,7 @@ use edgent_nn::{Stop, example, graphs_read};
 use edgent_runtime::golden::difference;
 use edgent_runtime::{Deployment, Terms, Tiers};
 use edgent_sandbox::{Engine, Purpose};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -129,7 +129,8 @@ async fn a_host_that_trusts_nobody_with_native_computes_all_in_the_sandbox() {
     let segments = Bundle::open(bundle()).unwrap().manifest().segments.len();
     for host in [&edge, &device] {
         let state = edgent(&["status", &host.address().to_string()]);
-        assert_eq!(state["serving"][0]["portable_segments"], segments, "{state}");
+        let all_portable = json!([{ "backend": "portable", "threads": 1, "segments": segments }]);
+        assert_eq!(state["serving"][0]["computed"], all_portable, "{state}");
     }
     let (address, folder) = (device.address().to_string(), "models/branchy-alexnet/samples/examples");
     let names = ["bag", "sandal", "trouser", "ankle-boot"];

@@ -6,9 +6,10 @@ use crate::output::{BadInput, Output};
 use crate::progress::Unit;
 use anyhow::{Context, Result};
 use edgent_bundle::Bundle;
-use edgent_link::{Client, EdgeState, Fault, FaultKind, LinkError, ModelDescription, Trial, Version};
+use edgent_link::{Client, Computed, EdgeState, Fault, FaultKind, LinkError, ModelDescription, Trial, Version};
 use edgent_runtime::{Given, PushError, give_to, make_ready, push};
 use serde::Serialize;
+use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -130,8 +131,30 @@ struct Edge {
 struct Served {
     model: String,
     digest: String,
-    /// So many of its segments do their arithmetic in the sandbox.
-    portable_segments: u32,
+    /// Who computes those of its segments that are held there.
+    computed: Vec<Group>,
+}
+
+/// Segments that are computed in the same way.
+#[derive(Serialize)]
+struct Group {
+    backend: String,
+    /// At most.
+    threads: u16,
+    segments: u32,
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by {}", self.segments, self.backend)?;
+        if self.threads > 1 { write!(f, " on {} threads", self.threads) } else { Ok(()) }
+    }
+}
+
+impl From<Computed> for Group {
+    fn from(Computed { backend, threads, segments }: Computed) -> Self {
+        Self { backend, threads, segments }
+    }
 }
 
 impl From<Version> for Row {
@@ -257,10 +280,10 @@ pub(crate) fn status(arguments: &Status, output: &Output) -> Result<()> {
             quarantined: stats.quarantined,
             edges: edges(&client).await?,
             serving: serving
-                .map(|ModelDescription { name: model, digest: of, portable_segments, .. }| Served {
+                .map(|ModelDescription { name: model, digest: of, computed, .. }| Served {
                     model,
                     digest: digest(of),
-                    portable_segments,
+                    computed: computed.into_iter().map(Group::from).collect(),
                 })
                 .collect(),
             versions: client.versions().await?.into_iter().map(Row::from).collect(),
@@ -295,11 +318,11 @@ pub(crate) fn status(arguments: &Status, output: &Output) -> Result<()> {
             output.line(format_args!("edge   {address:<24} {what}{link}{strikes}"));
         }
         for served in &state.serving {
-            let tier = match served.portable_segments {
-                0 => String::new(),
-                portable => format!("  {portable} segments portable"),
-            };
-            output.line(format_args!("serves {:<24} {}{tier}", served.model, served.digest));
+            output.line(format_args!("serves {:<24} {}", served.model, served.digest));
+            if !served.computed.is_empty() {
+                let groups: Vec<String> = served.computed.iter().map(Group::to_string).collect();
+                output.line(format_args!("       segments: {}", groups.join(", ")));
+            }
         }
         for Row { model, version, digest, current, previous, on_trial, quarantined } in &state.versions {
             let mark = if *quarantined {

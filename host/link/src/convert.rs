@@ -19,7 +19,7 @@ const SEGMENTS_MAX: u32 = 4096;
 const CODECS_MAX: u32 = 64;
 const SCORES_MAX: u32 = 1 << 20;
 const FAULT_MESSAGE_BYTES_MAX: usize = 1024;
-const CODEC_NAME_BYTES_MAX: usize = 64;
+const NAME_BYTES_MAX: usize = 64;
 
 /// Something in a message that this protocol does not allow.
 #[derive(Debug, thiserror::Error)]
@@ -514,14 +514,21 @@ impl Message for ModelDescription {
         for (index, exit) in (0..).zip(&self.exits) {
             exit.write(exits.reborrow().get(index));
         }
-        to.set_portable_segments(self.portable_segments);
-        write_tensors(to.init_inputs(self.inputs.len() as u32), &self.inputs);
+        write_tensors(to.reborrow().init_inputs(self.inputs.len() as u32), &self.inputs);
+        let mut computed = to.init_computed(self.computed.len() as u32);
+        for (index, group) in (0..).zip(&self.computed) {
+            let mut to = computed.reborrow().get(index);
+            to.set_backend(&group.backend);
+            to.set_threads(group.threads);
+            to.set_segments(group.segments);
+        }
     }
 
     fn read(from: wire::model_description::Reader<'_>) -> Result<Self, Malformed> {
-        let (input_dims, exits) = (from.get_input_dims()?, from.get_exits()?);
+        let (input_dims, exits, computed) = (from.get_input_dims()?, from.get_exits()?, from.get_computed()?);
         bounded("dimensions", input_dims.len(), RANK_MAX as u32)?;
         bounded("exits", exits.len(), EXITS_MAX as u32)?;
+        bounded("groups of segments", computed.len(), COMPUTED_MAX as u32)?;
         Ok(ModelDescription {
             name: from.get_name()?.to_str()?.to_owned(),
             digest: read_digest(from.get_digest()?)?,
@@ -530,14 +537,22 @@ impl Message for ModelDescription {
             classes: read_texts("classes", from.get_classes()?, CLASSES_MAX)?,
             exits: exits.iter().map(ExitDescription::read).collect::<Result<_, _>>()?,
             inputs: read_tensors(from.get_inputs()?)?,
-            portable_segments: from.get_portable_segments(),
+            computed: computed.iter().map(read_computed).collect::<Result<_, _>>()?,
         })
     }
 
     fn weight_bytes(&self) -> usize {
         let exits: usize = self.exits.iter().map(Message::weight_bytes).sum();
-        STRUCT_BYTES + self.name.len() + weight_of_texts(&self.classes) + exits + weight_of_tensors(&self.inputs)
+        let computed: usize = self.computed.iter().map(|group| STRUCT_BYTES + group.backend.len()).sum();
+        let tensors = weight_of_tensors(&self.inputs);
+        STRUCT_BYTES + self.name.len() + weight_of_texts(&self.classes) + exits + tensors + computed
     }
+}
+
+fn read_computed(from: wire::computed::Reader<'_>) -> Result<Computed, Malformed> {
+    let backend = from.get_backend()?.to_str()?;
+    bounded("bytes of a backend's name", backend.len() as u32, NAME_BYTES_MAX as u32)?;
+    Ok(Computed { backend: backend.to_owned(), threads: from.get_threads(), segments: from.get_segments() })
 }
 
 fn write_tensors(
@@ -922,7 +937,7 @@ impl Message for RunningPlan {
 
     fn read(from: wire::running_plan::Reader<'_>) -> Result<Self, Malformed> {
         let codec = from.get_codec()?.to_str()?;
-        bounded("bytes of a codec's name", codec.len() as u32, CODEC_NAME_BYTES_MAX as u32)?;
+        bounded("bytes of a codec's name", codec.len() as u32, NAME_BYTES_MAX as u32)?;
         Ok(RunningPlan {
             exit: from.get_exit(),
             cut: from.get_cut(),
@@ -1095,5 +1110,16 @@ mod tests {
             },
             "65537 classes, where at most 65536 are allowed",
         );
+        for (groups, name_bytes, expected) in [
+            (65, 0, "65 groups of segments, where at most 64 are allowed"),
+            (1, 65, "65 bytes of a backend's name, where at most 64 are allowed"),
+        ] {
+            let change = |to: wire::description::Builder<'_>| {
+                let mut model = to.init_models(1).get(0);
+                model.set_digest(&[0; 32]);
+                model.init_computed(groups).get(0).set_backend(&*"x".repeat(name_bytes));
+            };
+            check(&description, change, expected);
+        }
     }
 }

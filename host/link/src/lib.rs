@@ -61,9 +61,9 @@ pub use trust::{
     is_peer_name,
 };
 pub use types::{
-    Activation, Answer, AskRequest, BESIDE_MAX, BLOBS_MAX, BlobName, Codec, CodecTime, Description, Digest, Direction,
-    EDGES_MAX, EXITS_MAX, EdgeState, ElementType, ExitDescription, Hello, InferReply, InferRequest, ModelDescription,
-    ModelProfile, Now, PIECE_BYTES, PROTOCOL_VERSION, Placement, Plan, RANK_MAX, Role, RunningPlan,
-    SIGNATURE_BYTES_MAX, SIGNATURES_MAX, SegmentTime, Signature, Stats, TensorDescription, Trial, VERSIONS_MAX,
-    Version,
+    Activation, Answer, AskRequest, BESIDE_MAX, BLOBS_MAX, BlobName, COMPUTED_MAX, Codec, CodecTime, Computed,
+    Description, Digest, Direction, EDGES_MAX, EXITS_MAX, EdgeState, ElementType, ExitDescription, Hello, InferReply,
+    InferRequest, ModelDescription, ModelProfile, Now, PIECE_BYTES, PROTOCOL_VERSION, Placement, Plan, RANK_MAX, Role,
+    RunningPlan, SIGNATURE_BYTES_MAX, SIGNATURES_MAX, SegmentTime, Signature, Stats, TensorDescription, Trial,
+    VERSIONS_MAX, Version,
 };

@@ -26,6 +26,8 @@ pub const SIGNATURE_BYTES_MAX: usize = 1 << 10;
 pub const VERSIONS_MAX: usize = 1024;
 /// The most exits that a model may have.
 pub const EXITS_MAX: usize = 64;
+/// The most backends and numbers of threads that a host may tell of.
+pub const COMPUTED_MAX: usize = 64;
 /// The most edges that a device may be told of.
 pub const EDGES_MAX: usize = 16;
 
@@ -400,8 +402,19 @@ pub struct ModelDescription {
     pub exits: Vec<ExitDescription>,
     /// All inputs; an older host does not tell.
     pub inputs: Vec<TensorDescription>,
-    /// How many of its segments there do their arithmetic in the sandbox.
-    pub portable_segments: u32,
+    /// Who computes those of its segments that are held there; at most [`COMPUTED_MAX`], and an older host does not tell.
+    pub computed: Vec<Computed>,
+}
+
+/// How many segments are computed in the same way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Computed {
+    /// By whom. A later version's backend may not be known here.
+    pub backend: String,
+    /// On how many threads at most.
+    pub threads: u16,
+    /// So many segments.
+    pub segments: u32,
 }
 
 /// What goes into a model or comes out of it.

@@ -41,7 +41,7 @@ fn description() -> Description {
                 classes: (0..1000).map(|class| format!("class {class}")).collect(),
                 exits: vec![exit("early", 0.5), exit("late", 0.75)],
                 inputs: vec![tensor("x", ElementType::F32, &[1, 3, 32, 32]), tensor("state", ElementType::F16, &[2])],
-                portable_segments: 7,
+                computed: vec![Computed { backend: "tract".to_owned(), threads: 2, segments: 7 }],
             },
             ModelDescription {
                 name: String::new(),
@@ -51,7 +51,7 @@ fn description() -> Description {
                 classes: vec![],
                 exits: vec![],
                 inputs: vec![],
-                portable_segments: 0,
+                computed: vec![],
             },
         ],
     }

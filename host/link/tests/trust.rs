@@ -58,7 +58,7 @@ impl Service for Willing {
             classes: vec![],
             exits: vec![],
             inputs: vec![],
-            portable_segments: 0,
+            computed: vec![],
         };
         reply.send(Ok(Description { models: ["alex", "vad"].map(model).into() }));
     }

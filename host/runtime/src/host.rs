@@ -14,14 +14,14 @@ use crate::{
 };
 use edgent_bundle::{Bundle, BundleError, Reference, Store};
 use edgent_link::{
-    Credentials, Digest, ExitDescription, Hello, Invitation, KnownPeer, Limits, Link, LinkError, ModelDescription,
-    PAIRING_TIME, PAIRING_TRIES, PROTOCOL_VERSION, PairError, Paired, PairingCode, Right, Role, Security, Server,
-    Service, TensorDescription,
+    COMPUTED_MAX, Computed, Credentials, Digest, ExitDescription, Hello, Invitation, KnownPeer, Limits, Link,
+    LinkError, ModelDescription, PAIRING_TIME, PAIRING_TRIES, PROTOCOL_VERSION, PairError, Paired, PairingCode, Right,
+    Role, Security, Server, Service, TensorDescription,
 };
 use edgent_nn::{BackendError, Fact, Onnxruntime};
 use edgent_sandbox::{Engine, SandboxError};
 use rustix::process::{Resource, getrlimit};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -394,6 +394,20 @@ fn in_force(shelf: &Shelf, store: Option<&Store>, given: &[PathBuf]) -> Result<V
     Ok(current.map(|version| store.open(&Reference::Current(version.name))).collect::<Result<_, _>>()?)
 }
 
+/// How many of the segments that are held here each backend computes, and on how many threads.
+fn computed(deployment: &Deployment) -> Vec<Computed> {
+    let mut groups = BTreeMap::<(&str, usize), u32>::new();
+    for by in (0..deployment.manifest().segments.len()).filter_map(|segment| deployment.computed_by(segment)) {
+        *groups.entry(by).or_default() += 1;
+    }
+    let told = groups.into_iter().take(COMPUTED_MAX).map(|((backend, threads), segments)| Computed {
+        backend: backend.to_owned(),
+        threads: u16::try_from(threads).unwrap_or(u16::MAX),
+        segments,
+    });
+    told.collect()
+}
+
 pub(crate) fn describe(deployment: &Deployment) -> ModelDescription {
     let manifest = deployment.manifest();
     let dims = |fact: &Fact| fact.dims.iter().map(|dim| u32::try_from(*dim).unwrap_or(u32::MAX)).collect();
@@ -408,7 +422,7 @@ pub(crate) fn describe(deployment: &Deployment) -> ModelDescription {
         input_dims: dims(deployment.input()),
         classes: manifest.classes.clone(),
         inputs: manifest.boundaries[0].tensors.iter().map(tensor).collect(),
-        portable_segments: u32::try_from(deployment.portable()).unwrap_or(u32::MAX),
+        computed: computed(deployment),
         exits: manifest
             .exits
             .iter()

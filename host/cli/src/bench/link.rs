@@ -1,7 +1,8 @@
 //! What the link adds to sending an activation and getting one back.
 //!
 //! All ends are in this process, on loopback: one pair speaks Cap'n Proto RPC, another the same over TLS; two more
-//! send the same number of bytes over bare TCP, and over TLS with nothing above it. They take turns.
+//! send the same number of bytes over bare TCP, and over TLS with nothing above it. They take turns. Who asks over the link
+//! does so on its thread, as a device's requests do.
 
 use crate::output::{Output, quantile};
 use anyhow::Result;
@@ -63,8 +64,8 @@ fn runtime() -> Result<Runtime> {
 async fn measure(output: &Output) -> Result<Vec<Row>> {
     // Both sides have the same key, and so know each other.
     let credentials = Credentials::new(Identity::read(&Identity::generate()?)?, Peers::default());
-    let (_plain_server, plain) = pair(Security::insecure()).await?;
-    let (_tls_server, tls) = pair(Security::tls(credentials.clone())).await?;
+    let (_plain_server, plain_link, plain) = pair(Security::insecure()).await?;
+    let (_tls_server, tls_link, tls) = pair(Security::tls(credentials.clone())).await?;
     let mut tcp = echo(None).await?;
     let stream = echo(Some(credentials.clone())).await?;
     let mut bare_tls = bare_connect(&credentials, stream).await?;
@@ -79,9 +80,9 @@ async fn measure(output: &Output) -> Result<Vec<Row>> {
         let mut back = vec![0; bytes];
         for round in 0..WARM_UP + rounds {
             let times = [
-                ask(&plain, bytes).await?,
+                plain_link.runtime().spawn(ask(plain.clone(), bytes)).await??,
                 send(&mut tcp, &message, &mut back).await?,
-                ask(&tls, bytes).await?,
+                tls_link.runtime().spawn(ask(tls.clone(), bytes)).await??,
                 send(&mut bare_tls, &message, &mut back).await?,
             ];
             if round >= WARM_UP {
@@ -110,17 +111,17 @@ async fn measure(output: &Output) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// A server and its client, each with a thread of its own.
-async fn pair(security: Security) -> Result<(Server, Client)> {
+/// A server, and a client with its link; each with a thread of its own.
+async fn pair(security: Security) -> Result<(Server, Link, Client)> {
     let hello = |role| Hello::new(role, build_name());
     let (there, here) = (Link::start(security.clone())?, Link::start(security)?);
     let server = there.serve("127.0.0.1:0", hello(Role::Edge), Limits::default(), Arc::new(Echo)).await?;
     let client = here.connect(&server.local_addr().to_string(), hello(Role::Tool), Limits::default()).await?;
-    Ok((server, client))
+    Ok((server, here, client))
 }
 
 /// A round trip through the link, in microseconds.
-async fn ask(client: &Client, bytes: usize) -> Result<f64> {
+async fn ask(client: Client, bytes: usize) -> Result<f64> {
     let request = request(bytes);
     let start = Instant::now();
     let reply = client.infer(request).await?;

@@ -91,7 +91,8 @@ pub struct Device {
     changing: tokio::sync::Mutex<()>,
     shelf: Arc<Shelf>,
     shared: Arc<Shared>,
-    runtime: Handle,
+    /// Where requests run: they wait for the link's calls, and for nothing else but workers.
+    beside_link: Handle,
     counts: Counts,
     metrics: Arc<Metrics>,
 }
@@ -106,6 +107,8 @@ struct Shared {
     looked: Mutex<HashMap<String, Looked>>,
     next_id: AtomicU64,
     workers: Workers,
+    /// For what may take long.
+    runtime: Handle,
     plan: planner::Settings,
     leave_when_sure: bool,
     started: Instant,
@@ -146,6 +149,7 @@ impl Device {
             looked: Mutex::default(),
             next_id: AtomicU64::new(0),
             workers,
+            runtime: Handle::current(),
             plan: settings.plan,
             leave_when_sure: settings.leave_when_sure,
             started: Instant::now(),
@@ -156,7 +160,7 @@ impl Device {
             changing: tokio::sync::Mutex::default(),
             shelf,
             shared,
-            runtime: Handle::current(),
+            beside_link: link.runtime().clone(),
             counts: Counts::default(),
             metrics,
         });
@@ -236,7 +240,7 @@ impl Device {
     /// not: what it learns of the link counts.
     pub(crate) async fn ask(self: &Arc<Self>, request: AskRequest, version: Option<Digest>) -> Answered {
         let device = Arc::clone(self);
-        let answering = self.runtime.spawn(async move { device.answer_and_count(request, version).await });
+        let answering = self.beside_link.spawn(async move { device.answer_and_count(request, version).await });
         answering.await.unwrap_or_else(|_| Err(fault(FaultKind::Internal, "answering the request panicked")))
     }
 
@@ -439,7 +443,7 @@ impl Service for DeviceService {
 
     fn ask(&self, request: AskRequest, reply: Reply<Answer>) {
         let device = Arc::clone(&self.0);
-        self.0.runtime.spawn(async move {
+        self.0.beside_link.spawn(async move {
             reply.send(device.answer_and_count(request, None).await.map(|(answer, _)| answer));
         });
     }
@@ -451,42 +455,47 @@ impl Service for DeviceService {
 
     fn sign(&self, model: Digest, signatures: Vec<Signature>, reply: Reply<()>) {
         let digest = edgent_bundle::Digest(model.0);
-        self.0.shelf.answer(&self.0.runtime, reply, move |shelf| shelf.sign(digest, &signatures));
+        self.0.shelf.answer(&self.0.shared.runtime, reply, move |shelf| shelf.sign(digest, &signatures));
     }
 
     fn offer(&self, manifest: Bytes, reply: Reply<Vec<BlobName>>) {
-        self.0.shelf.answer(&self.0.runtime, reply, move |shelf| shelf.offer(&manifest));
+        self.0.shelf.answer(&self.0.shared.runtime, reply, move |shelf| shelf.offer(&manifest));
     }
 
     fn offer_piece(&self, manifest: Digest, total: u64, offset: u64, bytes: Bytes, reply: Reply<Vec<BlobName>>) {
         let manifest = edgent_bundle::Digest(manifest.0);
-        self.0.shelf.answer(&self.0.runtime, reply, move |shelf| shelf.offer_piece(manifest, total, offset, &bytes));
+        self.0
+            .shelf
+            .answer(&self.0.shared.runtime, reply, move |shelf| shelf.offer_piece(manifest, total, offset, &bytes));
     }
 
     fn put_blob(&self, digest: Digest, offset: u64, bytes: Bytes, reply: Reply<()>) {
-        self.0
-            .shelf
-            .answer(&self.0.runtime, reply, move |shelf| shelf.put(edgent_bundle::Digest(digest.0), offset, &bytes));
+        self.0.shelf.answer(&self.0.shared.runtime, reply, move |shelf| {
+            shelf.put(edgent_bundle::Digest(digest.0), offset, &bytes)
+        });
     }
 
     fn install(&self, model: Digest, trial: Option<Trial>, reply: Reply<Version>) {
         let device = Arc::clone(&self.0);
-        self.0.runtime.spawn(async move { reply.send(device.install(edgent_bundle::Digest(model.0), trial).await) });
+        self.0
+            .shared
+            .runtime
+            .spawn(async move { reply.send(device.install(edgent_bundle::Digest(model.0), trial).await) });
     }
 
     fn rollback(&self, model: String, reply: Reply<Version>) {
         let device = Arc::clone(&self.0);
-        self.0.runtime.spawn(async move { reply.send(device.rollback(model).await) });
+        self.0.shared.runtime.spawn(async move { reply.send(device.rollback(model).await) });
     }
 
     fn pin(&self, plan: Option<Plan>, reply: Reply<Plan>) {
         let device = Arc::clone(&self.0);
-        self.0.runtime.spawn(async move { reply.send(device.pin(plan).await) });
+        self.0.shared.runtime.spawn(async move { reply.send(device.pin(plan).await) });
     }
 
     fn versions(&self, reply: Reply<Vec<Version>>) {
         let on_trial = self.0.versions.on_trial().map(|serving| serving.model());
-        self.0.shelf.answer(&self.0.runtime, reply, move |shelf| {
+        self.0.shelf.answer(&self.0.shared.runtime, reply, move |shelf| {
             let mut versions = shelf.versions()?;
             versions.iter_mut().for_each(|version| version.on_trial = Some(version.digest) == on_trial);
             Ok(versions)

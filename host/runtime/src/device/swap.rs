@@ -105,7 +105,7 @@ impl Device {
         let digest = serving.deployment.digest();
         self.shelf.quarantine(digest, why);
         let (device, name) = (Arc::clone(self), serving.deployment.manifest().name.clone());
-        tokio::spawn(async move {
+        self.shared.runtime.spawn(async move {
             let _alone = device.changing.lock().await;
             let back = async {
                 let of = name.clone();
@@ -278,7 +278,7 @@ impl Serving {
             return;
         }
         let (serving, client) = (Arc::clone(self), client.clone());
-        tokio::spawn(async move {
+        self.shared.runtime.spawn(async move {
             match serving.meet_or_push(&client).await {
                 Ok((connected, _)) => serving.tell(connected),
                 Err(error) => tracing::warn!(%error, "the edge does not serve the version in force"),
