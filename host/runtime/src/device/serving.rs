@@ -156,10 +156,12 @@ impl Serving {
     async fn race(self: &Arc<Self>, edge: Joined, trip: Trip, input: Vec<Tensor>) -> Result<Outcome, Fault> {
         let (asked, falls_back) = (trip.asked, self.lock().strategy().falls_back());
         let next = self.shared.edges.next_after(&edge, trip.planned.installed.epoch).filter(|_| falls_back);
+        let last_moment = trip.last_moment.saturating_duration_since(asked.arrived);
         let mut race = Race::new(Terms {
             overdue: trip.planned.predicted_us.filter(|_| falls_back).and_then(|us| after_us(us * trip.planned.margin)),
-            next_until: next.as_ref().and_then(|next| self.next_until(next, trip)),
-            last_moment: trip.last_moment.saturating_duration_since(asked.arrived),
+            // Of one that has just joined it is not known; it may try until a local exit must.
+            next_until: next.as_ref().map(|next| self.next_until(next, trip).unwrap_or(last_moment)),
+            last_moment,
         });
         let (begun, mut why) = (Begun::default(), fault(FaultKind::TimeUp, LATE));
         let mut running: FuturesUnordered<BoxFuture<'_, (Runner, Result<Outcome, Fault>)>> = FuturesUnordered::new();
@@ -247,7 +249,7 @@ impl Serving {
         };
         let bytes = network.boundaries()[exit.boundaries[crosses]].bytes(codec)?;
         let takes_us = next.takes_us(there, bytes + codec::MESSAGE_BYTES)? + self.lock().device_us(here);
-        after_us(trip.asked.deadline_us - takes_us * trip.planned.margin)
+        after_us((trip.asked.deadline_us - takes_us * trip.planned.margin).max(0.0))
     }
 
     /// When a local exit must start to be in time, behind what waits for a worker now. Where none fits, the edge is the

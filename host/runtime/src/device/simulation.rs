@@ -657,11 +657,11 @@ impl World {
                 there.iter().map(|s| EDGE_US[*s]).sum::<f64>() + behind.iter().map(|s| DEVICE_US[*s]).sum::<f64>();
             Some(work_us + link.rtt_us() + bytes as f64 * 8.0 * US / link.rate_bps()?)
         };
-        let next_us = next.as_ref().and_then(takes_us).map(|us| deadline_us - us * planned.margin);
+        let next_us = next.as_ref().and_then(takes_us).map(|us| (deadline_us - us * planned.margin).max(0.0));
         let last_moment = after_us(deadline_us - local.candidate.cost.total_us() - LOCAL_MARGIN_US).unwrap();
         let terms = Terms {
             overdue: planned.predicted_us.and_then(|us| after_us(us * planned.margin)),
-            next_until: next_us.and_then(after_us),
+            next_until: next.map(|_| next_us.and_then(after_us).unwrap_or(last_moment)),
             last_moment,
         };
         let mut race = Race::new(terms);
