@@ -9,7 +9,7 @@ mod grpc;
 #[allow(dead_code)]
 mod http1;
 
-use front::{bundle, example, host, several};
+use front::{Damage, bundle, example, host, several};
 use grpc::inference::infer_parameter::ParameterChoice;
 use grpc::inference::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use grpc::inference::*;
@@ -475,26 +475,10 @@ async fn damaged_requests_are_answered_or_refused() {
     let connection = connect(at).await;
     let good = raw(&pixels, &[("deadline_ms", 1_000.0)]).encode_to_vec();
     let head = good.len() - pixels.len();
-    let mut random = 0x2545_f491_4f6c_dd1d_u64;
-    let mut next = |below: usize| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        usize::try_from(random % below as u64).unwrap()
-    };
+    let mut damage = Damage::default();
     let (mut answered, mut refused) = (0, 0);
     for round in 0..1_000 {
-        let mut message = good.clone();
-        for _ in 0..=next(3) {
-            // Mostly what is not pixels: a changed one is a picture like any other.
-            let within = if next(4) > 0 { head } else { good.len() };
-            let at = next(within).min(message.len() - 1);
-            match next(3) {
-                0 => message[at] ^= 1 << next(8),
-                1 => drop(message.drain(at..(at + 1 + next(3)).min(message.len()))),
-                _ => message.insert(at, [0x00, 0x2a, 0x3a, 0xff, 0x80, 0x08][next(6)]),
-            }
-        }
+        let message = damage.spoil(&good, head, &[0x00, 0x2a, 0x3a, 0xff, 0x80, 0x08]);
         match connection.call("ModelInfer", &[], framed(&message), true).await {
             Ok(_) => answered += 1,
             Err(status) => {

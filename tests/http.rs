@@ -10,7 +10,7 @@ use edgent_link::{
     Digest, Fault, FaultKind, Hello, InferReply, InferRequest, Limits, Link, ModelProfile, Plan, Reply, Role, Security,
     SegmentTime, Service, TraceParent,
 };
-use front::{PATIENCE, PIXELS, built, bundle, edgent, edgent_in_time, example, host, several};
+use front::{Damage, PATIENCE, PIXELS, built, bundle, edgent, edgent_in_time, example, host, several};
 use http::{get, post, raw, request};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -469,27 +469,11 @@ async fn damaged_requests_are_answered_or_refused() {
     let metadata = get(at, "/v2/models/branchy-alexnet").json();
     let (good, length) = as_binary(&metadata, &pixels, json!({ "deadline_ms": 1000 }));
     let head: usize = length.parse().unwrap();
-    let mut random = 0x2545_f491_4f6c_dd1d_u64;
-    let mut next = |below: usize| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        usize::try_from(random % below as u64).unwrap()
-    };
+    let mut damage = Damage::default();
     let (mut answered, mut refused) = (0, 0);
     for round in 0..1_000 {
-        let mut body = good.clone();
-        for _ in 0..=next(3) {
-            // Mostly the JSON: a changed pixel is a picture like any other.
-            let within = if next(4) > 0 { head } else { good.len() };
-            let at = next(within).min(body.len() - 1);
-            match next(3) {
-                0 => body[at] ^= 1 << next(8),
-                1 => drop(body.drain(at..(at + 1 + next(3)).min(body.len()))),
-                _ => body.insert(at, b"{}[]\",:0-\\"[next(10)]),
-            }
-        }
-        let length = if next(8) == 0 { next(good.len() * 2).to_string() } else { length.clone() };
+        let body = damage.spoil(&good, head, b"{}[]\",:0-\\");
+        let length = if damage.below(8) == 0 { damage.below(good.len() * 2).to_string() } else { length.clone() };
         let answer = post(at, INFER, &[("inference-header-content-length", &length)], &body);
         match answer.status {
             200 => answered += 1,

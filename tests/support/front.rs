@@ -80,3 +80,34 @@ pub fn example() -> (String, Vec<u8>) {
     let planes = (0..channels).flat_map(|channel| rows.iter().skip(channel).step_by(channels).copied());
     (path.to_str().unwrap().to_owned(), planes.collect())
 }
+
+/// Damages requests at random places, the same ones in each run.
+pub struct Damage(fastrand::Rng);
+
+impl Default for Damage {
+    fn default() -> Self {
+        Self(fastrand::Rng::with_seed(1))
+    }
+}
+
+impl Damage {
+    pub fn below(&mut self, bound: usize) -> usize {
+        self.0.usize(..bound)
+    }
+
+    /// Flips bits, leaves bytes out and adds some of those that mean something; mostly in the head, since a changed pixel
+    /// is a picture like any other.
+    pub fn spoil(&mut self, good: &[u8], head: usize, telling: &[u8]) -> Vec<u8> {
+        let mut spoilt = good.to_vec();
+        for _ in 0..=self.below(3) {
+            let within = if self.below(4) > 0 { head } else { good.len() };
+            let at = self.below(within).min(spoilt.len() - 1);
+            match self.below(3) {
+                0 => spoilt[at] ^= 1 << self.below(8),
+                1 => drop(spoilt.drain(at..(at + 1 + self.below(3)).min(spoilt.len()))),
+                _ => spoilt.insert(at, telling[self.below(telling.len())]),
+            }
+        }
+        spoilt
+    }
+}

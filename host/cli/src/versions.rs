@@ -4,6 +4,7 @@ use crate::ask::connect;
 use crate::identity::Connection;
 use crate::output::{BadInput, Output};
 use crate::progress::Unit;
+use crate::top::Counts;
 use anyhow::{Context, Result};
 use edgent_bundle::Bundle;
 use edgent_link::{Client, Computed, EdgeState, Fault, FaultKind, LinkError, ModelDescription, Trial, Version};
@@ -98,16 +99,8 @@ struct Row {
 #[derive(Serialize)]
 struct State {
     uptime_ms: u64,
-    requests: u64,
-    answered: u64,
-    errors: u64,
-    deadline_met: u64,
-    degraded: u64,
-    plan_changes: u64,
-    /// What segments' guests or graphs did wrong.
-    faults: u64,
-    /// Versions that are not run any more for it.
-    quarantined: u64,
+    #[serde(flatten)]
+    counts: Counts,
     /// Of a device, in its order of preference.
     edges: Vec<Edge>,
     /// What is served now.
@@ -270,14 +263,7 @@ pub(crate) fn status(arguments: &Status, output: &Output) -> Result<()> {
         let serving = described.models.into_iter();
         let state = State {
             uptime_ms: stats.uptime_ms,
-            requests: stats.requests,
-            answered: stats.answered,
-            errors: stats.errors,
-            deadline_met: stats.deadline_met,
-            degraded: stats.degraded,
-            plan_changes: stats.plan_changes,
-            faults: stats.faults,
-            quarantined: stats.quarantined,
+            counts: Counts::from(&stats),
             edges: edges(&client).await?,
             serving: serving
                 .map(|ModelDescription { name: model, digest: of, computed, .. }| Served {
@@ -288,18 +274,19 @@ pub(crate) fn status(arguments: &Status, output: &Output) -> Result<()> {
                 .collect(),
             versions: client.versions().await?.into_iter().map(Row::from).collect(),
         };
+        let counts = state.counts;
         output.line(format_args!(
             "up {:.0} s; {} requests, {} answered, {} errors, {} in time, {} degraded; {} changes of plan",
             state.uptime_ms as f64 / 1e3,
-            state.requests,
-            state.answered,
-            state.errors,
-            state.deadline_met,
-            state.degraded,
-            state.plan_changes
+            counts.requests,
+            counts.answered,
+            counts.errors,
+            counts.deadline_met,
+            counts.degraded,
+            counts.plan_changes
         ));
-        if state.faults > 0 {
-            let (faults, quarantined) = (state.faults, state.quarantined);
+        if counts.faults > 0 {
+            let Counts { faults, quarantined, .. } = counts;
             output.line(format_args!("{faults} faults of segments, {quarantined} versions quarantined"));
         }
         for Edge { address, connected, in_force, agreed, strikes, rate_bps, rtt_us } in &state.edges {

@@ -1,6 +1,7 @@
 //! What a host is seen to do.
 
 use crate::output::quantile;
+use edgent_link::Stats;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -46,6 +47,22 @@ pub(crate) struct Counts {
     pub(crate) quarantined: u64,
     /// Requests that are being answered, or wait.
     pub(crate) in_flight: u64,
+}
+
+impl From<&Stats> for Counts {
+    fn from(stats: &Stats) -> Self {
+        Self {
+            requests: stats.requests,
+            answered: stats.answered,
+            errors: stats.errors,
+            deadline_met: stats.deadline_met,
+            degraded: stats.degraded,
+            plan_changes: stats.plan_changes,
+            faults: stats.faults,
+            quarantined: stats.quarantined,
+            in_flight: stats.calls_in_flight,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -7,6 +7,7 @@ mod watch;
 use crate::identity::Connection;
 use crate::output::{BadInput, Output};
 use anyhow::{Result, bail};
+pub(crate) use look::Counts;
 use look::Look;
 use screen::{Key, Screen, frame};
 use serde::Serialize;

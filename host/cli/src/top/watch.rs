@@ -88,17 +88,7 @@ async fn asked(link: &Link, address: &str, to: &channel::Sender<Look>) -> Result
                 (None, None) => String::new(),
             },
             uptime_s: stats.uptime_ms as f64 / 1e3,
-            counts: Counts {
-                requests: stats.requests,
-                answered: stats.answered,
-                errors: stats.errors,
-                deadline_met: stats.deadline_met,
-                degraded: stats.degraded,
-                plan_changes: stats.plan_changes,
-                faults: stats.faults,
-                quarantined: stats.quarantined,
-                in_flight: stats.calls_in_flight,
-            },
+            counts: Counts::from(&stats),
             rate_bps: stats.rate_bps,
             rtt_ms: stats.rtt_us as f64 / 1e3,
             ..Look::default()
