@@ -205,7 +205,8 @@ async fn carry(
             let through = pacer.lock().unwrap_or_else(PoisonError::into_inner).due(count, Instant::now());
             // The chunk is on the link until then; only now is there room for the next one.
             sleep_until(through.into()).await;
-            if sent.send((through + delay, buffer[..count].to_vec())).await.is_err() {
+            // By now, since what a pause lets catch up is rate, and not delay.
+            if sent.send((Instant::now() + delay, buffer[..count].to_vec())).await.is_err() {
                 break;
             }
         }

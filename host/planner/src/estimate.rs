@@ -29,6 +29,9 @@ const PROBE_AFTER: Duration = Duration::from_millis(250);
 const DOUBTED_FACTOR: f64 = 1.5;
 /// …but no more than so many in a row, however it wavers.
 const DOUBTED_MAX: usize = 3;
+/// …and not again for so long after the next sample said that it was nothing: a link that lets a few kilobytes through at
+/// once after a pause, as many do, would be probed all the time.
+const DOUBTED_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// A probe takes this long at the estimated rate: enough to tell, not enough to disturb.
 const PROBE_US: f64 = 50_000.0;
 /// And at least so many round trips, so that the estimate can grow by this factor at each probe.
@@ -54,6 +57,8 @@ pub struct LinkEstimate {
     rates: usize,
     /// How many samples in a row were over the estimate by far.
     doubted: usize,
+    /// When a sample was over the estimate by far for the last time that the next one was not.
+    outlier_at: Option<Duration>,
     smalls: [Small; RTT_SAMPLES],
     small_count: usize,
     updated: Option<Duration>,
@@ -137,7 +142,9 @@ impl LinkEstimate {
 
     /// Whether what is known of the rate is too old, or is doubted.
     pub fn should_probe(&self, now: Duration) -> bool {
-        (1..=DOUBTED_MAX).contains(&self.doubted) || self.age(now).is_none_or(|age| age >= PROBE_AFTER)
+        let is_outlier = self.outlier_at.is_some_and(|at| now.saturating_sub(at) < DOUBTED_AGAIN_AFTER);
+        let is_doubted = (1..=DOUBTED_MAX).contains(&self.doubted) && !is_outlier;
+        is_doubted || self.age(now).is_none_or(|age| age >= PROBE_AFTER)
     }
 
     /// How many bytes a probe should carry: none as long as the round trip is unknown.
@@ -158,6 +165,9 @@ impl LinkEstimate {
 
     fn learn_rate(&mut self, rate_bps: f64, now: Duration) {
         let is_doubted = self.rate_bps().is_some_and(|known| rate_bps > DOUBTED_FACTOR * known);
+        if self.doubted == 1 && !is_doubted {
+            self.outlier_at = Some(now);
+        }
         self.doubted = if is_doubted { self.doubted + 1 } else { 0 };
         self.rates_bps[self.rates % RATE_SAMPLES] = rate_bps.clamp(RATE_MIN_BPS, RATE_MAX_BPS);
         self.rates += 1;
@@ -286,6 +296,24 @@ mod tests {
             link.should_probe(NOW)
         });
         assert!(probes.count() <= DOUBTED_MAX, "whatever it does, the link is not kept busy");
+    }
+
+    #[test]
+    fn a_link_that_lets_little_through_at_once_is_not_probed_all_the_time() {
+        let mut link = LinkEstimate::default();
+        exchange(&mut link, 100, 1e6, 2_000.0);
+        let mut probes = 0;
+        for round in 0..200 {
+            let now = Duration::from_millis(20 * round);
+            let is_probe = link.should_probe(now);
+            probes += usize::from(is_probe);
+            let (bytes, rate_bps) = if is_probe { (60_000, 1e6) } else { (6_000, 2e6) };
+            let elapsed_us = 2_000.0 + bits(bytes) * 1e6 / rate_bps;
+            // Most go behind others; one in four after a pause.
+            let elapsed_us = if is_probe || round % 4 == 0 { elapsed_us } else { 2.0 * elapsed_us };
+            link.exchanged(Exchange { bytes, elapsed_us, busy_us: 0.0 }, now);
+        }
+        assert!(probes <= 6, "{probes} probes in 4 s");
     }
 
     #[test]
