@@ -204,7 +204,7 @@ async fn carry(
             }
             let through = pacer.lock().unwrap_or_else(PoisonError::into_inner).due(count, Instant::now());
             // The chunk is on the link until then; only now is there room for the next one.
-            sleep_until(through.into()).await;
+            reach(through).await;
             // By now, since what a pause lets catch up is rate, and not delay.
             if sent.send((Instant::now() + delay, buffer[..count].to_vec())).await.is_err() {
                 break;
@@ -214,7 +214,7 @@ async fn carry(
     };
     let writing = async move {
         while let Some((at, chunk)) = due.recv().await {
-            sleep_until(at.into()).await;
+            reach(at).await;
             if to.write_all(&chunk).await.is_err() {
                 return Ok(());
             }
@@ -223,6 +223,13 @@ async fn carry(
         Ok(())
     };
     tokio::try_join!(reading, writing).map(drop)
+}
+
+/// Until then. A timer would take what has just passed for the next millisecond.
+async fn reach(moment: Instant) {
+    if moment > Instant::now() {
+        sleep_until(moment.into()).await;
+    }
 }
 
 /// Counts the bytes of one direction of a connection.
