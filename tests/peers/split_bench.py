@@ -33,7 +33,7 @@ from hosts import EDGENT, EXAMPLES, ROOT, build, edgent
 MODEL = "models/branchy-alexnet/branchy-alexnet.onnx"
 EXIT = "exit5"
 METHOD = "/split.Edge/Rest"
-WORKERS = ("--workers", 1)
+WORKERS = ("--workers", 1, "--threads", 1)
 # So that nobody answers alone: what is compared is the way over the link.
 DEADLINE_MS = 5000
 LATENCY_RATIO_MAX = 0.7
