@@ -27,9 +27,6 @@ const UNROLLED: usize = 8;
 /// Comparisons between steps are the ways out.
 pub(crate) const COMPARES_ONCE: bool = false;
 
-/// A guest gets ready again for each instance: to copy a matrix costs more than what a kernel would gain.
-pub(crate) const READS_MATRICES_IN_PLACE: bool = true;
-
 pub(crate) trait Loops {
     fn run<const FUSED: bool>(self);
 }

@@ -18,10 +18,6 @@ pub(crate) const TILE_COLUMNS: usize = 16;
 /// Whether one comparison is to tell that all that a loop reads is there, and none between its steps.
 pub(crate) const COMPARES_ONCE: bool = true;
 
-/// Whether a product of a matrix with one vector is to read the matrix as it lies there. tract's kernels are no slower, but it
-/// makes a copy in an order of theirs first.
-pub(crate) const READS_MATRICES_IN_PLACE: bool = false;
-
 /// Loops over floats. All that `run` calls must be inlined into it, or it is compiled for any processor.
 pub(crate) trait Loops {
     /// `FUSED`: the processor multiplies and adds in one instruction; where it does not, `f32::mul_add` is a slow call.

@@ -7,7 +7,7 @@
 
 use super::scratch::Scratch;
 use super::slide::{Fold, Runs};
-use super::steps::{PerChannel, Step};
+use super::steps::{PerChannel, Step, apply};
 use super::team::{Team, ranges, take};
 use super::window::{SLACK, Windows};
 use crate::vector::{Loops, TILE_COLUMNS, TILE_ROWS, add_products, multiply, wide};
@@ -149,9 +149,9 @@ impl FastConv {
         Ok(())
     }
 
-    /// One image. Each thread of the team has filters of its own, whose results lie side by side.
+    /// One image. Each thread of the team has filters or pixels of its own, whose results lie side by side.
     fn image(&self, input: &[f32], added: Option<&[f32]>, output: &mut [f32], team: &Team, scratch: &mut Scratch) {
-        let (windows, pixels) = (&self.windows, self.windows.pixels());
+        let windows = &self.windows;
         let mut staged = mem::take(&mut scratch.staged);
         let is_staged = !self.is_depthwise() && !windows.is_as_it_is();
         if is_staged {
@@ -159,29 +159,38 @@ impl FastConv {
             wide(Staging { windows, input, staged: &mut staged });
         }
         let input = if is_staged { &staged } else { input };
-        // Where a pixel's results lie side by side, the filters' do not.
-        let threads = if windows.channels_last { 1 } else { team.size() };
-        let (mut own, mut left) = (Some(&mut *scratch), output);
+        let (mut own, mut left, mut at) = (Some(&mut *scratch), output, 0);
         team.share(
-            self.shares(threads).map(|filters| Share {
-                conv: self,
-                input,
-                added: added.map(|added| &added[filters.start * pixels..][..filters.len() * pixels]),
-                output: take(&mut left, filters.len() * pixels),
-                filters,
-                scratch: own.take(),
+            self.shares(team.size()).map(|(filters, pixels)| {
+                let (start, results) = (at, filters.len() * pixels.len());
+                at += results;
+                Share {
+                    conv: self,
+                    input,
+                    added: added.map(|added| &added[start..at]),
+                    output: take(&mut left, results),
+                    filters,
+                    pixels,
+                    scratch: own.take(),
+                }
             }),
             Share::compute,
         );
         scratch.staged = staged;
     }
 
-    /// The filters, in at most so many parts; those that are computed together stay so.
-    fn shares(&self, parts: usize) -> impl Iterator<Item = Range<usize>> {
-        let filters = self.filters / self.groups;
+    /// Filters and pixels of at most so many parts; those that are computed together stay so. Where a pixel's results lie side
+    /// by side, its filters are not told apart.
+    fn shares(&self, parts: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+        let (all, pixels, by_pixels) = (self.filters, self.windows.pixels(), self.windows.channels_last);
+        let filters = all / self.groups;
         let blocks = filters.div_ceil(FILTERS);
         let first = move |block: usize| block / blocks * filters + block % blocks * FILTERS;
-        ranges(self.groups * blocks, parts).map(move |these| first(these.start)..first(these.end))
+        let units = if by_pixels { pixels.div_ceil(PANEL) } else { self.groups * blocks };
+        ranges(units, parts).map(move |these| match by_pixels {
+            true => (0..all, these.start * PANEL..(these.end * PANEL).min(pixels)),
+            false => (first(these.start)..first(these.end), 0..pixels),
+        })
     }
 
     /// What a filter covers in each window.
@@ -221,7 +230,8 @@ struct Share<'a> {
     /// Staged, but for a depthwise convolution.
     input: &'a [f32],
     filters: Range<usize>,
-    /// Of these filters alone, as is the output.
+    pixels: Range<usize>,
+    /// Of these alone, as is the output.
     added: Option<&'a [f32]>,
     output: &'a mut [f32],
     /// None: this is another thread than that which began.
@@ -230,14 +240,7 @@ struct Share<'a> {
 
 impl Share<'_> {
     fn compute(mut self) {
-        match self.scratch.take() {
-            Some(scratch) => wide(Computing { share: self, scratch }),
-            None => {
-                let mut scratch = Scratch::take();
-                wide(Computing { share: self, scratch: &mut scratch });
-                scratch.give_back();
-            }
-        }
+        Scratch::with(self.scratch.take(), |scratch| wide(Computing { share: self, scratch }));
     }
 }
 
@@ -262,7 +265,7 @@ impl Share<'_> {
     fn by_panels<const FUSED: bool>(&mut self, panels: &mut Vec<f32>, pieces: &mut Vec<(usize, usize)>) {
         let FastConv { windows, filters, groups, weights, taps, bias, least, most, .. } = self.conv;
         let (channels, in_group) = (windows.channels / groups, filters / groups);
-        let (places, pixels) = (channels * taps.len(), windows.pixels());
+        let (places, pixels) = (channels * taps.len(), self.pixels.len());
         let Range { start, end } = self.filters;
         let strides = if windows.channels_last { [1, *filters] } else { [pixels, 1] };
         let finish = Finish { bias: &bias[start..end], added: self.added, least: *least, most: *most, strides };
@@ -273,14 +276,15 @@ impl Share<'_> {
             let these = start.max(group * in_group)..end.min((group + 1) * in_group);
             let weights = &weights[these.start * places..these.end * places];
             let staged = &self.input[group * channels * windows.staged()..];
-            for first in (0..pixels).step_by(at_once * PANEL) {
-                let here = first..(first + at_once * PANEL).min(pixels);
+            for first in self.pixels.clone().step_by(at_once * PANEL) {
+                let here = first..(first + at_once * PANEL).min(self.pixels.end);
                 fill_panels((windows, taps, channels), staged, here.clone(), pieces, panels);
                 for (block, weights) in weights.chunks(places * FILTERS).enumerate() {
                     let filter = these.start - start + block * FILTERS;
                     for (panel, pixel) in panels.chunks_exact(size).zip(here.clone().step_by(PANEL)) {
                         let panel = &panel[..places * PANEL];
-                        let to = Place { filter, pixel, pixels: PANEL.min(pixels - pixel) };
+                        let at_once = PANEL.min(self.pixels.end - pixel);
+                        let to = Place { filter, pixel: pixel - self.pixels.start, pixels: at_once };
                         match weights.len() / places {
                             6 if FILTERS >= 6 => finish.write(multiply::<FUSED, 6>(weights, panel), to, self.output),
                             5 if FILTERS >= 5 => finish.write(multiply::<FUSED, 5>(weights, panel), to, self.output),
@@ -294,7 +298,7 @@ impl Share<'_> {
                 if !self.conv.steps.is_empty() && !windows.channels_last {
                     for filter in these.clone() {
                         let row = &mut self.output[(filter - start) * pixels..][here.clone()];
-                        self.conv.steps.iter().for_each(|step| step.apply(filter, row));
+                        apply(&self.conv.steps, filter, row);
                     }
                 }
             }
@@ -304,17 +308,13 @@ impl Share<'_> {
     #[inline(always)]
     fn depthwise<const FUSED: bool>(&mut self, staged: &mut Vec<f32>) {
         let FastConv { windows, weights, taps, runs, bias, least, most, .. } = self.conv;
-        let (pixels, [_, width]) = (windows.pixels(), windows.output);
-        let start = self.filters.start;
+        let (pixels, start) = (windows.pixels(), self.filters.start);
         staged.resize(windows.staged() + SLACK, 0.0);
         for channel in self.filters.clone() {
             windows.stage(self.input, channel, (channel == start).then_some(0.0), staged);
             let weights = &weights[channel * taps.len()..][..taps.len()];
             let output = &mut self.output[(channel - start) * pixels..];
-            for y in 0..windows.output[0] {
-                let from = &staged[windows.start(y)..];
-                runs.fold::<Products<FUSED>>(from, weights, width, &mut output[y * width..], bias[channel]);
-            }
+            runs.fold::<Products<FUSED>>(windows, staged, weights, output, bias[channel]);
             let output = &mut output[..pixels];
             if let Some(added) = self.added {
                 let added = &added[(channel - start) * pixels..][..pixels];
@@ -323,7 +323,7 @@ impl Share<'_> {
             if *least > f32::NEG_INFINITY || *most < f32::INFINITY {
                 output.iter_mut().for_each(|to| *to = bounded(*to, *least, *most));
             }
-            self.conv.steps.iter().for_each(|step| step.apply(channel, output));
+            apply(&self.conv.steps, channel, output);
         }
     }
 }

@@ -3,13 +3,15 @@
 //! Each weight is used once, so what they take is to read the matrix from memory. It is read where the network has it, in the
 //! order in which it lies there: nothing is copied to get ready.
 
-use crate::vector::{Loops, add_pairs, add_products, wide};
+use super::team::{Team, ranges, take};
+use crate::vector::{Loops, TILE_COLUMNS, add_pairs, add_products, wide};
 use tract_nnef::internal::*;
 
-/// Rows that are gone through side by side: the vector, or the results, are read once for them.
+/// Elements that are gone through at once: a few vectors, so that one need not wait for the other, and too many for the compiler
+/// to turn them over.
+const PIECE: usize = 2 * TILE_COLUMNS;
+/// Rows that are added side by side: the results are read once for them.
 const ROWS: usize = 4;
-/// Elements of a row that are multiplied at once.
-const PIECE: usize = 8;
 
 #[derive(Clone, Debug)]
 pub(super) struct FastMatrix {
@@ -59,9 +61,22 @@ impl EvalOp for FastMatrix {
         let (matrix, vector, results) = (matrix.as_slice::<f32>()?, vector.as_slice()?, results.as_slice_mut()?);
         ensure!(matrix.len() == vector.len() * results.len(), "{} elements for {:?}", vector.len(), self.matrix);
         if !matrix.is_empty() {
+            let (team, size) = (Team::of(matrix.len()), results.len());
+            // Each thread has results of its own; what is computed together stays so.
+            let together = if self.is_by_results { 1 } else { PIECE };
+            let mut left = results;
+            let parts = ranges(size.div_ceil(together), team.size()).map(|these| {
+                let columns = these.start * together..(these.end * together).min(size);
+                (columns.clone(), take(&mut left, columns.len()))
+            });
             match self.is_by_results {
-                true => wide(ByResults { matrix, vector, results }),
-                false => wide(ByElements { matrix, vector, results }),
+                true => team.share(parts, |(rows, results)| {
+                    let matrix = &matrix[rows.start * vector.len()..rows.end * vector.len()];
+                    wide(ByResults { matrix, vector, results });
+                }),
+                false => team.share(parts, |(columns, results)| {
+                    wide(ByElements { matrix: &matrix[columns.start..], size, vector, results });
+                }),
             }
         }
         Ok(tvec!(output.into_tvalue()))
@@ -86,41 +101,30 @@ struct ByResults<'a> {
 impl Loops for ByResults<'_> {
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
-        let size = self.vector.len();
-        let blocks = self.matrix.chunks(ROWS * size).zip(self.results.chunks_mut(ROWS));
-        for (rows, results) in blocks {
-            if let Some(results) = results.first_chunk_mut::<ROWS>() {
-                *results = sums::<FUSED, ROWS>(rows, self.vector);
-            } else {
-                for (row, result) in rows.chunks_exact(size).zip(results) {
-                    [*result] = sums::<FUSED, 1>(row, self.vector);
-                }
-            }
+        for (row, result) in self.matrix.chunks_exact(self.vector.len()).zip(self.results) {
+            *result = product::<FUSED>(row, self.vector);
         }
     }
 }
 
+/// One row at a time: of several, the compiler would make vectors across them.
 #[inline(always)]
-fn sums<const FUSED: bool, const COUNT: usize>(rows: &[f32], vector: &[f32]) -> [f32; COUNT] {
-    let size = vector.len();
-    let mut sums = [[0.0; PIECE]; COUNT];
-    let pieces: [&[[f32; PIECE]]; COUNT] = std::array::from_fn(|row| rows[row * size..][..size].as_chunks().0);
-    let (vector, last) = vector.as_chunks::<PIECE>();
-    for (at, values) in vector.iter().enumerate() {
-        for row in 0..COUNT {
-            add_pairs::<FUSED, PIECE>(&mut sums[row], &pieces[row][at], values);
-        }
+fn product<const FUSED: bool>(row: &[f32], vector: &[f32]) -> f32 {
+    let mut sums = [0.0; PIECE];
+    let ((pieces, end), (elements, last)) = (row.as_chunks::<PIECE>(), vector.as_chunks::<PIECE>());
+    for (piece, elements) in pieces.iter().zip(elements) {
+        add_pairs::<FUSED, PIECE>(&mut sums, piece, elements);
     }
-    std::array::from_fn(|row| {
-        let end = &rows[(row + 1) * size - last.len()..(row + 1) * size];
-        let rest: f32 = end.iter().zip(last).map(|(weight, x)| weight * x).sum();
-        sums[row].iter().sum::<f32>() + rest
-    })
+    let rest: f32 = end.iter().zip(last).map(|(weight, x)| weight * x).sum();
+    sums.iter().sum::<f32>() + rest
 }
 
 /// Each row is added to the results, times an element of the vector.
 struct ByElements<'a> {
+    /// From the first of these results on.
     matrix: &'a [f32],
+    /// Of a whole row.
+    size: usize,
     vector: &'a [f32],
     results: &'a mut [f32],
 }
@@ -128,14 +132,14 @@ struct ByElements<'a> {
 impl Loops for ByElements<'_> {
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
-        let size = self.results.len();
-        self.results.fill(0.0);
-        for (rows, elements) in self.matrix.chunks(ROWS * size).zip(self.vector.chunks(ROWS)) {
+        let Self { matrix, size, vector, results } = self;
+        results.fill(0.0);
+        for (rows, elements) in matrix.chunks(ROWS * size).zip(vector.chunks(ROWS)) {
             match elements.first_chunk::<ROWS>() {
-                Some(elements) => add_rows::<FUSED, ROWS>(rows, elements, self.results),
+                Some(elements) => add_rows::<FUSED, ROWS>(rows, size, elements, results),
                 None => {
-                    for (row, element) in rows.chunks_exact(size).zip(elements) {
-                        add_rows::<FUSED, 1>(row, &[*element], self.results);
+                    for (row, element) in rows.chunks(size).zip(elements) {
+                        add_rows::<FUSED, 1>(row, size, &[*element], results);
                     }
                 }
             }
@@ -144,17 +148,23 @@ impl Loops for ByElements<'_> {
 }
 
 #[inline(always)]
-fn add_rows<const FUSED: bool, const COUNT: usize>(rows: &[f32], elements: &[f32; COUNT], results: &mut [f32]) {
-    let size = results.len();
-    let rows: [&[f32]; COUNT] = std::array::from_fn(|row| &rows[row * size..][..size]);
+fn add_rows<const FUSED: bool, const COUNT: usize>(
+    rows: &[f32],
+    size: usize,
+    elements: &[f32; COUNT],
+    results: &mut [f32],
+) {
+    let rows: [&[f32]; COUNT] = std::array::from_fn(|row| &rows[row * size..][..results.len()]);
     let pieces: [&[[f32; PIECE]]; COUNT] = std::array::from_fn(|row| rows[row].as_chunks().0);
     let (whole, last) = results.as_chunks_mut::<PIECE>();
-    for (at, sums) in whole.iter_mut().enumerate() {
+    for (at, results) in whole.iter_mut().enumerate() {
+        let mut sums = *results;
         for row in 0..COUNT {
-            add_products::<FUSED, PIECE>(sums, elements[row], &pieces[row][at]);
+            add_products::<FUSED, PIECE>(&mut sums, elements[row], &pieces[row][at]);
         }
+        *results = sums;
     }
-    for (at, sum) in (size - last.len()..size).zip(last) {
+    for (at, sum) in (whole.len() * PIECE..).zip(last) {
         *sum += (0..COUNT).map(|row| elements[row] * rows[row][at]).sum::<f32>();
     }
 }

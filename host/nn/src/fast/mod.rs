@@ -13,7 +13,7 @@ mod steps;
 mod team;
 mod window;
 
-use crate::vector::{READS_MATRICES_IN_PLACE, is_wide};
+use crate::vector::is_wide;
 use conv::FastConv;
 use matrix::FastMatrix;
 use pool::{FastPool, Kind};
@@ -152,7 +152,7 @@ impl Found {
         if product.columns >= PIXELS_MIN {
             let (input, axis) = (product.input, product.filters_at);
             self.grow(model, node.id, product.into_convolution()?, input, Some(axis))?;
-        } else if product.columns == 1 && READS_MATRICES_IN_PLACE {
+        } else if product.columns == 1 {
             let matrix = FastMatrix::new(product.matrix, product.is_by_filters, output);
             self.taken.insert(node.id);
             self.made.insert(node.id, (Box::new(matrix), tvec!(product.input)));

@@ -26,15 +26,28 @@ pub(super) struct FastPool {
     runs: Runs,
     /// One for each tap: windows here have no weights.
     ones: Arc<[f32]>,
+    /// For a mean: by how much each window's sum is multiplied.
+    shares: Arc<[f32]>,
 }
 
-// Its only floats are ones.
+// Its only floats follow from the rest.
 impl Eq for FastPool {}
 
 impl FastPool {
     pub(super) fn new(windows: Windows, kind: Kind, output: TVec<usize>) -> Self {
-        let (runs, ones) = (Runs::of(&windows), vec![1.0; windows.kernel[0] * windows.kernel[1]].into());
-        Self { windows, kind, output, runs, ones }
+        let (runs, ones) = (Runs::of(&windows), vec![1.0; windows.kernel[0] * windows.kernel[1]]);
+        let shares = match kind {
+            Kind::Greatest => Vec::new(),
+            Kind::Mean { around_counts: true } => vec![(ones.len() as f32).recip(); windows.pixels()],
+            Kind::Mean { around_counts: false } => {
+                let [rows, columns] =
+                    [0, 1].map(|axis| (0..windows.output[axis]).map(|at| windows.there(axis, at)).collect::<Vec<_>>());
+                rows.iter()
+                    .flat_map(|rows| columns.iter().map(move |columns| ((rows * columns) as f32).recip()))
+                    .collect()
+            }
+        };
+        Self { windows, kind, output, runs, ones: ones.into(), shares: shares.into() }
     }
 }
 
@@ -117,14 +130,7 @@ struct Planes<'a> {
 
 impl Planes<'_> {
     fn compute(mut self) {
-        match self.scratch.take() {
-            Some(scratch) => wide(Computing { planes: self, staged: &mut scratch.channel }),
-            None => {
-                let mut scratch = Scratch::take();
-                wide(Computing { planes: self, staged: &mut scratch.channel });
-                scratch.give_back();
-            }
-        }
+        Scratch::with(self.scratch.take(), |scratch| wide(Computing { planes: self, staged: &mut scratch.channel }));
     }
 }
 
@@ -137,8 +143,8 @@ impl Loops for Computing<'_> {
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
         let Planes { pool, input, planes, output, .. } = self.planes;
-        let FastPool { windows, kind, runs, ones, .. } = pool;
-        let (channels, width) = (windows.channels, windows.output[1]);
+        let FastPool { windows, kind, runs, ones, shares, .. } = pool;
+        let channels = windows.channels;
         // Where nothing is greater than nothing at all, tract gives the least number.
         let around = if *kind == Kind::Greatest { f32::MIN } else { 0.0 };
         self.staged.resize(windows.staged() + SLACK, 0.0);
@@ -147,21 +153,11 @@ impl Loops for Computing<'_> {
             let image = &input[plane / channels * channels * windows.input_pixels()..];
             windows.stage(image, plane % channels, (at == 0).then_some(around), self.staged);
             let output = &mut output[at * pixels..];
-            for y in 0..windows.output[0] {
-                let (from, output) = (&self.staged[windows.start(y)..], &mut output[y * width..]);
-                match kind {
-                    Kind::Greatest => runs.fold::<Greatest>(from, ones, width, output, around),
-                    Kind::Mean { around_counts } => {
-                        runs.fold::<Sum>(from, ones, width, output, 0.0);
-                        let there = |axis: usize, at: usize| match around_counts {
-                            true => windows.kernel[axis],
-                            false => windows.there(axis, at),
-                        };
-                        let rows = there(0, y);
-                        for (x, to) in output[..width].iter_mut().enumerate() {
-                            *to *= ((rows * there(1, x)) as f32).recip();
-                        }
-                    }
+            match kind {
+                Kind::Greatest => runs.fold::<Greatest>(windows, self.staged, ones, output, around),
+                Kind::Mean { .. } => {
+                    runs.fold::<Sum>(windows, self.staged, ones, output, 0.0);
+                    output.iter_mut().zip(&**shares).for_each(|(sum, share)| *sum *= share);
                 }
             }
         }

@@ -7,8 +7,8 @@ use tract_nnef::internal::*;
 
 /// What a thread keeps for its next operator, in all.
 const KEPT_BYTES_MAX: usize = 32 << 20;
-/// Tensors that it keeps.
-const KEPT_TENSORS_MAX: usize = 8;
+/// Tensors that it keeps: one of each size that networks of some depth have.
+const KEPT_TENSORS_MAX: usize = 24;
 
 #[derive(Default)]
 pub(super) struct Scratch {
@@ -30,6 +30,18 @@ impl Scratch {
     /// This thread's; it is to be given back.
     pub(super) fn take() -> Self {
         SCRATCH.take()
+    }
+
+    /// Has something done with that of the thread that began, or else with this thread's own.
+    pub(super) fn with(handed: Option<&mut Self>, work: impl FnOnce(&mut Self)) {
+        match handed {
+            Some(scratch) => work(scratch),
+            None => {
+                let mut scratch = Self::take();
+                work(&mut scratch);
+                scratch.give_back();
+            }
+        }
     }
 
     pub(super) fn give_back(mut self) {

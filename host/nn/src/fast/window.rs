@@ -34,6 +34,16 @@ pub(super) struct Windows {
     pitch: usize,
 }
 
+/// What a phase of a staged row has of the image's columns.
+#[derive(Clone, Copy)]
+struct Columns {
+    /// Those before the first that is there.
+    skipped: usize,
+    /// That one's place in the image.
+    first: usize,
+    there: usize,
+}
+
 impl Windows {
     /// None: it is not for images of at most two dimensions and fixed size, or staging it would take too much.
     pub(super) fn of(spec: &PoolSpec, input: &TypedFact) -> TractResult<Option<Self>> {
@@ -163,11 +173,20 @@ impl Windows {
     }
 
     /// How many of a window's rows, or columns, are within the image.
-    #[inline(always)]
     pub(super) fn there(&self, axis: usize, window: usize) -> usize {
         let start = window * self.stride[axis];
         let place = |at: &usize| (start + at * self.dilation[axis]).wrapping_sub(self.before[axis]) < self.input[axis];
         (0..self.kernel[axis]).filter(place).count()
+    }
+
+    #[inline(always)]
+    fn columns(&self, phase: usize) -> Columns {
+        let (before, phases) = (self.before[1], self.stride[1]);
+        let phase_pitch = self.pitch / phases;
+        let skipped = before.saturating_sub(phase).div_ceil(phases).min(phase_pitch);
+        let first = skipped * phases + phase - before.min(skipped * phases + phase);
+        let there = self.input[1].saturating_sub(first).div_ceil(phases).min(phase_pitch - skipped);
+        Columns { skipped, first, there }
     }
 
     /// Copies a channel of an image (with all its channels, if they lie side by side), and puts around it what there is, if
@@ -180,17 +199,18 @@ impl Windows {
             }
         };
         let [height, width] = self.input;
-        let phases = self.stride[1];
-        for (y, row) in staged.chunks_exact_mut(self.pitch).take(self.rows).enumerate() {
-            let Some(y) = y.checked_sub(self.before[0]).filter(|y| *y < height) else {
-                surround(row);
-                continue;
-            };
-            for (phase, row) in row.chunks_exact_mut(self.pitch / phases).enumerate() {
-                // Columns of the image that are there: `first` is the first of them, `skipped` those before it.
-                let skipped = self.before[1].saturating_sub(phase).div_ceil(phases).min(row.len());
-                let first = skipped * phases + phase - self.before[1].min(skipped * phases + phase);
-                let there = width.saturating_sub(first).div_ceil(phases).min(row.len() - skipped);
+        let (phases, phase_pitch) = (self.stride[1], self.pitch / self.stride[1]);
+        let above = self.before[0].min(self.rows);
+        let rows = height.min(self.rows - above);
+        surround(&mut staged[..above * self.pitch]);
+        surround(&mut staged[(above + rows) * self.pitch..self.staged()]);
+        // Reckoned once for all rows: to divide takes longer than to copy a few pixels.
+        let columns: [Columns; 2] = std::array::from_fn(|phase| self.columns(phase));
+        for y in 0..rows {
+            for phase in 0..phases {
+                let known = columns.get(phase).copied();
+                let Columns { skipped, first, there } = known.unwrap_or_else(|| self.columns(phase));
+                let row = &mut staged[(above + y) * self.pitch + phase * phase_pitch..][..phase_pitch];
                 surround(&mut row[..skipped]);
                 surround(&mut row[skipped + there..]);
                 let row = &mut row[skipped..skipped + there];
