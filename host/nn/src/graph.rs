@@ -3,7 +3,8 @@
 use crate::backend::{Backend, Choice};
 use crate::guard::guarded;
 use crate::onnxruntime::Session;
-use crate::{Context, Cost, ElementType, Fact, Pass, Tensor, Threads};
+use crate::worth::Chosen;
+use crate::{Context, Cost, ElementType, Fact, Pass, Tensor};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -32,8 +33,8 @@ pub(crate) struct Loaded {
     pub(crate) outputs: Vec<Port>,
     pub(crate) cost: Cost,
     pub(crate) choice: Option<Choice>,
-    /// How many threads it runs on, once that was measured.
-    pub(crate) threads: OnceLock<Threads>,
+    /// How many threads it runs on.
+    pub(crate) threads: Chosen,
     /// Of a joined graph: what was joined.
     pub(crate) parts: Option<Parts>,
 }
@@ -192,7 +193,7 @@ impl Graph {
         let inputs = ports(&model, model.input_outlets()).map_err(GraphError::Unusable)?;
         let outputs = ports(&model, model.output_outlets()).map_err(GraphError::Unusable)?;
         let plan = guarded(|| plan(model)).map_err(GraphError::Unusable)?;
-        let (runner, threads) = (Runner::Tract(plan), OnceLock::new());
+        let (runner, threads) = (Runner::Tract(plan), Chosen::default());
         Ok(Self::from_loaded(Loaded { runner, inputs, outputs, cost, choice: None, threads, parts: None }))
     }
 
@@ -204,7 +205,7 @@ impl Graph {
         self.0.parts.as_ref()
     }
 
-    pub(crate) fn chosen_threads(&self) -> &OnceLock<Threads> {
+    pub(crate) fn chosen_threads(&self) -> &Chosen {
         &self.0.threads
     }
 
@@ -221,7 +222,7 @@ impl Graph {
     fn with(&self, runner: Runner, choice: Option<Choice>) -> Self {
         let Loaded { inputs, outputs, cost, .. } = &*self.0;
         let (inputs, outputs) = (inputs.clone(), outputs.clone());
-        let threads = OnceLock::new();
+        let threads = Chosen::default();
         Self::from_loaded(Loaded { runner, inputs, outputs, cost: *cost, choice, threads, parts: None })
     }
 

@@ -6,9 +6,9 @@
 
 use crate::graph::{Loaded, Parts, Runner};
 use crate::guard::guarded;
+use crate::worth::Chosen;
 use crate::{Cost, Graph, GraphError, Port};
 use std::collections::HashMap;
-use std::sync::OnceLock;
 use tract_nnef::internal::{InletId, IntoRunnable, OutletId, TractResult, TypedModel, TypedOp, bail};
 use tract_onnx::tract_core::ops::source::TypedSource;
 
@@ -106,7 +106,7 @@ impl Joining {
             let next = order.get(at + 1).map(|next| part_of[*next]);
             ends[*node] = (next != Some(part_of[*node])).then_some(part_of[*node]);
         }
-        let (runner, threads) = (Runner::Tract(plan), OnceLock::new());
+        let (runner, threads) = (Runner::Tract(plan), Chosen::default());
         let parts = Some(Parts { graphs, of: part_of, ends });
         Ok(Graph::from_loaded(Loaded { runner, inputs, outputs, cost, choice: None, threads, parts }))
     }

@@ -5,22 +5,29 @@
 //! each has one, from the next operator on. What an operator gives does not depend on how many computed it: each element of
 //! the result is computed by one of them, as it would be by the only one.
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::{ThreadPool, ThreadPoolBuilder, Yield};
 use std::cell::Cell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// More threads than this gain little for one operator.
 pub const THREADS_MAX: usize = 16;
 
-/// Multiply-adds, about, for which another thread is woken: some 20 µs of work. Waking takes a few of them.
-pub(crate) const WORK_MIN: usize = 1 << 20;
+/// Multiply-adds, about, for which another thread is asked: some microseconds of work. To ask one that is awake takes one.
+pub(crate) const WORK_MIN: usize = 1 << 17;
+
+/// To wake a thread takes some 50 µs where processors are virtual ones, longer than many an operator. So one that has helped,
+/// and one that waits for those who do, stay awake for so long.
+const LINGER: Duration = Duration::from_micros(500);
 
 /// This machine's.
 static PROCESSORS: Processors = Processors::new();
 
 thread_local! {
+    /// Whether this thread stays awake already.
+    static LINGERS: Cell<bool> = const { Cell::new(false) };
     static THIS: Cell<This> = const { Cell::new(This { allowed: 1, is_counted: false, wanted: false, went_without: false }) };
 }
 
@@ -123,17 +130,48 @@ impl Team {
     pub(crate) fn share<P: Send>(&self, parts: impl IntoIterator<Item = P>, work: impl Fn(P) + Sync) {
         let mut parts = parts.into_iter();
         let Some(first) = parts.next() else { return };
-        match self.pool.filter(|_| self.lent.threads > 0) {
-            None => std::iter::once(first).chain(parts).for_each(work),
-            Some(pool) => pool.in_place_scope(|scope| {
-                for part in parts {
-                    let work = &work;
-                    scope.spawn(move |_| work(part));
-                }
-                work(first);
-            }),
-        }
+        let Some(pool) = self.pool.filter(|_| self.lent.threads > 0) else {
+            return std::iter::once(first).chain(parts).for_each(work);
+        };
+        let (work, left) = (&work, &AtomicUsize::new(0));
+        pool.in_place_scope(|scope| {
+            for part in parts {
+                left.fetch_add(1, Ordering::Relaxed);
+                scope.spawn(move |_| {
+                    work(part);
+                    left.fetch_sub(1, Ordering::Relaxed);
+                    linger();
+                });
+            }
+            work(first);
+            // The others need about as long as this one did: to sleep and be woken would take longer.
+            let since = Instant::now();
+            while left.load(Ordering::Relaxed) > 0 && since.elapsed() < LINGER {
+                thread::yield_now();
+            }
+        });
     }
+}
+
+/// Has this thread, which helped, look for something else to help with for a while before it sleeps; not where other runs
+/// want its processor.
+fn linger() {
+    if LINGERS.get() {
+        return;
+    }
+    rayon::spawn(|| {
+        if LINGERS.replace(true) {
+            return;
+        }
+        let mut since = Instant::now();
+        while since.elapsed() < LINGER && !PROCESSORS.are_crowded() {
+            match rayon::yield_now() {
+                Some(Yield::Executed) => since = Instant::now(),
+                _ => thread::yield_now(),
+            }
+        }
+        LINGERS.set(false);
+    });
 }
 
 /// Those who help, started when somebody first needs them; none if the system has no threads to give.
@@ -160,6 +198,11 @@ impl Processors {
 
     fn count(&self) -> usize {
         *self.count.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
+    }
+
+    /// Whether more threads compute than there are processors.
+    fn are_crowded(&self) -> bool {
+        self.at_work.load(Ordering::Relaxed) > self.count()
     }
 
     /// So many threads more, as far as there are idle processors.

@@ -10,7 +10,7 @@ use crate::memory::GiveBack;
 use crate::runs::{Joined, Run, Ways};
 use crate::segments::Preparing;
 use edgent_bundle::{Bundle, BundleError, ComponentError, Digest, Manifest, Tier};
-use edgent_nn::{Choice, Cost, ElementType, Fact, GraphError, Onnxruntime, Stop, Tensor, TensorError, Threads};
+use edgent_nn::{Choice, Cost, ElementType, Fact, Graph, GraphError, Onnxruntime, Stop, Tensor, TensorError, Threads};
 use edgent_planner::{Boundary, Codec, Exit, Network, NetworkError, PerCodec, Timings, least_bytes, resident};
 use edgent_sandbox::{Engine, Fault, SandboxError, Segment, SegmentError, Work};
 use rustix::time::{ClockId, clock_gettime};
@@ -266,13 +266,29 @@ impl Deployment {
         self.segments[index].as_ref()
     }
 
-    /// Measures for each segment how many threads its runs are worth. Those that were measured already, also as part of
+    /// Measures for each segment how many threads its runs are worth. Those that were measured lately, also as part of
     /// another version, are not again.
     pub fn choose_threads(&self) {
-        for segment in self.segments.iter().flatten() {
-            if let Work::InHost(graph) = segment.work() {
-                graph.choose_threads(self.threads_max);
-            }
+        for index in 0..self.segments.len() {
+            self.choose_threads_of(index);
+        }
+    }
+
+    /// The same for one segment; whether it is another number now.
+    pub(crate) fn choose_threads_of(&self, index: usize) -> bool {
+        self.graph(index).is_some_and(|graph| graph.choose_threads(self.threads_max))
+    }
+
+    /// The segments of which that was measured long ago, or never.
+    pub(crate) fn threads_due(&self) -> Vec<usize> {
+        let is_due = |index: &usize| self.graph(*index).is_some_and(|graph| graph.threads_are_due(self.threads_max));
+        (0..self.segments.len()).filter(is_due).collect()
+    }
+
+    fn graph(&self, index: usize) -> Option<&Graph> {
+        match self.segment(index)?.work() {
+            Work::InHost(graph) => Some(graph),
+            Work::InGuest(_) => None,
         }
     }
 
@@ -405,18 +421,12 @@ impl Deployment {
 
     /// Who computes each segment, by its index, and why; nothing of those for which there is nobody but tract.
     pub fn choices(&self) -> impl Iterator<Item = (usize, &Choice)> {
-        self.segments.iter().enumerate().filter_map(|(index, segment)| match segment.as_ref()?.work() {
-            Work::InHost(graph) => Some((index, graph.choice()?)),
-            Work::InGuest(_) => None,
-        })
+        (0..self.segments.len()).filter_map(|index| Some((index, self.graph(index)?.choice()?)))
     }
 
     /// How many threads each segment's runs may have, by its index, and why; nothing of those that were not measured.
-    pub fn threads(&self) -> impl Iterator<Item = (usize, &Threads)> {
-        self.segments.iter().enumerate().filter_map(|(index, segment)| match segment.as_ref()?.work() {
-            Work::InHost(graph) => Some((index, graph.threads_chosen()?)),
-            Work::InGuest(_) => None,
-        })
+    pub fn threads(&self) -> impl Iterator<Item = (usize, Threads)> {
+        (0..self.segments.len()).filter_map(|index| Some((index, self.graph(index)?.threads_chosen()?)))
     }
 
     /// Who computes a segment here, and on how many threads at most; none, if it is not held.

@@ -32,9 +32,6 @@ const SERVED_MAX: usize = 16;
 /// A version that a device asks for no more is let go when nobody has asked for it this long.
 const RETIRE_IDLE: Duration = Duration::from_secs(2);
 
-/// How often it is looked whether a model should be measured again.
-const DOUBT_LOOK: Duration = Duration::from_millis(500);
-
 /// Serves every model that it was started with to every device that asks.
 #[derive(Debug)]
 pub struct Edge {
@@ -108,7 +105,7 @@ impl Edge {
         let in_force = Arc::new(RwLock::new(prepared.iter().map(named).collect()));
         let served = Served { models: Arc::default(), shelf, in_force, changing: Arc::default(), threads, metrics };
         prepared.into_iter().try_for_each(|prepared| served.serve(prepared))?;
-        Handle::current().spawn(measure_doubted(Arc::downgrade(&served.models)));
+        Handle::current().spawn(measure_again(Arc::downgrade(&served.models)));
         let (requests, answered, deadline_met, degraded, errors) = Default::default();
         Ok(Self {
             served,
@@ -365,9 +362,9 @@ impl Served {
 }
 
 /// Measures models again that seemed slow when they last ran. Requests of which nobody thought that they could be in
-/// time were refused, or never sent, so they tell nothing.
-async fn measure_doubted(models: Weak<Models>) {
-    let mut look = tokio::time::interval(DOUBT_LOOK);
+/// time were refused, or never sent, so they tell nothing. And, from time to time, on how many threads they should run.
+async fn measure_again(models: Weak<Models>) {
+    let mut look = tokio::time::interval(again::LOOK);
     loop {
         look.tick().await;
         let Some(models) = models.upgrade() else { return };
@@ -375,8 +372,11 @@ async fn measure_doubted(models: Weak<Models>) {
             models.read().unwrap_or_else(PoisonError::into_inner).values().map(Arc::clone).collect();
         drop(models);
         for model in served {
-            let Some(takes) = model.measured().is_doubted() else { continue };
-            let again = again::measure(&model.deployment, &model.workers, takes).await;
+            let (is_doubted, takes) = model.measured().is_doubted();
+            let again = match is_doubted {
+                true => again::measure(&model.deployment, &model.workers, takes).await,
+                false => again::choose_threads(&model.deployment, &model.workers, takes).await,
+            };
             model.learn(&again);
         }
     }
@@ -392,10 +392,9 @@ impl Measured {
         self.doubt.ran(segment, self.since.elapsed());
     }
 
-    /// If so, how long all segments are thought to take.
-    fn is_doubted(&mut self) -> Option<Duration> {
-        let is_due = self.doubt.is_due(&self.timings, self.since.elapsed());
-        is_due.then(|| again::takes(&self.timings))
+    /// Whether it is, and how long all segments are thought to take.
+    fn is_doubted(&mut self) -> (bool, Duration) {
+        (self.doubt.is_due(&self.timings, self.since.elapsed()), again::takes(&self.timings))
     }
 }
 

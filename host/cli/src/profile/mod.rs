@@ -188,10 +188,10 @@ fn backends(deployment: &Deployment) -> Vec<BackendRow> {
 /// On how many threads each segment runs, of those for which that was measured.
 fn threads(deployment: &Deployment) -> Vec<ThreadsRow> {
     let name = |index: usize| deployment.manifest().segments[index].name.clone();
-    let row = |(index, chosen): (usize, &Threads)| ThreadsRow {
+    let row = |(index, chosen): (usize, Threads)| ThreadsRow {
         segment: name(index),
         threads: chosen.threads,
-        times_us: chosen.times_us.iter().copied().collect(),
+        times_us: chosen.times_us.into_iter().collect(),
     };
     deployment.threads().map(row).collect()
 }

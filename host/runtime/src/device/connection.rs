@@ -5,12 +5,14 @@
 //! request can be sent there at once.
 
 use super::edges::{Changed, Joined};
+use super::probe;
 use super::serving::{Serving, Waiting};
 use super::{CALL_TIME_MAX, Device, DeviceSettings, Looked, SMALL_PROBES, TICK, position};
+use crate::again;
 use crate::codec::{self, to_wire};
 use edgent_link::{Client, CodecTime, Digest, Direction, Fault, FaultKind, Link, LinkError, Plan};
 use edgent_planner::{self as planner, Action, Event, Exchange, Installed, LinkEstimate};
-use futures::{StreamExt, TryFutureExt, TryStreamExt, stream};
+use futures::TryFutureExt;
 use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
@@ -33,15 +35,6 @@ const STANDBY_MEET: Duration = Duration::from_secs(5);
 /// …with so many bytes.
 const STANDBY_PROBE_BYTES: u64 = 16 << 10;
 
-/// A probe goes in pieces of this size…
-const PIECE_BYTES: u64 = 16 << 10;
-
-/// …and at most so many at once: calls of requests must not wait for a place.
-const PIECES_MAX: u64 = 16;
-
-/// A probe that takes longer has told enough: the link is far slower than was thought.
-const PROBE_TIME_MAX: Duration = Duration::from_millis(500);
-
 /// A device that connects anew does so up to this share of the time earlier, so that those that began together do not do
 /// so together.
 const RECONNECT_JITTER: f64 = 0.5;
@@ -59,6 +52,16 @@ impl Device {
         }
         if !settings.edges.is_empty() {
             tokio::spawn(Arc::clone(self).follow(actions));
+        }
+        tokio::spawn(Arc::clone(self).keep_measured());
+    }
+
+    async fn keep_measured(self: Arc<Self>) {
+        let mut look = interval(again::LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            look.tick().await;
+            self.serving().measure_again().await;
         }
     }
 
@@ -182,7 +185,6 @@ impl Device {
                 _ = tick.tick() => {
                     self.settle();
                     self.tell_all(&Event::Tick);
-                    self.serving().measure_if_doubted();
                 }
                 _ = look.tick() => {
                     if let Some(edge) = self.shared.edge() {
@@ -271,29 +273,16 @@ impl super::Shared {
     /// Measures the link to an edge that is not in force, or not yet.
     async fn probe(&self, edge: &Joined, bytes: u64) -> Result<(), LinkError> {
         let since = Instant::now();
-        let bytes = send(&edge.client, bytes, &edge.link()).await?;
+        let bytes = send(&edge.client, bytes, &edge.link(), since).await?;
         let elapsed_us = since.elapsed().as_secs_f64() * 1e6;
         edge.exchanged(Exchange { bytes, elapsed_us, busy_us: 0.0 }, self.started.elapsed());
         Ok(())
     }
 }
 
-/// Sends so many bytes, in pieces that are answered one by one, and gives how many were before it took too long. Of a
-/// link that becomes slow meanwhile, little has to be waited for then, and each answer shows that the edge is there.
-async fn send(client: &Client, bytes: u64, link: &LinkEstimate) -> Result<u64, LinkError> {
-    let since = Instant::now();
-    let pieces = (0..bytes.max(1)).step_by(PIECE_BYTES as usize).map(|from| PIECE_BYTES.min(bytes - from));
-    let at_once = (1 + link.window_bytes().div_ceil(PIECE_BYTES)).min(PIECES_MAX);
-    let send = |piece: u64| client.probe(piece as usize, 0).map_ok(move |_| piece + codec::MESSAGE_BYTES);
-    let mut answers = stream::iter(pieces.map(send)).buffer_unordered(at_once as usize);
-    let mut answered = 0;
-    while let Some(piece) = answers.try_next().await? {
-        answered += piece;
-        if since.elapsed() >= PROBE_TIME_MAX {
-            break;
-        }
-    }
-    Ok(answered)
+async fn send(client: &Client, bytes: u64, link: &LinkEstimate, since: Instant) -> Result<u64, LinkError> {
+    let ask = |piece: usize| client.probe(piece, 0).map_ok(drop);
+    probe::send(bytes, link.window_bytes(), ask, || since.elapsed()).await
 }
 
 impl Serving {
@@ -378,8 +367,9 @@ impl Serving {
 
     async fn probe(self: &Arc<Self>, client: &Client, bytes: u64) -> Result<(), LinkError> {
         let link = self.lock().link().clone();
-        let waiting = Waiting { serving: self, bytes, since: Instant::now(), finished: false };
-        let sent = send(client, bytes, &link).await;
+        let since = Instant::now();
+        let waiting = Waiting { serving: self, bytes, since, finished: false };
+        let sent = send(client, bytes, &link, since).await;
         let elapsed_us = waiting.finish();
         self.tell(Event::Exchanged(Exchange { bytes: sent?, elapsed_us, busy_us: 0.0 }));
         Ok(())

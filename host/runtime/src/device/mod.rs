@@ -9,6 +9,7 @@
 mod connection;
 mod edges;
 mod pin;
+mod probe;
 mod race;
 mod ranking;
 mod serving;

@@ -606,19 +606,20 @@ impl Serving {
         }
     }
 
-    /// Measures segments again that seemed slow: a plan that leaves them to the edge would not show that they are well.
-    pub(super) fn measure_if_doubted(self: &Arc<Self>) {
-        let controller = self.lock();
+    /// Measures segments again that seemed slow: a plan that leaves them to the edge would not show that they are well. And,
+    /// from time to time, on how many threads they should run.
+    pub(super) async fn measure_again(self: &Arc<Self>) {
         let now = self.shared.started.elapsed();
-        if !self.doubt.lock().unwrap_or_else(PoisonError::into_inner).is_due(controller.device(), now) {
-            return;
-        }
-        let (serving, takes) = (Arc::clone(self), again::takes(controller.device()));
-        drop(controller);
-        tokio::spawn(async move {
-            let again = again::measure(&serving.deployment, &serving.shared.workers, takes).await;
-            serving.learn(again);
-        });
+        let (is_doubted, takes) = {
+            let controller = self.lock();
+            let mut doubt = self.doubt.lock().unwrap_or_else(PoisonError::into_inner);
+            (doubt.is_due(controller.device(), now), again::takes(controller.device()))
+        };
+        let again = match is_doubted {
+            true => again::measure(&self.deployment, &self.shared.workers, takes).await,
+            false => again::choose_threads(&self.deployment, &self.shared.workers, takes).await,
+        };
+        self.learn(again);
     }
 
     /// Writes what crosses to the edge. As a worker's job: a picture takes a while, more so on a slow device.
