@@ -2,7 +2,8 @@
 //!
 //! What decides is the device's and the edge's own: [`Controller`], [`Ranking`], [`Race`], [`Plans`]. What carries it out,
 //! that is connections, workers and timers, is modelled here: every message takes a time of its own, so that messages
-//! overtake each other; edges are killed, freeze and end in good order; links become slow, and stop without a word.
+//! overtake each other; edges are killed, freeze, end in good order, and are crowded with the work of others, behind which
+//! requests wait or are refused; links become slow, and stop without a word.
 //!
 //! In every run: each request is answered once, and in time; an edge runs a request's segments only as the device meant
 //! them; and once nothing goes wrong any more, the preferred edge is in force and asked again.
@@ -34,6 +35,8 @@ const STANDBY_TIME_MAX: Duration = Duration::from_secs(1);
 const STANDBY_MEET: Duration = Duration::from_secs(5);
 /// A host that ends answers what is on its way for so long.
 const LINGER: Duration = Duration::from_millis(250);
+/// Behind the work of others, a request waits for up to so long at an edge.
+const CROWD_WAIT_MAX_US: f64 = 150_000.0;
 const RATE_BPS: f64 = 50e6;
 const SLOW_BPS: f64 = 200e3;
 const US: f64 = 1e6;
@@ -84,7 +87,7 @@ fn every_request_is_answered_once_and_in_time_whatever_becomes_of_the_edges() {
     }
     println!("{} runs: {sum:?}", seeds.end - seeds.start);
     // What is tested did happen.
-    let Tally { first, next, alone, killed, frozen, ended, silent, slowed, changes } = sum;
+    let Tally { first, next, alone, killed, frozen, ended, silent, slowed, queued, shed, changes } = sum;
     for (what, count) in [
         ("first", first),
         ("next", next),
@@ -94,6 +97,8 @@ fn every_request_is_answered_once_and_in_time_whatever_becomes_of_the_edges() {
         ("ended", ended),
         ("silent", silent),
         ("slowed", slowed),
+        ("queued", queued),
+        ("shed", shed),
         ("changes", changes),
     ] {
         assert!(count > 0, "no '{what}' in any run");
@@ -111,6 +116,9 @@ struct Tally {
     ended: u64,
     silent: u64,
     slowed: u64,
+    /// Requests that waited at an edge, and those that it refused, since they would have waited for too long.
+    queued: u64,
+    shed: u64,
     /// Of the edge in force.
     changes: u64,
 }
@@ -125,6 +133,8 @@ impl Tally {
         self.ended += other.ended;
         self.silent += other.silent;
         self.slowed += other.slowed;
+        self.queued += other.queued;
+        self.shed += other.shed;
         self.changes += other.changes;
     }
 }
@@ -169,7 +179,21 @@ enum Message {
     Hello,
     Probe { bytes: u64, sent: Duration },
     Install(Installed),
-    Infer { request: u64, runner: Runner, installed: Installed, bytes: u64, sent: Duration, work_us: f64, knows: bool },
+    Infer { request: u64, runner: Runner, installed: Installed, bytes: u64, sent: Duration, budget_us: f64, said: Said },
+}
+
+/// What an edge says to a request.
+#[derive(Clone, Copy, Debug)]
+enum Said {
+    Nothing,
+    /// It does not know its plan.
+    Unknown,
+    /// It has not the time.
+    Busy,
+    Answer {
+        work_us: f64,
+        queue_us: f64,
+    },
 }
 
 /// An edge, and what the device knows of it.
@@ -183,6 +207,8 @@ struct Edge {
     /// Nothing goes through until then, and nobody is told.
     silent_until: Duration,
     slow_until: Duration,
+    /// Others have it work until then.
+    crowded_until: Duration,
     way: Option<Way>,
     is_joined: bool,
     heard: Duration,
@@ -330,7 +356,7 @@ impl World {
         let (lasts, back) = (self.within_ms(50, 5_000), self.within_ms(100, 4_000));
         let until = self.now + lasts;
         let edge = &mut self.edges[place];
-        match self.random.u8(..5) {
+        match self.random.u8(..6) {
             0 | 1 if !edge.is_up || edge.is_ending => {}
             0 => {
                 self.tally.killed += 1;
@@ -355,6 +381,7 @@ impl World {
                 self.tally.silent += 1;
                 edge.silent_until = until;
             }
+            4 => edge.crowded_until = until,
             _ => {
                 self.tally.slowed += 1;
                 edge.slow_until = until;
@@ -461,14 +488,23 @@ impl World {
         match &mut answer {
             Message::Hello | Message::Probe { .. } => {}
             Message::Install(installed) => edge.plans.agree(to_wire(*installed)),
-            Message::Infer { installed, knows, work_us: takes_us, .. } => {
-                let plan = edge.plans.of(installed.epoch);
-                *knows = plan.is_some();
-                if let Some(plan) = plan {
-                    assert_eq!(plan, to_wire(*installed), "an epoch is one plan on both hosts");
-                    work_us = parts(installed.plan).1.iter().map(|segment| EDGE_US[*segment]).sum();
-                    *takes_us = work_us;
+            Message::Infer { installed, budget_us, said, .. } => {
+                let takes_us: f64 = parts(installed.plan).1.iter().map(|segment| EDGE_US[*segment]).sum();
+                let is_crowded = edge.crowded_until > self.now;
+                let queue_us = if is_crowded { CROWD_WAIT_MAX_US * self.random.f64() } else { 0.0 };
+                *said = match edge.plans.of(installed.epoch) {
+                    None => Said::Unknown,
+                    Some(plan) if plan != to_wire(*installed) => panic!("an epoch is one plan on both hosts"),
+                    // As `workers.rs` refuses what cannot be in time.
+                    Some(_) if queue_us + takes_us > *budget_us => Said::Busy,
+                    Some(_) => Said::Answer { work_us: takes_us, queue_us },
+                };
+                match said {
+                    Said::Answer { .. } => work_us = queue_us + takes_us,
+                    Said::Busy => self.tally.shed += 1,
+                    Said::Nothing | Said::Unknown => {}
                 }
+                self.tally.queued += u64::from(is_crowded && matches!(said, Said::Answer { .. }));
             }
         }
         self.send_after(Duration::from_secs_f64(work_us / US), way, 200, Happens::AtDevice(way, answer));
@@ -516,35 +552,43 @@ impl World {
                     (false, _) => {}
                 }
             }
-            Message::Infer { request, runner, installed, bytes, sent, work_us, knows } => {
+            Message::Infer { request, runner, installed, bytes, sent, budget_us, said } => {
                 self.in_flight.remove(&(way, request));
                 let elapsed_us = (self.now - sent).as_secs_f64() * US;
-                let exchange = Exchange { bytes: bytes + 300, elapsed_us, busy_us: work_us };
+                let (busy_us, queued_us) = match said {
+                    Said::Answer { work_us, queue_us } => (work_us + queue_us, Some(queue_us)),
+                    Said::Busy => (0.0, Some(budget_us)),
+                    Said::Nothing | Said::Unknown => (0.0, None),
+                };
+                if let Some(us) = queued_us.filter(|_| is_in_force) {
+                    self.tell(Event::EdgeQueued { us });
+                }
+                let exchange = Exchange { bytes: bytes + 300, elapsed_us, busy_us };
                 let is_late =
                     self.requests.get(&request).is_none_or(|asked| self.now > asked.arrived + asked.last_moment);
                 if is_in_force {
                     if is_late {
-                        let (bytes, busy_us) = (bytes + 300, Some(work_us));
+                        let (bytes, busy_us) = (bytes + 300, Some(busy_us));
                         self.tell(Event::Waiting { bytes, waited_us: elapsed_us, busy_us });
                     }
                     self.tell(Event::Exchanged(exchange));
                 } else {
                     self.edges[way.place].link.exchanged(exchange, self.now);
                 }
-                if !is_late && knows {
-                    self.ranking.answered(way.place);
+                match said {
+                    _ if is_late => {}
+                    Said::Answer { .. } => self.ranking.answered(way.place),
+                    Said::Busy => self.ranking.struck(way.place, self.now),
+                    Said::Nothing | Said::Unknown => {}
                 }
-                if !knows && is_in_force {
+                if matches!(said, Said::Unknown) && is_in_force {
                     self.tell(Event::Forgotten);
                 }
-                match knows {
-                    true => self.after(device_time(&parts(installed.plan).2), Happens::Done(request, runner)),
-                    false => {
-                        if let Some(asked) = self.requests.get_mut(&request) {
-                            asked.race.failed(runner);
-                            self.race(request);
-                        }
-                    }
+                if let Said::Answer { .. } = said {
+                    self.after(device_time(&parts(installed.plan).2), Happens::Done(request, runner));
+                } else if let Some(asked) = self.requests.get_mut(&request) {
+                    asked.race.failed(runner);
+                    self.race(request);
                 }
             }
         }
@@ -702,8 +746,9 @@ impl World {
                         self.ranking.struck(late.place, self.now);
                     }
                     let sent = self.now + before;
-                    let (work_us, knows) = (0.0, false);
-                    let infer = Message::Infer { request: number, runner, installed, bytes, sent, work_us, knows };
+                    let left = (request.arrived + DEADLINE).saturating_sub(sent);
+                    let (request, budget_us, said) = (number, left.as_secs_f64() * US, Said::Nothing);
+                    let infer = Message::Infer { request, runner, installed, bytes, sent, budget_us, said };
                     self.in_flight.insert((way, number), Sent { bytes: bytes + 300, since: sent, last_moment });
                     self.send_after(before, way, bytes + 300, Happens::AtEdge(way, infer));
                 }
