@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""onnxruntime, one thread, as `edgent bench models` asks for it: one JSON object a line on stdin, one on stdout.
+"""onnxruntime on THREADS threads, as `edgent bench models` asks for it: one JSON object a line on stdin, one on stdout.
+
+    onnxruntime_turns.py THREADS
 
     {"load": NET.onnx, "inputs": FILE, "outputs": FILE}   reads safetensors, writes what the network gives; {"nodes": […]}
     {"run": N}                                            {"ms": […]}, the time of each of N runs
@@ -19,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 def options():
     chosen = onnxruntime.SessionOptions()
-    chosen.intra_op_num_threads = 1
+    chosen.intra_op_num_threads = int(sys.argv[1])
     chosen.inter_op_num_threads = 1
     chosen.log_severity_level = 3
     return chosen

@@ -72,7 +72,8 @@ mod tests {
         let input = example(&imported.inputs()[0].fact, 3).unwrap();
         let operators = |graph: &Graph| -> Vec<String> {
             let named = vec![(imported.inputs()[0].name.clone(), input.clone())];
-            let mut kinds: Vec<_> = graph.timed(&named, 1).unwrap().into_iter().map(|timed| timed.operator).collect();
+            let mut kinds: Vec<_> =
+                graph.timed(&named, 1, 1).unwrap().into_iter().map(|timed| timed.operator).collect();
             kinds.sort();
             kinds
         };

@@ -22,12 +22,13 @@ pub struct Timed {
 }
 
 impl Graph {
-    /// Runs the graph some times, and tells each operator's time, in the order in which they run.
-    pub fn timed(&self, inputs: &[(String, Tensor)], runs: usize) -> Result<Vec<Timed>, ComputeError> {
+    /// Runs the graph some times on so many threads, and tells each operator's time, in the order in which they run.
+    pub fn timed(&self, inputs: &[(String, Tensor)], threads: usize, runs: usize) -> Result<Vec<Timed>, ComputeError> {
         let Runner::Tract(plan) = self.runner() else {
             return Err(ComputeError::Failed("onnxruntime runs this graph, and tells no operator's time".to_owned()));
         };
-        let mut context = self.context().map_err(|e| ComputeError::Failed(e.to_string()))?;
+        let context = self.context().map_err(|e| ComputeError::Failed(e.to_string()))?;
+        let mut context = context.on_threads(threads);
         let (model, nodes) = (plan.model(), plan.model().nodes());
         let (mut times_us, mut order) = (vec![Vec::with_capacity(runs); nodes.len()], Vec::new());
         for run in 0..runs {
@@ -73,7 +74,7 @@ mod tests {
         let made = synthetic::layer(Shape::Pool { maps: 3, side_px: 8, window_px: 2, stride_px: 2 }, 1).unwrap();
         let graph = Graph::load(&made.graph, made.format).unwrap();
         let inputs = graph.inputs().iter().map(|port| (port.name.clone(), synthetic::noise(&port.fact, 1).unwrap()));
-        let timed = graph.timed(&inputs.collect::<Vec<_>>(), 3).unwrap();
+        let timed = graph.timed(&inputs.collect::<Vec<_>>(), 1, 3).unwrap();
         let pool = timed.iter().find(|timed| timed.operator.contains("Pool")).unwrap();
         assert!(pool.us > 0.0, "{timed:?}");
         assert!(pool.shapes.contains("3,8,8") && pool.shapes.contains("3,4,4"), "{}", pool.shapes);

@@ -1,9 +1,10 @@
-//! What it costs to compute networks with tract, as hosts prepare them, instead of with onnxruntime; both on one thread, in
-//! one run, by turns.
+//! What it costs to compute networks with tract, as hosts prepare them, instead of with onnxruntime; both on as many threads,
+//! in one run, by turns. Beside them, if it is wanted, a host that has both and chooses for each segment.
 //!
 //! onnxruntime is a child in Python (tests/peers/onnxruntime_turns.py), which times its own runs: the pipe is in neither's
 //! time. `just bench-models` installs it and makes the networks.
 
+mod both;
 mod operators;
 mod passes;
 mod peer;
@@ -11,7 +12,8 @@ mod peer;
 use crate::chart::Bars;
 use crate::output::{BadInput, Output, geometric_mean, quantile};
 use anyhow::{Context as _, Result};
-use edgent_nn::{Context, Difference, Graph, Imported, Pins, Stop, Tensor, example};
+use both::Both;
+use edgent_nn::{Context, Difference, Graph, Imported, Onnxruntime, Pins, Stop, Tensor, example, threads_max};
 use peer::Peer;
 use serde::Serialize;
 use std::fs;
@@ -35,9 +37,16 @@ pub(crate) struct Arguments {
     /// Turns of each side.
     #[arg(long, default_value_t = 15)]
     rounds: usize,
+    /// How many threads a run may have, of both sides; 0 for one a processor. Ours has as many of them as pay, as on a host.
+    #[arg(long, value_name = "N", value_parser = crate::bounds::threads, default_value_t = 1)]
+    threads: usize,
     /// Has tract alone run, too, without what is done here for speed.
     #[arg(long)]
     plain: bool,
+    /// Has each network run by its segments, too, each computed by tract or by onnxruntime from this library, whichever is
+    /// faster; as a host does that has both.
+    #[arg(long, value_name = "LIBRARY")]
+    onnxruntime: Option<PathBuf>,
     /// Where one network's time goes, by kinds of operators and for the slowest of them, instead.
     #[arg(long, value_name = "NET")]
     operators: Option<String>,
@@ -62,17 +71,19 @@ pub(super) struct Nets {
 
 #[derive(Serialize)]
 struct Report {
+    threads: usize,
     rows: Vec<Row>,
     /// Geometric means of the networks' ratios.
     ratio: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     plain_ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    both_ratio: Option<f64>,
 }
 
 #[derive(Serialize)]
 struct Row {
     model: String,
-    threads: usize,
     /// Medians…
     ours_ms: f64,
     ort_ms: f64,
@@ -85,6 +96,12 @@ struct Row {
     /// The same ratio for tract alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     plain_ratio: Option<f64>,
+    /// The same ratio for a host that has both backends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    both_ratio: Option<f64>,
+    /// How many segments that host has onnxruntime compute, and how many there are on the way to the last exit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by_onnxruntime: Option<[usize; 2]>,
     /// The largest difference of two outputs' elements, as a share of that output's greatest.
     max_difference: f64,
 }
@@ -93,42 +110,58 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     if arguments.passes {
         return passes::run(arguments, output);
     }
-    let mut peer = Peer::start(&arguments.python)?;
+    let threads = if arguments.threads == 0 { threads_max() } else { arguments.threads.min(threads_max()) };
+    let mut peer = Peer::start(&arguments.python, threads)?;
     if let Some(name) = &arguments.operators {
         let net = Net::read(&arguments.nets.folder.join(format!("{name}.onnx")))?;
-        return operators::run(&net, &mut peer, output);
+        return operators::run(&net, &mut peer, threads, output);
     }
-    let mut report = Report { rows: Vec::new(), ratio: 0.0, plain_ratio: None };
+    let onnxruntime = arguments.onnxruntime.as_deref().map(Onnxruntime::open).transpose().map_err(BadInput::error)?;
     output.line("network             tract ms  (least)    ort ms  (least)  ratio  (least)  difference");
+    let mut rows = Vec::new();
     for path in arguments.nets.files()? {
-        let row = measure(&Net::read(&path)?, &mut peer, arguments)?;
-        output.line(format_args!(
-            "{:<18} {:>9.3} {:>8.3} {:>9.3} {:>8.3} {:>6.2} {:>8.2}  {:>10.1e}{}",
-            row.model,
-            row.ours_ms,
-            row.ours_min_ms,
-            row.ort_ms,
-            row.ort_min_ms,
-            row.ratio,
-            row.min_ratio,
-            row.max_difference,
-            row.plain_ratio.map_or_else(String::new, |ratio| format!("  tract alone {ratio:.2}"))
-        ));
-        report.rows.push(row);
+        let net = Net::read(&path)?;
+        let both = onnxruntime.clone().map(|theirs| Both::prepare(&net, theirs, threads)).transpose()?;
+        let row = Sides::prepare(&net, &mut peer, both, threads, arguments.plain)?.measure(arguments.rounds)?;
+        output.line(row.line());
+        rows.push(row);
     }
-    report.ratio = geometric_mean(report.rows.iter().map(|row| row.ratio));
-    report.plain_ratio = arguments.plain.then(|| geometric_mean(report.rows.iter().filter_map(|row| row.plain_ratio)));
+    let mean_of = |of: fn(&Row) -> Option<f64>| geometric_mean(rows.iter().filter_map(of));
+    let ratio = mean_of(|row| Some(row.ratio));
+    let plain_ratio = arguments.plain.then(|| mean_of(|row| row.plain_ratio));
+    let both_ratio = onnxruntime.map(|_| mean_of(|row| row.both_ratio));
     output.line(format_args!(
-        "geometric mean of {} networks: {:.2}{}",
-        report.rows.len(),
-        report.ratio,
-        report.plain_ratio.map_or_else(String::new, |ratio| format!("; tract alone {ratio:.2}"))
+        "geometric mean of {} networks, {threads} threads: {ratio:.2}{}{}",
+        rows.len(),
+        plain_ratio.map_or_else(String::new, |ratio| format!("; tract alone {ratio:.2}")),
+        both_ratio.map_or_else(String::new, |ratio| format!("; with both {ratio:.2}"))
     ));
+    let report = Report { threads, rows, ratio, plain_ratio, both_ratio };
     if let Some(path) = &arguments.chart {
         let file = chart(&report).file();
         fs::write(path, file).map_err(|e| BadInput::error(format!("{}: {e}", path.display())))?;
     }
     output.result(&report)
+}
+
+impl Row {
+    fn line(&self) -> String {
+        let ratio = |name, ratio: Option<f64>| ratio.map_or_else(String::new, |ratio| format!("  {name} {ratio:.2}"));
+        let of = self.by_onnxruntime.map_or_else(String::new, |[theirs, all]| format!(" ({theirs} of {all})"));
+        format!(
+            "{:<18} {:>9.3} {:>8.3} {:>9.3} {:>8.3} {:>6.2} {:>8.2}  {:>10.1e}{}{}{of}",
+            self.model,
+            self.ours_ms,
+            self.ours_min_ms,
+            self.ort_ms,
+            self.ort_min_ms,
+            self.ratio,
+            self.min_ratio,
+            self.max_difference,
+            ratio("tract alone", self.plain_ratio),
+            ratio("with both", self.both_ratio)
+        )
+    }
 }
 
 impl Nets {
@@ -175,63 +208,94 @@ impl Net {
     }
 }
 
-/// Has each side run by turns.
-fn measure(net: &Net, peer: &mut Peer, arguments: &Arguments) -> Result<Row> {
-    let graph = net.imported.whole().with_context(|| net.name.clone())?;
-    let mut ours = graph.context()?;
-    let mut plain = match arguments.plain {
-        true => Some(net.imported.plain()?.context()?),
-        false => None,
-    };
-    let theirs = peer.load(&net.path, &net.inputs)?;
-    let max_difference = difference(&graph, &mut ours, &net.inputs, &theirs)?;
-    let runs = |ms: Vec<f64>| ((TURN_MS / quantile(&mut ms.clone(), 0.5)) as usize).clamp(1, TURN_RUNS_MAX);
-    let (our_runs, their_runs) = (runs(turn(&mut ours, &net.inputs, 3)?), runs(peer.run(3)?));
-    let (mut ours_ms, mut ort_ms, mut ratios, mut plain_ratios) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for round in 0..arguments.rounds.max(1) {
-        let (mut us, mut them);
-        if round % 2 == 0 {
-            us = turn(&mut ours, &net.inputs, our_runs)?;
-            them = peer.run(WARM_UP + their_runs)?.split_off(WARM_UP);
-        } else {
-            them = peer.run(WARM_UP + their_runs)?.split_off(WARM_UP);
-            us = turn(&mut ours, &net.inputs, our_runs)?;
-        }
-        let theirs = quantile(&mut them, 0.5);
-        ratios.push(quantile(&mut us, 0.5) / theirs);
-        if let Some(plain) = &mut plain {
-            plain_ratios.push(quantile(&mut turn(plain, &net.inputs, our_runs)?, 0.5) / theirs);
-        }
-        ours_ms.append(&mut us);
-        ort_ms.append(&mut them);
+/// Those who take turns.
+struct Sides<'a> {
+    net: &'a Net,
+    ours: Context,
+    plain: Option<Context>,
+    both: Option<Both>,
+    peer: &'a mut Peer,
+    max_difference: f64,
+}
+
+impl<'a> Sides<'a> {
+    fn prepare(net: &'a Net, peer: &'a mut Peer, both: Option<Both>, threads: usize, plain: bool) -> Result<Self> {
+        let graph = net.imported.whole().with_context(|| net.name.clone())?;
+        // As many as pay, like a host.
+        graph.choose_threads(threads);
+        let mut ours = graph.context()?;
+        let plain = if plain { Some(net.imported.plain()?.context()?) } else { None };
+        let theirs = peer.load(&net.path, &net.inputs)?;
+        let max_difference = difference(&graph, &mut ours, &net.inputs, &theirs)?;
+        Ok(Self { net, ours, plain, both, peer, max_difference })
     }
-    let [ours_min_ms, ort_min_ms] = [&mut ours_ms, &mut ort_ms].map(|times| quantile(times, 0.0));
-    Ok(Row {
-        model: net.name.clone(),
-        threads: 1,
-        ours_ms: quantile(&mut ours_ms, 0.5),
-        ort_ms: quantile(&mut ort_ms, 0.5),
-        ours_min_ms,
-        ort_min_ms,
-        ratio: quantile(&mut ratios, 0.5),
-        min_ratio: ours_min_ms / ort_min_ms,
-        plain_ratio: plain.is_some().then(|| quantile(&mut plain_ratios, 0.5)),
-        max_difference,
-    })
+
+    fn measure(mut self, rounds: usize) -> Result<Row> {
+        let runs = |ms: Vec<f64>| ((TURN_MS / quantile(&mut ms.clone(), 0.5)) as usize).clamp(1, TURN_RUNS_MAX);
+        let (our_runs, their_runs) = (runs(self.our_turn(3)?), runs(self.their_turn(3)?));
+        let (mut ours_ms, mut ort_ms, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut plain_ratios, mut both_ratios) = (Vec::new(), Vec::new());
+        for round in 0..rounds.max(1) {
+            let (mut us, mut them);
+            if round % 2 == 0 {
+                us = self.our_turn(our_runs)?;
+                them = self.their_turn(their_runs)?;
+            } else {
+                them = self.their_turn(their_runs)?;
+                us = self.our_turn(our_runs)?;
+            }
+            let theirs = quantile(&mut them, 0.5);
+            ratios.push(quantile(&mut us, 0.5) / theirs);
+            let inputs = &self.net.inputs;
+            if let Some(plain) = &mut self.plain {
+                plain_ratios.push(quantile(&mut turn(our_runs, || compute(plain, inputs))?, 0.5) / theirs);
+            }
+            if let Some(both) = &self.both {
+                both_ratios.push(quantile(&mut turn(our_runs, || both.compute(inputs))?, 0.5) / theirs);
+            }
+            ours_ms.append(&mut us);
+            ort_ms.append(&mut them);
+        }
+        let [ours_min_ms, ort_min_ms] = [&mut ours_ms, &mut ort_ms].map(|times| quantile(times, 0.0));
+        Ok(Row {
+            model: self.net.name.clone(),
+            ours_ms: quantile(&mut ours_ms, 0.5),
+            ort_ms: quantile(&mut ort_ms, 0.5),
+            ours_min_ms,
+            ort_min_ms,
+            ratio: quantile(&mut ratios, 0.5),
+            min_ratio: ours_min_ms / ort_min_ms,
+            plain_ratio: self.plain.map(|_| quantile(&mut plain_ratios, 0.5)),
+            both_ratio: self.both.as_ref().map(|_| quantile(&mut both_ratios, 0.5)),
+            by_onnxruntime: self.both.map(|both| both.by_onnxruntime()),
+            max_difference: self.max_difference,
+        })
+    }
+
+    fn our_turn(&mut self, runs: usize) -> Result<Vec<f64>> {
+        turn(runs, || compute(&mut self.ours, &self.net.inputs))
+    }
+
+    fn their_turn(&mut self, runs: usize) -> Result<Vec<f64>> {
+        Ok(self.peer.run(WARM_UP + runs)?.split_off(WARM_UP))
+    }
 }
 
 /// The times of some runs after the first.
-fn turn(context: &mut Context, inputs: &[(String, Tensor)], runs: usize) -> Result<Vec<f64>> {
+fn turn(runs: usize, mut run: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
     let mut times_ms = Vec::with_capacity(runs);
-    for run in 0..WARM_UP + runs {
-        let given = inputs.to_vec();
+    for number in 0..WARM_UP + runs {
         let since = Instant::now();
-        context.compute(given, &Stop::never())?;
-        if run >= WARM_UP {
+        run()?;
+        if number >= WARM_UP {
             times_ms.push(since.elapsed().as_secs_f64() * 1e3);
         }
     }
     Ok(times_ms)
+}
+
+fn compute(context: &mut Context, inputs: &[(String, Tensor)]) -> Result<()> {
+    Ok(context.compute(inputs.to_vec(), &Stop::never()).map(drop)?)
 }
 
 fn difference(graph: &Graph, ours: &mut Context, inputs: &[(String, Tensor)], theirs: &peer::Outputs) -> Result<f64> {
@@ -248,8 +312,10 @@ fn difference(graph: &Graph, ours: &mut Context, inputs: &[(String, Tensor)], th
 
 fn chart(report: &Report) -> Bars {
     let mut measures = vec!["as hosts prepare it".to_owned()];
+    measures.extend(report.both_ratio.map(|_| "with both backends".to_owned()));
     measures.extend(report.plain_ratio.map(|_| "tract alone".to_owned()));
-    let ratios = |row: &Row| [Some(row.ratio), row.plain_ratio].into_iter().flatten().collect();
+    let ratios = |row: &Row| [Some(row.ratio), row.both_ratio, row.plain_ratio].into_iter().flatten().collect();
     let rows = report.rows.iter().map(|row| (row.model.clone(), ratios(row))).collect();
-    Bars { title: "Time on one thread, as a multiple of onnxruntime's".to_owned(), measures, rows, mark: 1.0 }
+    let threads = if report.threads == 1 { "one thread".to_owned() } else { format!("{} threads", report.threads) };
+    Bars { title: format!("Time on {threads}, as a multiple of onnxruntime's"), measures, rows, mark: 1.0 }
 }

@@ -50,9 +50,9 @@ struct Part {
     choices: Vec<String>,
 }
 
-pub(super) fn run(net: &Net, peer: &mut Peer, output: &Output) -> Result<()> {
+pub(super) fn run(net: &Net, peer: &mut Peer, threads: usize, output: &Output) -> Result<()> {
     peer.load(&net.path, &net.inputs)?;
-    let ours = net.imported.whole()?.timed(&net.inputs, RUNS)?;
+    let ours = net.imported.whole()?.timed(&net.inputs, threads, RUNS)?;
     let kernels = peer.profile(&net.path, &net.inputs, RUNS)?;
     let mut times_us: BTreeMap<(String, String), Vec<f64>> = BTreeMap::new();
     for kernel in kernels {

@@ -1,6 +1,6 @@
 //! What each of the things that are done for speed gains: networks without it, and with all of them, by turns.
 
-use super::{Arguments, Net, TURN_MS, TURN_RUNS_MAX, turn};
+use super::{Arguments, Net, TURN_MS, TURN_RUNS_MAX, compute, turn};
 use crate::output::{Output, geometric_mean, quantile};
 use anyhow::Result;
 use edgent_nn::Pass;
@@ -44,16 +44,16 @@ pub(super) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
 fn measure(net: &Net, rounds: usize) -> Result<Row> {
     let mut all = net.imported.whole()?.context()?;
     let least = |times_ms: &mut Vec<f64>| quantile(times_ms, 0.0);
-    let runs = ((TURN_MS / least(&mut turn(&mut all, &net.inputs, 2)?)) as usize).clamp(1, TURN_RUNS_MAX);
+    let runs = ((TURN_MS / least(&mut turn(2, || compute(&mut all, &net.inputs))?)) as usize).clamp(1, TURN_RUNS_MAX);
     let mut others = Vec::new();
     for pass in Pass::ALL {
         others.push((pass.name(), net.imported.without(pass)?.context()?, f64::INFINITY));
     }
     let mut all_ms = f64::INFINITY;
     for _ in 0..rounds.max(1) {
-        all_ms = all_ms.min(least(&mut turn(&mut all, &net.inputs, runs)?));
+        all_ms = all_ms.min(least(&mut turn(runs, || compute(&mut all, &net.inputs))?));
         for (_, context, ms) in &mut others {
-            *ms = ms.min(least(&mut turn(context, &net.inputs, runs)?));
+            *ms = ms.min(least(&mut turn(runs, || compute(context, &net.inputs))?));
         }
     }
     let without = others.into_iter().map(|(name, _, ms)| (name, ms / all_ms)).collect();

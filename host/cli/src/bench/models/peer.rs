@@ -45,9 +45,12 @@ impl Outputs {
 }
 
 impl Peer {
-    pub(super) fn start(python: &Path) -> Result<Self> {
-        let command = Command::new(python).arg(SCRIPT).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    /// Its runs have so many threads.
+    pub(super) fn start(python: &Path, threads: usize) -> Result<Self> {
+        let mut command = Command::new(python);
+        command.args([SCRIPT, &threads.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command
+            .spawn()
             .map_err(|e| BadInput::error(format!("{}: {e}; `just peers` installs onnxruntime", python.display())))?;
         let orders = child.stdin.take();
         let answers = BufReader::new(child.stdout.take().context("the child has no output")?);
