@@ -53,7 +53,7 @@ pub use passes::Pass;
 pub use published::Published;
 pub use survey::{Survey, operators};
 pub use tensor::{ElementType, Fact, TENSOR_BYTES_MAX, Tensor, TensorError, bytes_copied, count_copied};
-pub use threads::{AtWork, THREADS_MAX, at_work, start_helpers, threads_max};
+pub use threads::{AtWork, THREADS_MAX, at_work, start_helpers, threads_max, threads_or_max};
 pub use timing::Timed;
 pub use worth::Threads;
 pub use written::{Difference, example};

@@ -49,6 +49,11 @@ pub fn threads_max() -> usize {
     PROCESSORS.count().min(THREADS_MAX)
 }
 
+/// As many threads as one run may have that is to have so many; one for each processor, if that is 0.
+pub fn threads_or_max(told: usize) -> usize {
+    if told == 0 { threads_max() } else { told.min(threads_max()) }
+}
+
 /// Starts those who help, rather than when somebody first needs them.
 pub fn start_helpers() {
     pool();

@@ -49,7 +49,7 @@ impl Threads {
 /// What was chosen for a graph, if it was, and when it is measured next.
 #[derive(Debug, Default)]
 pub(crate) struct Chosen {
-    /// None yet: 0.
+    /// As `how` has it, without a lock: each operator looks. None yet: 0.
     threads: AtomicUsize,
     how: Mutex<How>,
 }

@@ -14,9 +14,22 @@ pub(crate) const LOOK: Duration = Duration::from_millis(500);
 /// A host that has no moment for it by then has enough to do, and is measured by that.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs every segment that is held until older times are forgotten; `takes`, as [`takes`] guesses it, is how long one run
-/// takes. What cannot be run gives no times.
-pub(crate) async fn measure(deployment: &Arc<Deployment>, workers: &Workers, takes: Duration) -> Vec<(usize, f64)> {
+/// What segments take, if they are doubted; or if it is time to see on how many threads they should run, and some have others
+/// now. `takes`, as [`takes`] guesses it, is how long one run of all takes.
+pub(crate) async fn look(
+    deployment: &Arc<Deployment>,
+    workers: &Workers,
+    is_doubted: bool,
+    takes: Duration,
+) -> Vec<(usize, f64)> {
+    match is_doubted || choose_threads(deployment, workers, takes).await {
+        true => measure(deployment, workers, takes).await,
+        false => Vec::new(),
+    }
+}
+
+/// Runs every segment that is held until older times are forgotten. What cannot be run gives no times.
+async fn measure(deployment: &Arc<Deployment>, workers: &Workers, takes: Duration) -> Vec<(usize, f64)> {
     let mut all = Vec::new();
     for _ in 0..Timings::MEDIAN_RUNS {
         let measured = at_leisure(deployment, workers, takes, |deployment| deployment.measure(1).ok()).await;
@@ -26,22 +39,15 @@ pub(crate) async fn measure(deployment: &Arc<Deployment>, workers: &Workers, tak
     all
 }
 
-/// Measures again on how many threads segments should run, where that was long ago, one by one. If some have others now, times
-/// of all segments, as [`measure`] gives them.
-pub(crate) async fn choose_threads(
-    deployment: &Arc<Deployment>,
-    workers: &Workers,
-    takes: Duration,
-) -> Vec<(usize, f64)> {
+/// Where that was long ago, measures on how many threads segments should run, one by one; whether some have others now.
+async fn choose_threads(deployment: &Arc<Deployment>, workers: &Workers, takes: Duration) -> bool {
     let mut is_other = false;
     for index in deployment.threads_due() {
-        // Segments share graphs, and versions do.
-        let chosen =
-            at_leisure(deployment, workers, takes, move |deployment| deployment.choose_threads_of(index)).await;
-        let Some(chosen) = chosen else { break };
+        let choose = move |deployment: &Deployment| deployment.choose_threads_of(index);
+        let Some(chosen) = at_leisure(deployment, workers, takes, choose).await else { break };
         is_other |= chosen;
     }
-    if is_other { measure(deployment, workers, takes).await } else { Vec::new() }
+    is_other
 }
 
 /// Has a worker do something, late from the start, and so behind whoever is not; nothing, if it never is its turn.

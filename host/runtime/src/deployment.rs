@@ -295,10 +295,7 @@ impl Deployment {
     /// Runs every segment that is held `runs` times on zeros and tells how long each run takes here. Where a slow device
     /// is emulated, most of its time is reckoned rather than waited for; but after a pause a processor is
     /// slower than in a tight loop, as it will be in service, so there is a pause.
-    ///
-    /// First of all, it is seen how many threads they are worth, unless that is known.
     pub fn measure(&self, runs: usize) -> Result<Vec<(usize, f64)>, PrepareError> {
-        self.choose_threads();
         let mut all = Vec::with_capacity(runs * self.segments.len());
         for _ in 0..runs {
             let mut crossing = vec![None; self.manifest.boundaries.len()];

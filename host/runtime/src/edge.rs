@@ -373,10 +373,7 @@ async fn measure_again(models: Weak<Models>) {
         drop(models);
         for model in served {
             let (is_doubted, takes) = model.measured().is_doubted();
-            let again = match is_doubted {
-                true => again::measure(&model.deployment, &model.workers, takes).await,
-                false => again::choose_threads(&model.deployment, &model.workers, takes).await,
-            };
+            let again = again::look(&model.deployment, &model.workers, is_doubted, takes).await;
             model.learn(&again);
         }
     }

@@ -363,8 +363,7 @@ pub fn build_name() -> String {
 fn most_threads(told: usize) -> usize {
     match (told, getrlimit(Resource::As).current) {
         (0, Some(_)) => 1,
-        (0, None) => edgent_nn::threads_max(),
-        (told, _) => told.min(edgent_nn::threads_max()),
+        (told, _) => edgent_nn::threads_or_max(told),
     }
 }
 

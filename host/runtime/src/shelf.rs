@@ -341,6 +341,7 @@ impl Shelf {
         if let Some(trial) = &self.trial {
             trial.remember(proof, tiers);
         }
+        deployment.choose_threads();
         let measured = deployment.measure(PROFILE_RUNS)?;
         let segments = deployment.network().segments();
         let (mut alone, mut timings) = (Timings::new(segments), Timings::new(segments));

@@ -13,7 +13,7 @@ use crate::chart::Bars;
 use crate::output::{BadInput, Output, geometric_mean, quantile};
 use anyhow::{Context as _, Result};
 use both::Both;
-use edgent_nn::{Context, Difference, Graph, Imported, Onnxruntime, Pins, Stop, Tensor, example, threads_max};
+use edgent_nn::{Context, Difference, Graph, Imported, Onnxruntime, Pins, Stop, Tensor, example, threads_or_max};
 use peer::Peer;
 use serde::Serialize;
 use std::fs;
@@ -110,7 +110,7 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     if arguments.passes {
         return passes::run(arguments, output);
     }
-    let threads = if arguments.threads == 0 { threads_max() } else { arguments.threads.min(threads_max()) };
+    let threads = threads_or_max(arguments.threads);
     let mut peer = Peer::start(&arguments.python, threads)?;
     if let Some(name) = &arguments.operators {
         let net = Net::read(&arguments.nets.folder.join(format!("{name}.onnx")))?;

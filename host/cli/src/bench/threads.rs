@@ -7,7 +7,7 @@
 use super::models::{Net, Nets};
 use crate::output::{Output, geometric_mean, quantile};
 use anyhow::Result;
-use edgent_nn::{Context, Graph, Stop, Tensor, threads_max};
+use edgent_nn::{Context, Graph, Stop, Tensor, threads_or_max};
 use serde::Serialize;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -55,7 +55,7 @@ struct Row {
 }
 
 pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
-    let threads = if arguments.threads == 0 { threads_max() } else { arguments.threads.min(threads_max()) };
+    let threads = threads_or_max(arguments.threads);
     output.line(format_args!(
         "network            1 thread, ms  {threads} threads, ms  ratio (least)  chosen  a neighbour's ratio"
     ));

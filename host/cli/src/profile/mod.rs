@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use edgent_bundle::{Bundle, Tier, split};
 use edgent_link::CodecTime;
 use edgent_nn::{
-    Choice, ElementType, Fact, Graph, GraphFormat, Onnxruntime, Stop, Tensor, Threads, example, threads_max,
+    Choice, ElementType, Fact, Graph, GraphFormat, Onnxruntime, Stop, Tensor, Threads, example, threads_or_max,
 };
 use edgent_planner::{Quality, Regression, Sample};
 use edgent_runtime::trial::libraries;
@@ -138,11 +138,10 @@ pub(crate) fn run(arguments: &Arguments, output: &Output) -> Result<()> {
     let engine = Engine::new()?;
     let bundle = arguments.bundle.as_ref().map(|dir| Bundle::open(dir).map_err(BadInput::error)).transpose()?;
     let onnxruntime = arguments.onnxruntime.as_deref().map(Onnxruntime::open).transpose().map_err(BadInput::error)?;
-    let threads = if arguments.threads == 0 { threads_max() } else { arguments.threads };
-    let terms = Terms { onnxruntime, threads, ..Terms::default() };
+    let terms = Terms { onnxruntime, threads: threads_or_max(arguments.threads), ..Terms::default() };
     let mut chain = bundle.as_ref().map(|bundle| Chain::new(bundle, &engine, &terms)).transpose()?;
     let backends = chain.as_ref().map_or_else(Vec::new, |chain| backends(&chain.deployment));
-    let threads = chain.as_ref().map_or_else(Vec::new, |chain| self::threads(&chain.deployment));
+    let threads = chain.as_ref().map_or_else(Vec::new, |chain| threads(&chain.deployment));
     let effort = if arguments.quick { QUICK } else { FULL };
     output.progress(format_args!("making layers of {} sizes a type", effort.sizes));
     let mut sweep = Sweep::new(&engine, effort)?;

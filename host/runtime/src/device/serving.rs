@@ -615,10 +615,7 @@ impl Serving {
             let mut doubt = self.doubt.lock().unwrap_or_else(PoisonError::into_inner);
             (doubt.is_due(controller.device(), now), again::takes(controller.device()))
         };
-        let again = match is_doubted {
-            true => again::measure(&self.deployment, &self.shared.workers, takes).await,
-            false => again::choose_threads(&self.deployment, &self.shared.workers, takes).await,
-        };
+        let again = again::look(&self.deployment, &self.shared.workers, is_doubted, takes).await;
         self.learn(again);
     }
 

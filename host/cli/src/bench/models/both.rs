@@ -9,13 +9,11 @@ use edgent_nn::{Backend, GraphFormat, Onnxruntime, Pins, Stop, Tensor};
 use edgent_runtime::{Deployment, Terms};
 use edgent_sandbox::Engine;
 use std::collections::BTreeMap;
-use tempfile::TempDir;
 
 pub(super) struct Both {
     deployment: Deployment,
     /// By the bundle's inputs, where each stands among the network's.
     order: Vec<usize>,
-    _bundle: TempDir,
 }
 
 impl Both {
@@ -32,28 +30,24 @@ impl Both {
         let names = manifest.boundaries[0].tensors.iter().map(|tensor| &manifest.tensors[*tensor].name);
         let place = |name: &String| net.inputs.iter().position(|(input, _)| input == name);
         let order = names.map(|name| place(name).with_context(|| format!("the network has no '{name}'")));
-        Ok(Self { order: order.collect::<Result<_>>()?, deployment, _bundle: folder })
+        Ok(Self { order: order.collect::<Result<_>>()?, deployment })
     }
 
     /// Of how many segments on the way to the last exit onnxruntime does the arithmetic, and how many those are.
     pub(super) fn by_onnxruntime(&self) -> [usize; 2] {
-        let path = self.path();
-        let is_theirs = |index: usize| path.contains(&index);
-        let theirs = self
-            .deployment
-            .choices()
-            .filter(|(index, choice)| is_theirs(*index) && choice.backend == Backend::Onnxruntime);
-        [theirs.count(), path.len()]
+        let path = &self.deployment.manifest().exits[self.last_exit()].path;
+        let theirs = self.deployment.choices().filter(|(_, choice)| choice.backend == Backend::Onnxruntime);
+        [theirs.filter(|(index, _)| path.contains(index)).count(), path.len()]
     }
 
     pub(super) fn compute(&self, inputs: &[(String, Tensor)]) -> Result<()> {
         let inputs = self.order.iter().map(|at| inputs[*at].1.clone()).collect();
-        let exit = self.deployment.manifest().exits.len() - 1;
-        Ok(self.deployment.run(exit, 0..self.path().len(), inputs, &Stop::never()).map(drop)?)
+        let exit = self.last_exit();
+        let all = 0..self.deployment.manifest().exits[exit].path.len();
+        Ok(self.deployment.run(exit, all, inputs, &Stop::never()).map(drop)?)
     }
 
-    fn path(&self) -> &[usize] {
-        let exits = &self.deployment.manifest().exits;
-        exits.last().map_or(&[], |exit| &exit.path)
+    fn last_exit(&self) -> usize {
+        self.deployment.manifest().exits.len() - 1
     }
 }
