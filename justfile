@@ -85,7 +85,7 @@ overload:
 
 # 10,000 runs of a device and its edges in virtual time, each from its seed.
 simulate:
-    EDGENT_SEEDS=0..10000 cargo test --release --workspace --lib -- simulation --nocapture
+    EDGENT_SEEDS=0..10000 cargo test --release --workspace --lib -- whole_hosts --nocapture
 
 # Half an hour of lost links and frozen edges: memory and open files must not grow.
 soak:

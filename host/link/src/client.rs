@@ -5,7 +5,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -14,7 +14,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_local;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::backlog::Backlog;
 use crate::convert::{Malformed, Message, Padding, bounded, read_fault, read_hello, read_outcome, write_hello};
@@ -25,6 +25,7 @@ use crate::link::Link;
 use crate::meter::{Meter, Metered, Traffic, TrafficCounter};
 use crate::pair::{self, Bound, PairError, Paired, PairingCode};
 use crate::place::Place;
+use crate::road::Stream;
 use crate::security::NoCredentials;
 use crate::splice;
 use crate::tls::{self, Distrust, Speech, TlsError, Whom};
@@ -433,14 +434,32 @@ async fn send_probe(host: &host::Client, up_bytes: u32, down_bytes: u32) -> Outc
 
 /// Connects and says hello, on the link's thread.
 pub(crate) async fn connect(link: Link, address: String, hello: Hello, limits: Limits) -> Result<Client, LinkError> {
-    let place = Place::of(&address);
-    let (ip, stream) = reach(place.address, &limits).await?;
+    if let Some(road) = link.road() {
+        let stream = timeout(limits.connect, road.connect(&address)).await;
+        let stream = stream.map_err(|_| LinkError::Timeout("connecting"))?;
+        let stream = stream.map_err(|source| LinkError::Connect { address: address.clone(), source })?;
+        return speak(link, address, hello, limits, (stream, None), None).await;
+    }
+    let (ip, stream) = reach(Place::of(&address).address, &limits).await?;
     // The address that was reached decides, not the name that led there.
     let credentials = link.security().at(ip);
     let credentials = credentials.map_err(|NoCredentials| LinkError::NoKey { address: address.clone() })?.cloned();
+    let backlog = Backlog::of(&stream);
+    speak(link, address, hello, limits, (stream, backlog), credentials).await
+}
 
+/// Says hello to whoever was reached.
+async fn speak(
+    link: Link,
+    address: String,
+    hello: Hello,
+    limits: Limits,
+    (stream, backlog): (impl Stream + 'static, Option<Backlog>),
+    credentials: Option<Credentials>,
+) -> Result<Client, LinkError> {
+    let place = Place::of(&address);
     let traffic = Arc::new(TrafficCounter::default());
-    let meter = Rc::new(Meter::new(traffic.clone(), Backlog::of(&stream)));
+    let meter = Rc::new(Meter::new(traffic.clone(), backlog));
     let wire = Wire::new(Side::Client, &limits, meter.clone());
     let stream = Metered::new(stream, meter);
     let (mut session, trust) = match &credentials {

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 
@@ -14,8 +15,9 @@ use crate::client::{self, Client};
 use crate::error::LinkError;
 use crate::limits::Limits;
 use crate::pair::{PairError, Paired, PairingCode};
+use crate::road::Road;
 use crate::security::{NoCredentials, Security};
-use crate::server::{self, Server};
+use crate::server::{self, Listener, Server};
 use crate::service::Service;
 use crate::types::Hello;
 
@@ -26,6 +28,8 @@ pub struct Link {
     tasks: mpsc::Sender<Task>,
     runtime: runtime::Handle,
     security: Security,
+    /// In place of the system's network.
+    road: Option<Arc<dyn Road>>,
 }
 
 /// Servers and connections that wait to be started; whoever starts more, waits.
@@ -46,7 +50,19 @@ impl Link {
                 }
             });
         })?;
-        Ok(Link { tasks, runtime: handle, security })
+        Ok(Link { tasks, runtime: handle, security, road: None })
+    }
+
+    /// Lives on a road of its own, within the [`LocalSet`] that this is called in, and on no other thread. Where the
+    /// runtime's time is virtual, so is the link's.
+    pub fn within(road: Arc<dyn Road>) -> Link {
+        let (tasks, mut waiting) = mpsc::channel::<Task>(TASKS_WAITING_MAX);
+        spawn_local(async move {
+            while let Some(task) = waiting.recv().await {
+                task();
+            }
+        });
+        Link { tasks, runtime: runtime::Handle::current(), security: Security::insecure(), road: Some(road) }
     }
 
     /// Offers the service at `listen` (`host:port`; port 0 lets the system choose one).
@@ -59,12 +75,19 @@ impl Link {
     ) -> Result<Server, LinkError> {
         let (link, address) = (self.clone(), listen.to_owned());
         self.run(async move || {
+            if let Some(road) = &link.road {
+                let incoming = road.listen(&address).map_err(|source| LinkError::Connect { address, source })?;
+                let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+                let listener = Listener::Given(incoming);
+                return Ok(server::start(link.clone(), listener, nowhere, None, hello, limits, service));
+            }
             let listener = TcpListener::bind(&address).await;
             let listener = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
             let listener = listener.map_err(|source| LinkError::Connect { address: address.clone(), source });
             let (local_addr, listener) = listener?;
             let credentials = link.security.at(local_addr.ip());
             let credentials = credentials.map_err(|NoCredentials| LinkError::NoKey { address })?.cloned();
+            let listener = Listener::Tcp(listener);
             Ok(server::start(link, listener, local_addr, credentials, hello, limits, service))
         })
         .await
@@ -104,6 +127,10 @@ impl Link {
         &self.security
     }
 
+    pub(crate) fn road(&self) -> Option<&Arc<dyn Road>> {
+        self.road.as_ref()
+    }
+
     /// Runs something on the link's thread, for as long as the caller waits for it.
     async fn run<T, F, R>(&self, task: F) -> Result<T, LinkError>
     where
@@ -115,6 +142,7 @@ impl Link {
         let start: Task = Box::new(move || {
             spawn_local(async move {
                 tokio::select! {
+                    biased;
                     outcome = task() => {
                         let _ = to.send(outcome);
                     }

@@ -2,19 +2,19 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::fmt;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Acquire};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use std::{fmt, io};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet, spawn_local};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::convert::{
     Malformed, Message, Padding, read_digest, read_hello, read_trial, write_fault, write_hello, write_outcome,
@@ -27,6 +27,7 @@ use crate::limits::Limits;
 use crate::link::Link;
 use crate::meter::{Meter, Metered, Traffic, TrafficCounter};
 use crate::pair::{self, Bound, Door, Invitation, PairError, Paired};
+use crate::road::Stream;
 use crate::service::{Reply, Service, Slot, Which};
 use crate::tls::{self, Speech, TlsError};
 use crate::trust::{Credentials, Fingerprint, KnownPeer};
@@ -86,7 +87,7 @@ impl Server {
 /// Starts to accept, on the link's thread.
 pub(crate) fn start(
     link: Link,
-    listener: TcpListener,
+    listener: Listener,
     local_addr: SocketAddr,
     credentials: Option<Credentials>,
     hello: Hello,
@@ -118,6 +119,31 @@ pub(crate) fn start(
     Server { local_addr, traffic, is_tls, door, stop, stopped, _link: link }
 }
 
+/// Where connections come from.
+pub(crate) enum Listener {
+    Tcp(TcpListener),
+    /// A road.
+    Given(mpsc::Receiver<Box<dyn Stream>>),
+}
+
+enum Accepted {
+    Tcp(TcpStream, SocketAddr),
+    Given(Box<dyn Stream>),
+}
+
+impl Listener {
+    async fn accept(&mut self) -> io::Result<Accepted> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.map(|(stream, address)| Accepted::Tcp(stream, address)),
+            Self::Given(incoming) => match incoming.recv().await {
+                Some(stream) => Ok(Accepted::Given(stream)),
+                // The road has ended.
+                None => std::future::pending().await,
+            },
+        }
+    }
+}
+
 /// What the connections of a server have in common.
 struct Shared {
     /// Whom it knows, if it speaks TLS.
@@ -138,14 +164,21 @@ struct Shared {
 }
 
 impl Shared {
-    async fn accept(self: Rc<Self>, listener: TcpListener, mut stopping: oneshot::Receiver<Duration>) {
+    async fn accept(self: Rc<Self>, mut listener: Listener, mut stopping: oneshot::Receiver<Duration>) {
         let (mut connections, mut strangers) = (JoinSet::new(), Strangers::default());
         let grace = loop {
             tokio::select! {
+                biased;
                 // Nobody to say when: the `Server` was dropped.
                 stop = &mut stopping => break stop.unwrap_or(Duration::ZERO),
+                Some(ended) = connections.join_next() => {
+                    // capnp-rpc panics where it cannot go on: that was this one connection.
+                    if ended.is_err_and(|error| error.is_panic()) {
+                        bump(&self.protocol_errors);
+                    }
+                }
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, address)) => {
+                    Ok(accepted) => {
                         if connections.len() >= self.limits.connections {
                             bump(&self.connections_refused);
                             if !strangers.turn_one_out() {
@@ -155,17 +188,20 @@ impl Shared {
                             let _ = connections.join_next().await;
                         }
                         let is_known = Rc::new(Cell::new(false));
-                        let connection = receive(self.clone(), stream, address, is_known.clone());
-                        strangers.came(is_known, connections.spawn_local(connection));
+                        let connection = match accepted {
+                            Accepted::Tcp(stream, address) => {
+                                connections.spawn_local(receive(self.clone(), stream, address, is_known.clone()))
+                            }
+                            Accepted::Given(stream) => {
+                                let meter = Rc::new(Meter::new(self.traffic.clone(), None));
+                                let stream = Metered::new(stream, meter.clone());
+                                connections.spawn_local(converse(self.clone(), stream, meter, None, is_known.clone()))
+                            }
+                        };
+                        strangers.came(is_known, connection);
                     }
                     Err(_) => sleep(ACCEPT_PAUSE).await,
                 },
-                Some(ended) = connections.join_next() => {
-                    // capnp-rpc panics where it cannot go on: that was this one connection.
-                    if ended.is_err_and(|error| error.is_panic()) {
-                        bump(&self.protocol_errors);
-                    }
-                }
             }
             self.connections.set(connections.len() as u64);
         };
@@ -296,6 +332,7 @@ async fn converse(
         wire.quiet().await;
     };
     let why = tokio::select! {
+        biased;
         closed = session.run() => {
             if closed.cause == Cause::Protocol {
                 bump(&shared.protocol_errors);

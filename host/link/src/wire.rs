@@ -389,7 +389,7 @@ impl Drop for Session {
 /// Until the peer has shown no life for this long.
 pub(crate) async fn silence(wire: &Wire, longest: Duration) {
     loop {
-        let due = Instant::from_std(wire.meter().alive()) + longest;
+        let due = wire.meter().alive() + longest;
         if due <= Instant::now() {
             return;
         }

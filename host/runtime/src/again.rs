@@ -5,8 +5,9 @@ use crate::edge::duration;
 use crate::{Deployment, Due, Turn, Workers};
 use edgent_planner::Timings;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// How often it is looked whether something should be.
 pub(crate) const LOOK: Duration = Duration::from_millis(500);

@@ -9,17 +9,19 @@ use crate::golden::GoldenError;
 use crate::memory::GiveBack;
 use crate::runs::{Joined, Run, Ways};
 use crate::segments::Preparing;
+use crate::threads;
 use edgent_bundle::{Bundle, BundleError, ComponentError, Digest, Manifest, Tier};
 use edgent_nn::{Choice, Cost, ElementType, Fact, Graph, GraphError, Onnxruntime, Stop, Tensor, TensorError, Threads};
 use edgent_planner::{Boundary, Codec, Exit, Network, NetworkError, PerCodec, Timings, least_bytes, resident};
 use edgent_sandbox::{Engine, Fault, SandboxError, Segment, SegmentError, Work};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+use std::mem;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
-use std::{mem, thread};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How soon an emulated segment notices that nobody waits for it.
 const PRETEND_SLICE: Duration = Duration::from_millis(5);
@@ -564,7 +566,7 @@ fn pretend(time: Duration, stop: &Stop) {
         if left.is_zero() {
             return;
         }
-        thread::sleep(left.min(PRETEND_SLICE));
+        threads::sleep(left.min(PRETEND_SLICE));
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod ask;
 pub(crate) mod plans;
+mod queue;
 
 use crate::codec;
 use crate::metrics::Metrics;
@@ -17,14 +18,16 @@ use edgent_link::{
 use edgent_nn::Stop;
 use edgent_planner::{Doubt, Timings};
 use plans::Plans;
+use queue::Queue;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 /// Versions that are served at once.
 const SERVED_MAX: usize = 16;
@@ -79,8 +82,7 @@ struct Model {
     is_going: AtomicBool,
     plans: Mutex<Plans>,
     measured: Mutex<Measured>,
-    /// Time that requests waited for a worker, smoothed.
-    queue_us: AtomicU64,
+    queue: Queue,
 }
 
 /// What a model's segments take here.
@@ -140,7 +142,7 @@ impl Edge {
         };
         let arrived = Instant::now();
         let due_at = arrived + Duration::from_micros(request.remaining_budget_us);
-        let (stop, takes) = (Stop::at(due_at), model.takes(exit, range.clone()));
+        let (stop, takes) = (Stop::at(due_at.into_std()), model.takes(exit, range.clone()));
         let workers = model.workers.clone();
         let mut span = trace::part_for(&request, &model.deployment, exit, &range);
         // The reply goes with the job, but a refused job must still answer.
@@ -398,14 +400,14 @@ impl Measured {
 impl Model {
     fn new(Prepared { deployment, timings, .. }: Prepared, workers: Workers, threads: usize) -> Arc<Self> {
         Arc::new(Self {
-            deployment: Arc::new(deployment),
+            deployment,
             workers,
             threads,
             asked: Mutex::new(Instant::now()),
             is_going: AtomicBool::new(false),
             plans: Mutex::default(),
             measured: Mutex::new(Measured::new(timings)),
-            queue_us: AtomicU64::new(0),
+            queue: Queue::new(),
         })
     }
 
@@ -440,8 +442,7 @@ impl Model {
     fn started(&self, arrived: Instant) -> u64 {
         *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = arrived;
         let queue_us = us(arrived.elapsed());
-        let before = self.queue_us.load(Ordering::Relaxed);
-        self.queue_us.store((before * 7 + queue_us) / 8, Ordering::Relaxed);
+        self.queue.waited(queue_us);
         queue_us
     }
 
@@ -532,7 +533,7 @@ impl Service for Edge {
             ModelProfile {
                 model,
                 segments: segments.collect(),
-                queue_us: known.queue_us.load(Ordering::Relaxed) as f64,
+                queue_us: known.queue.us(),
                 codec_us_per_mib: codec::u8_us_per_mib(),
                 codecs: codec::times().to_vec(),
             }

@@ -32,8 +32,11 @@ mod running;
 mod runs;
 mod segments;
 mod shelf;
+#[cfg(test)]
+mod simulation;
 mod state;
 mod sync;
+mod threads;
 mod trace;
 pub mod trial;
 mod workers;

@@ -5,7 +5,7 @@
 use crate::edge::fault;
 use crate::policy::{Admitted, Origin, Signed};
 use crate::trial::{Proof, Trial};
-use crate::{Admission, Deployment, Emulation, Policy, PrepareError, Refusal, Terms, golden};
+use crate::{Admission, Deployment, Emulation, Policy, PrepareError, Refusal, Terms, golden, threads};
 use bytes::Bytes;
 use edgent_bundle::{
     Blob, Bundle, BundleError, Digest, MANIFEST_BYTES_MAX, Reference, SealedManifest, Signature, Store,
@@ -78,10 +78,10 @@ struct Arriving {
 }
 
 /// A bundle that can be served.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Prepared {
     pub(crate) bundle: Bundle,
-    pub(crate) deployment: Deployment,
+    pub(crate) deployment: Arc<Deployment>,
     pub(crate) timings: Timings,
     /// How much of an edge's threads for a model it gets.
     pub(crate) workers_share: f64,
@@ -154,7 +154,7 @@ impl Shelf {
         work: impl FnOnce(&Self) -> Result<T, Fault> + Send + 'static,
     ) {
         let shelf = Arc::clone(self);
-        runtime.spawn_blocking(move || {
+        threads::beside(runtime, move || {
             give_way();
             reply.send(work(&shelf));
         });
@@ -357,7 +357,7 @@ impl Shelf {
         tracing::info!(
             model = %name, digest = %digest.short(), portable, onnxruntime, threads, "prepared {held} of {segments} segments"
         );
-        Ok(Prepared { bundle, deployment, timings, workers_share })
+        Ok(Prepared { bundle, deployment: Arc::new(deployment), timings, workers_share })
     }
 
     /// The version that is in force in the store, if there are both.

@@ -5,15 +5,16 @@
 //! What cannot be in time any more does not run, or only when nothing waits that still can: it would make others late,
 //! too. So under any load, what is done is mostly done in time.
 
+use crate::threads::{self, Changed};
 use edgent_link::{Fault, FaultKind};
 use edgent_nn::Stop;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Jobs that may wait; more are refused, so that waiting is bounded too.
 const QUEUE_MAX: usize = 64;
@@ -52,12 +53,12 @@ pub struct Due {
 impl Workers {
     /// Starts `threads` workers.
     pub fn start(threads: usize) -> io::Result<Self> {
-        let pool = Arc::new(Pool { state: Mutex::new(State::new(threads.max(1))), changed: Condvar::new() });
+        let pool = Arc::new(Pool { state: Mutex::new(State::new(threads.max(1))), changed: Changed::default() });
         // If a thread does not start, those before it end.
         let open = Open(Arc::clone(&pool));
         for index in 0..threads.max(1) {
             let pool = Arc::clone(&pool);
-            thread::Builder::new().name(format!("edgent-work-{index}")).spawn(move || pool.work(index))?;
+            threads::start(format!("edgent-work-{index}"), move || pool.work(index))?;
         }
         Ok(Self { pool: Arc::new(open) })
     }
@@ -138,7 +139,7 @@ impl Drop for Open {
 #[derive(Debug)]
 struct Pool {
     state: Mutex<State>,
-    changed: Condvar,
+    changed: Changed,
 }
 
 #[derive(Debug)]
@@ -183,7 +184,7 @@ impl Pool {
             if state.is_closed {
                 return None;
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(&self.state, state);
         }
     }
 
@@ -313,6 +314,7 @@ pub enum Busy {
 mod tests {
     use super::*;
     use std::sync::mpsc::{Receiver, channel};
+    use std::thread;
 
     const LONG: Duration = Duration::from_secs(60);
 

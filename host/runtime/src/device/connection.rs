@@ -16,9 +16,9 @@ use futures::TryFutureExt;
 use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 /// How often the edge in force is asked which version is in force there.
 const LOOK_AT_VERSIONS: Duration = Duration::from_secs(1);
@@ -72,6 +72,7 @@ impl Device {
                 Ok(mut joined) => loop {
                     tracing::info!(%address, "the edge is connected");
                     tokio::select! {
+                        biased;
                         why = joined.client.closed() => break why.to_string(),
                         Ok(()) = joined.client.leaving() => break "it is shutting down".to_owned(),
                         never = self.stand_by(joined.clone()) => match never {},
@@ -181,6 +182,7 @@ impl Device {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 () = self.shared.edges.changed.notified() => self.settle(),
                 _ = tick.tick() => {
                     self.settle();

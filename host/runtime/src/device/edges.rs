@@ -6,8 +6,9 @@ use edgent_planner::{Event, Exchange, LinkEstimate};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 /// The edges that a device was told of, in its order of preference.
 #[derive(Debug)]

@@ -13,8 +13,6 @@ mod probe;
 mod race;
 mod ranking;
 mod serving;
-#[cfg(test)]
-mod simulation;
 mod slot;
 mod swap;
 mod trial;
@@ -39,14 +37,13 @@ use edges::{Edges, Joined};
 use serving::{Asked, Outcome, Serving};
 use slot::Slot;
 use std::collections::HashMap;
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use trial::Tally;
 
 /// How often the controller is told that time passed.
@@ -145,7 +142,7 @@ impl Device {
         let shared = Arc::new(Shared {
             actions,
             // Other devices draw other numbers.
-            edges: Edges::new(settings.edges.clone(), RandomState::new().build_hasher().finish()),
+            edges: Edges::new(settings.edges.clone(), fastrand::u64(..)),
             edges_configured: !settings.edges.is_empty(),
             looked: Mutex::default(),
             next_id: AtomicU64::new(0),
@@ -184,6 +181,11 @@ impl Device {
         if let Some(on_trial) = self.versions.on_trial() {
             on_trial.tell(event.clone());
         }
+    }
+
+    /// Its edges, in its order of preference.
+    pub(crate) fn edge_states(&self) -> Vec<EdgeState> {
+        self.shared.edges.states(self.serving().lock().link())
     }
 
     /// The versions that answer: the one in force, and perhaps one on trial.
@@ -370,7 +372,7 @@ impl Serving {
         let network = deployment.network().clone();
         let doubt = Mutex::new(Doubt::new(&timings, shared.started.elapsed()));
         let controller = Mutex::new(Controller::new(network, shared.plan, timings, first_epoch()));
-        let (deployment, introducing, tally) = (Arc::new(deployment), AtomicBool::new(false), Tally::default());
+        let (introducing, tally) = (AtomicBool::new(false), Tally::default());
         Self { shared, deployment, bundle, controller, introducing, tally, doubt }
     }
 
@@ -508,8 +510,7 @@ impl Service for DeviceService {
     }
 
     fn edges(&self, reply: Reply<Vec<EdgeState>>) {
-        let link = self.0.serving().lock().link().clone();
-        reply.send(Ok(self.0.shared.edges.states(&link)));
+        reply.send(Ok(self.0.edge_states()));
     }
 }
 
@@ -528,7 +529,7 @@ impl Counts {
 /// Epochs of different devices, and of one device before and after a restart, must not be the same: an
 /// edge knows plans by them. Below 2^53, so that they survive JSON.
 fn first_epoch() -> u64 {
-    (RandomState::new().build_hasher().finish() >> 40) << 24
+    (fastrand::u64(..) >> 40) << 24
 }
 
 fn position(index: usize) -> u16 {

@@ -1,6 +1,6 @@
 //! Which of a device's edges is in force: the most preferred one of those that are sound.
 //!
-//! `(state, event, now) → state`, without clocks or connections, so that `simulation.rs` can run it as the device does.
+//! `(state, event, now) → state`, without clocks or connections, so that what becomes of edges can be told to it in any order.
 
 use std::time::Duration;
 

@@ -24,8 +24,9 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{OnceCell, oneshot};
+use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 
 /// Requests are put in order by when they are due, which is a moment of the clock: no later than this.
@@ -213,11 +214,12 @@ impl Serving {
             };
             let waiting = async {
                 match until {
-                    Some(until) => tokio::time::sleep_until((asked.arrived + until).into()).await,
+                    Some(until) => tokio::time::sleep_until(asked.arrived + until).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
+                biased;
                 Some((runner, outcome)) = running.next() => match outcome {
                     Ok(outcome) => {
                         if let (Runner::First, Some(looked_in_us)) = (runner, outcome.looked_in_us) {

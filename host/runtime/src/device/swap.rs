@@ -17,7 +17,8 @@ use edgent_link::{Client, CodecTime, Fault, FaultKind, LinkError, Trial, Version
 use edgent_planner::Event;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How often it is looked whether the last request of an old version has been answered.
 const RETIRE_EVERY: Duration = Duration::from_millis(50);

@@ -6,7 +6,8 @@ use crate::edge::fault;
 use edgent_link::{Answer, Fault, FaultKind, Trial};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How often it is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);

@@ -10,8 +10,9 @@ use edgent_nn::{Fact, Stop};
 use edgent_planner::{self as planner, Choice, Coding, Constraints, Margin, PerCodec, Profile};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 impl Edge {
     pub(crate) fn shelf(&self) -> &Arc<Shelf> {
@@ -108,7 +109,7 @@ impl Model {
         let coding = PerCodec::from_fn(|_| Coding::NONE);
         // To the planner, who runs all of it alone is the device.
         let profile = Profile { device_us, edge_us: Vec::new(), edge_queue_us: 0.0, coding };
-        let deadline_us = deadline_us - self.queue_us.load(Ordering::Relaxed) as f64;
+        let deadline_us = deadline_us - self.queue.us();
         let (codec_loss_max, input_may_leave, link, margin) = (0.0, true, None, Margin::NONE);
         planner::choose(
             network,
