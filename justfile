@@ -83,9 +83,9 @@ faults:
 overload:
     cargo run --release -- bench overload --seconds 5
 
-# 10,000 runs of a device and its edges in virtual time, each from its seed.
-simulate:
-    EDGENT_SEEDS=0..10000 cargo test --release --workspace --lib -- whole_hosts --nocapture
+# Runs of a device and its edges in virtual time, each from its seed.
+simulate seeds="0..10000":
+    EDGENT_SEEDS={{seeds}} cargo test --release --workspace --lib -- whole_hosts --nocapture
 
 # Half an hour of lost links and frozen edges: memory and open files must not grow.
 soak:
@@ -226,4 +226,4 @@ bench:
     cargo run --release -- bench deadline --quick --seconds 5 --strategy edgent --strategy paper --report target/deadline.html
 
 # All of CI's steps.
-ci: test lint model fresh audit demo oci registry otel minisign swap faults limits onnx-suite http-clients kserve metrics dashboard top progress discover slow-link haproxy package book bench
+ci: test (simulate "0..500") lint model fresh audit demo oci registry otel minisign swap faults limits onnx-suite http-clients kserve metrics dashboard top progress discover slow-link haproxy package book bench

@@ -41,7 +41,7 @@ use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 /// Runs in the usual tests; `EDGENT_SEEDS=FROM..TO` runs others.
-const SEEDS: Range<u64> = 0..500;
+const SEEDS: Range<u64> = 0..150;
 
 const EDGES: usize = 2;
 /// The usual one, and those that requests bring.
@@ -71,6 +71,7 @@ pub(crate) const CODEC_TIMES: &[CodecTime] =
 #[test]
 fn whole_hosts_answer_every_request_in_time_whatever_becomes_of_the_edges() {
     let given = std::env::var("EDGENT_SEEDS").ok();
+    let is_usual = given.is_none();
     let seeds = given.map_or(SEEDS, |given| {
         let (from, to) = given.split_once("..").expect("EDGENT_SEEDS is FROM..TO");
         from.parse().unwrap()..to.parse().unwrap()
@@ -98,7 +99,8 @@ fn whole_hosts_answer_every_request_in_time_whatever_becomes_of_the_edges() {
     println!("{} runs: {sum:?}", seeds.end - seeds.start);
     // What is tested did happen.
     let Tally { by_edge, alone, degraded, shed, troubles } = sum;
-    assert!([by_edge, alone, degraded, shed].iter().all(|count| *count > 0) && troubles.len() == TROUBLES.len());
+    let all_happened = [by_edge, alone, degraded, shed].iter().all(|count| *count > 0);
+    assert!(!is_usual || all_happened && troubles.len() == TROUBLES.len());
 }
 
 #[test]
