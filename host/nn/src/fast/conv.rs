@@ -10,7 +10,7 @@ use super::slide::{Fold, Runs};
 use super::steps::{PerChannel, Step, apply};
 use super::team::{Team, ranges, take};
 use super::window::{SLACK, Windows};
-use crate::vector::{Loops, TILE_COLUMNS, TILE_ROWS, add_products, multiply, wide};
+use crate::vector::{Loops, TILE_COLUMNS, TILE_ROWS, add_products, multiply, multiply_pair, wide};
 use std::mem;
 use std::ops::Range;
 use tract_nnef::internal::*;
@@ -23,6 +23,9 @@ const FILTERS: usize = TILE_ROWS;
 const PANELS_BYTES: usize = 256 << 10;
 /// …but some at least, since all weights are read once for them.
 const PANELS_MIN: usize = 4;
+
+/// A line of a processor's cache, in floats. Vectors that reach from one into the next cost twice as much.
+const LINE: usize = 16;
 
 /// A convolution with all that was put into it.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +69,7 @@ impl FastConv {
                 }
             }
         }
+        packed.iter_mut().for_each(|weight| *weight = normal(*weight));
         Self {
             windows,
             filters,
@@ -91,7 +95,7 @@ impl FastConv {
             for (block, weights) in weights.chunks_mut(places * FILTERS).enumerate() {
                 let rows = weights.len() / places;
                 for (at, weight) in weights.iter_mut().enumerate() {
-                    *weight *= by.of(group * filters + block * FILTERS + at % rows);
+                    *weight = normal(*weight * by.of(group * filters + block * FILTERS + at % rows));
                 }
             }
         }
@@ -101,6 +105,12 @@ impl FastConv {
     pub(super) fn is_depthwise(&self) -> bool {
         self.groups == self.windows.channels && self.groups == self.filters
     }
+}
+
+/// A weight, or zero if it has fewer digits than a float: there are networks with hundreds of thousands of such weights, which
+/// change no result, and some processors take a hundred times as long for each product with one.
+fn normal(weight: f32) -> f32 {
+    if weight.is_subnormal() { 0.0 } else { weight }
 }
 
 impl Op for FastConv {
@@ -270,8 +280,11 @@ impl Share<'_> {
         let strides = if windows.channels_last { [1, *filters] } else { [pixels, 1] };
         let finish = Finish { bias: &bias[start..end], added: self.added, least: *least, most: *most, strides };
         let size = panel_elements(places);
-        let at_once = (PANELS_BYTES / (size * size_of::<f32>())).max(PANELS_MIN);
-        panels.resize(at_once.min(pixels.div_ceil(PANEL)) * size, 0.0);
+        // Of an even number, none is left without another one.
+        let at_once = (PANELS_BYTES / (size * size_of::<f32>())).max(PANELS_MIN).next_multiple_of(2);
+        panels.resize(at_once.min(pixels.div_ceil(PANEL)) * size + LINE, 0.0);
+        let aligned = panels.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        let panels = &mut panels[aligned..];
         for group in start / in_group..end.div_ceil(in_group) {
             let these = start.max(group * in_group)..end.min((group + 1) * in_group);
             let weights = &weights[these.start * places..these.end * places];
@@ -281,11 +294,22 @@ impl Share<'_> {
                 fill_panels((windows, taps, channels), staged, here.clone(), pieces, panels);
                 for (block, weights) in weights.chunks(places * FILTERS).enumerate() {
                     let filter = these.start - start + block * FILTERS;
-                    for (panel, pixel) in panels.chunks_exact(size).zip(here.clone().step_by(PANEL)) {
+                    let all = Place { filter, pixel: first - self.pixels.start, pixels: here.len() };
+                    let rows = weights.len() / places;
+                    let paired = match rows {
+                        6 if FILTERS >= 6 => by_pairs::<6>(weights, panels, places, finish, all, self.output),
+                        5 if FILTERS >= 5 => by_pairs::<5>(weights, panels, places, finish, all, self.output),
+                        4 => by_pairs::<4>(weights, panels, places, finish, all, self.output),
+                        3 => by_pairs::<3>(weights, panels, places, finish, all, self.output),
+                        2 => by_pairs::<2>(weights, panels, places, finish, all, self.output),
+                        _ => by_pairs::<1>(weights, panels, places, finish, all, self.output),
+                    };
+                    let pixels = (here.start + paired * PANEL..here.end).step_by(PANEL);
+                    for (panel, pixel) in panels[paired * size..].chunks_exact(size).zip(pixels) {
                         let panel = &panel[..places * PANEL];
                         let at_once = PANEL.min(self.pixels.end - pixel);
                         let to = Place { filter, pixel: pixel - self.pixels.start, pixels: at_once };
-                        match weights.len() / places {
+                        match rows {
                             6 if FILTERS >= 6 => finish.write(multiply::<FUSED, 6>(weights, panel), to, self.output),
                             5 if FILTERS >= 5 => finish.write(multiply::<FUSED, 5>(weights, panel), to, self.output),
                             4 => finish.write(multiply::<FUSED, 4>(weights, panel), to, self.output),
@@ -326,6 +350,34 @@ impl Share<'_> {
             apply(&self.conv.steps, channel, output);
         }
     }
+}
+
+/// A block of filters on pairs of panels, where vectors are wide enough for it. Gives how many panels that were.
+#[inline(always)]
+fn by_pairs<const ROWS: usize>(
+    weights: &[f32],
+    panels: &[f32],
+    places: usize,
+    finish: Finish<'_>,
+    to: Place,
+    output: &mut [f32],
+) -> usize {
+    let mut done = 0;
+    for pair in panels.chunks_exact(2 * panel_elements(places)) {
+        let (one, other) = pair.split_at(panel_elements(places));
+        let mut tiles = [[[0.0; PANEL]; ROWS]; 2];
+        if done + PANEL >= to.pixels
+            || !multiply_pair(weights, [&one[..places * PANEL], &other[..places * PANEL]], &mut tiles)
+        {
+            break;
+        }
+        let one = Place { pixel: to.pixel + done, pixels: PANEL, ..to };
+        let other = Place { pixel: one.pixel + PANEL, pixels: PANEL.min(to.pixels - done - PANEL), ..to };
+        finish.write(tiles[0], one, output);
+        finish.write(tiles[1], other, output);
+        done += 2 * PANEL;
+    }
+    done / PANEL
 }
 
 /// What a window's elements are, each times its weight, in all.
@@ -407,32 +459,59 @@ struct Finish<'a> {
 }
 
 impl Finish<'_> {
+    /// Of a whole panel, whose results lie side by side, as most do: with the conditions out of the loops, the sums stay in
+    /// registers.
     #[inline(always)]
-    fn write<const ROWS: usize>(self, sums: [[f32; PANEL]; ROWS], to: Place, output: &mut [f32]) {
+    fn write_whole<const ROWS: usize>(self, sums: [[f32; PANEL]; ROWS], to: Place, output: &mut [f32]) {
         let Some(bias) = self.bias[to.filter..].first_chunk::<ROWS>() else { return };
-        let [next_filter, next_pixel] = self.strides;
-        let start = to.filter * next_filter + to.pixel * next_pixel;
-        // Most are whole panels; with the conditions out of the loops, the sums stay in registers.
-        if to.pixels == PANEL && next_pixel == 1 {
-            if let Some(added) = self.added {
-                for row in 0..ROWS {
-                    let start = start + row * next_filter;
-                    let Some(output) = output[start..].first_chunk_mut::<PANEL>() else { return };
-                    let Some(added) = added[start..].first_chunk::<PANEL>() else { return };
-                    for lane in 0..PANEL {
-                        output[lane] = bounded(sums[row][lane] + bias[row] + added[lane], self.least, self.most);
-                    }
-                }
-            } else {
-                for row in 0..ROWS {
-                    let Some(output) = output[start + row * next_filter..].first_chunk_mut::<PANEL>() else { return };
-                    for lane in 0..PANEL {
-                        output[lane] = bounded(sums[row][lane] + bias[row], self.least, self.most);
-                    }
+        let next_filter = self.strides[0];
+        let start = to.filter * next_filter + to.pixel;
+        if let Some(added) = self.added {
+            for row in 0..ROWS {
+                let start = start + row * next_filter;
+                let Some(output) = output[start..].first_chunk_mut::<PANEL>() else { return };
+                let Some(added) = added[start..].first_chunk::<PANEL>() else { return };
+                for lane in 0..PANEL {
+                    output[lane] = bounded(sums[row][lane] + bias[row] + added[lane], self.least, self.most);
                 }
             }
-            return;
+        } else {
+            for row in 0..ROWS {
+                let Some(output) = output[start + row * next_filter..].first_chunk_mut::<PANEL>() else { return };
+                for lane in 0..PANEL {
+                    output[lane] = bounded(sums[row][lane] + bias[row], self.least, self.most);
+                }
+            }
         }
+    }
+
+    /// Of a panel that is not whole, whose results lie side by side.
+    #[inline(always)]
+    fn write_part<const ROWS: usize>(self, sums: [[f32; PANEL]; ROWS], to: Place, output: &mut [f32]) {
+        let Some(bias) = self.bias[to.filter..].first_chunk::<ROWS>() else { return };
+        for row in 0..ROWS {
+            let (start, mut results) = ((to.filter + row) * self.strides[0] + to.pixel, [0.0; PANEL]);
+            if let Some(added) = self.added {
+                results[..to.pixels].copy_from_slice(&added[start..][..to.pixels]);
+            }
+            for lane in 0..PANEL {
+                results[lane] = bounded(sums[row][lane] + bias[row] + results[lane], self.least, self.most);
+            }
+            output[start..][..to.pixels].copy_from_slice(&results[..to.pixels]);
+        }
+    }
+
+    #[inline(always)]
+    fn write<const ROWS: usize>(self, sums: [[f32; PANEL]; ROWS], to: Place, output: &mut [f32]) {
+        let [next_filter, next_pixel] = self.strides;
+        if to.pixels == PANEL && next_pixel == 1 {
+            return self.write_whole(sums, to, output);
+        }
+        if next_pixel == 1 {
+            return self.write_part(sums, to, output);
+        }
+        let Some(bias) = self.bias[to.filter..].first_chunk::<ROWS>() else { return };
+        let start = to.filter * next_filter + to.pixel * next_pixel;
         for (row, sums) in sums.iter().enumerate() {
             let start = start + row * next_filter;
             let added = self.added.map(|added| &added[start..]);

@@ -288,3 +288,20 @@ fn what_would_take_too_much_memory_is_left_to_tract() {
     let usual = spec(DataFormat::NCHW, &[1, 1], around(&[1, 0], &[0, 0]), &[1, 1], [1, 1]);
     assert!(Windows::of(&usual, &f32::fact([1, 1, 2, 2])).unwrap().is_some());
 }
+
+/// Some processors take a hundred times as long for each product with one.
+#[test]
+fn weights_with_fewer_digits_than_a_float_count_as_none() {
+    let conv = |weight| FastConv::new(Windows::single_pixels(1, 20), 1, &[weight, 0.5], vec![0.0; 2], tvec!(1, 2, 20));
+    assert_eq!(conv(1e-40), conv(0.0));
+    assert_ne!(conv(1e-37), conv(0.0));
+    let scaled = |by| {
+        let mut conv = conv(1e-30);
+        conv.scale_weights(&PerChannel([by].into()));
+        conv
+    };
+    assert_eq!(
+        scaled(1e-10),
+        FastConv::new(Windows::single_pixels(1, 20), 1, &[0.0, 0.5e-10], vec![0.0; 2], tvec!(1, 2, 20))
+    );
+}
