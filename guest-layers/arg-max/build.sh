@@ -10,7 +10,13 @@ if [ "$1" = compiler ]; then
 fi
 scratch=$(mktemp -d); trap 'rm -rf "$scratch"' EXIT
 env -u RUSTC cargo run --quiet --locked --release --manifest-path ../componentize/Cargo.toml -- --c-bindings ../../wit "$scratch"
-# No entry point, and no path of this machine in it.
-clang --target=wasm32-wasi -Oz -Wall -Wextra -Werror -Wno-unused-parameter "-ffile-prefix-map=$scratch=." -I "$scratch" \
-  -nostartfiles -nodefaultlibs -Wl,--no-entry -Wl,--strip-all -Wl,--gc-sections -Wl,-z,stack-size=65536 \
-  arg_max.c "$scratch/segment.c" "$scratch/segment_component_type.o" -lc -o "$1"
+# No path of this machine in it.
+objects=()
+for source in arg_max.c "$scratch/segment.c"; do
+  objects+=("$scratch/$(basename "$source" .c).o")
+  clang --target=wasm32-wasi -Oz -Wall -Wextra -Werror -Wno-unused-parameter "-ffile-prefix-map=$scratch=." -I "$scratch" \
+    -c "$source" -o "${objects[-1]}"
+done
+# No entry point. By itself, and without -O: else clang would have wasm-opt change the result where there is one.
+clang --target=wasm32-wasi -nostartfiles -nodefaultlibs -Wl,--no-entry -Wl,--strip-all -Wl,--gc-sections -Wl,-z,stack-size=65536 \
+  "${objects[@]}" "$scratch/segment_component_type.o" -lc -o "$1"
