@@ -122,6 +122,16 @@ impl Edge {
         })
     }
 
+    /// As if segments had run just now, and taken so many times as long as they are known to.
+    #[cfg(test)]
+    pub(crate) fn seem_slow(&self, times: f64) {
+        for model in self.served.models().values() {
+            let slow_us = model.measured().timings.medians_us().into_iter().map(|us| us * times).enumerate();
+            let slow_us: Vec<_> = slow_us.collect();
+            (0..Timings::MEDIAN_RUNS).for_each(|_| model.learn(&slow_us));
+        }
+    }
+
     fn accept(&self, plan: Plan) -> Result<(), Fault> {
         let model = self.served.model(&plan.model)?;
         let exits = model.deployment.network().exits();

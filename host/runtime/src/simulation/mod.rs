@@ -10,6 +10,7 @@
 //! force and asked again.
 
 mod network;
+mod slow_edge;
 pub(crate) mod thread;
 
 use crate::answer::Said;
@@ -189,6 +190,35 @@ impl Model {
         let input = codec::encode_all(&[input], Codec::Raw).unwrap().0;
         Self { device, edge, input, scores }
     }
+
+    async fn start_edge(&self, link: &Link, place: usize) -> (Arc<Edge>, Server) {
+        let (prepared, shelf) = self.edge.clone();
+        let deadline_us = DEADLINE.as_secs_f64() * 1e6;
+        let edge = Arc::new(Edge::new(vec![prepared], shelf, 1, Metrics::new(), deadline_us).unwrap());
+        let (address, service) = (place.to_string(), Arc::clone(&edge));
+        let server = link.serve(&address, hello(Role::Edge), Limits::default(), service).await.unwrap();
+        (edge, server)
+    }
+
+    /// A plan by which an edge does everything, and a request for that.
+    fn whole(&self, epoch: u64) -> (Plan, InferRequest) {
+        let deployment = &self.edge.0.deployment;
+        let (model, path) = (Digest(deployment.digest().0), &deployment.network().exits()[1].path);
+        let (exit, direction, codec) = (1, Direction::DeviceFirst, Codec::Raw);
+        let request = InferRequest {
+            id: 0,
+            model,
+            epoch,
+            from_segment: 0,
+            to_segment: path.len() as u16,
+            reply_codec: Codec::Raw,
+            remaining_budget_us: 0,
+            activation: self.input.clone(),
+            beside: Vec::new(),
+            trace: None,
+        };
+        (Plan { epoch, model, exit, cut: 0, direction, codec }, request)
+    }
 }
 
 fn bundle(imported: &Imported, dir: &Path) -> Bundle {
@@ -251,15 +281,19 @@ impl MeasuredHost for Given {
 /// What happened, in numbers and in words.
 fn run(seed: u64, model: &Model) -> (Tally, Vec<String>) {
     let mut random = Rng::with_seed(seed);
-    // The hosts' own.
-    fastrand::seed(random.u64(..));
-    thread::call_for();
-    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    LocalSet::new().block_on(&runtime, async {
+    in_virtual_time(random.u64(..), async {
         let world = World::new(model, &mut random);
         let (asked, ()) = tokio::join!(world.ask(), world.trouble(random));
         (world.sum(asked), world.story.lock().unwrap().clone())
     })
+}
+
+/// Runs what hosts are part of. Their own chance is from the seed, too.
+fn in_virtual_time<T>(seed: u64, work: impl Future<Output = T>) -> T {
+    fastrand::seed(seed);
+    thread::call_for();
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    LocalSet::new().block_on(&runtime, work)
 }
 
 struct World<'a> {
@@ -325,10 +359,7 @@ impl<'a> World<'a> {
 
     /// Has an edge run at its place.
     async fn start(&self, place: usize) {
-        let (prepared, shelf) = self.model.edge.clone();
-        let edge = Edge::new(vec![prepared], shelf, 1, Metrics::new(), DEADLINE.as_secs_f64() * 1e6).unwrap();
-        let (address, limits) = (place.to_string(), Limits::default());
-        let server = self.link.serve(&address, hello(Role::Edge), limits, Arc::new(edge)).await.unwrap();
+        let (_, server) = self.model.start_edge(&self.link, place).await;
         *self.edges[place].lock().unwrap() = Some(server);
     }
 
@@ -410,25 +441,10 @@ impl<'a> World<'a> {
         let Ok(client) = self.link.connect(&place.to_string(), hello(Role::Device), Limits::default()).await else {
             return;
         };
-        let deployment = &self.model.edge.0.deployment;
-        let (digest, path) = (Digest(deployment.digest().0), &deployment.network().exits()[1].path);
-        let (exit, direction, codec) = (1, Direction::DeviceFirst, Codec::Raw);
-        let plan = Plan { epoch: random.u64(..1 << 20), model: digest, exit, cut: 0, direction, codec };
+        let (plan, request) = self.model.whole(random.u64(..1 << 20));
         if client.install_plan(plan).await.is_err() {
             return;
         }
-        let request = InferRequest {
-            id: 0,
-            model: digest,
-            epoch: plan.epoch,
-            from_segment: 0,
-            to_segment: path.len() as u16,
-            reply_codec: Codec::Raw,
-            remaining_budget_us: 0,
-            activation: self.model.input.clone(),
-            beside: Vec::new(),
-            trace: None,
-        };
         let one = |id: u64| {
             let remaining_budget_us = random.u64(20_000..300_000);
             client.infer(InferRequest { id, remaining_budget_us, ..request.clone() })
