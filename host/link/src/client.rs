@@ -21,7 +21,7 @@ use crate::convert::{Malformed, Message, Padding, bounded, read_fault, read_hell
 use crate::edgent_capnp::{gate, hello_reply, host};
 use crate::error::{Fault, LinkError};
 use crate::limits::Limits;
-use crate::link::Link;
+use crate::link::{Link, NOWHERE};
 use crate::meter::{Meter, Metered, Traffic, TrafficCounter};
 use crate::pair::{self, Bound, PairError, Paired, PairingCode};
 use crate::place::Place;
@@ -438,14 +438,11 @@ pub(crate) async fn connect(link: Link, address: String, hello: Hello, limits: L
         let stream = timeout(limits.connect, road.connect(&address)).await;
         let stream = stream.map_err(|_| LinkError::Timeout("connecting"))?;
         let stream = stream.map_err(|source| LinkError::Connect { address: address.clone(), source })?;
-        return speak(link, address, hello, limits, (stream, None), None).await;
+        return speak(link, address, hello, limits, (stream, None), NOWHERE.ip()).await;
     }
     let (ip, stream) = reach(Place::of(&address).address, &limits).await?;
-    // The address that was reached decides, not the name that led there.
-    let credentials = link.security().at(ip);
-    let credentials = credentials.map_err(|NoCredentials| LinkError::NoKey { address: address.clone() })?.cloned();
     let backlog = Backlog::of(&stream);
-    speak(link, address, hello, limits, (stream, backlog), credentials).await
+    speak(link, address, hello, limits, (stream, backlog), ip).await
 }
 
 /// Says hello to whoever was reached.
@@ -455,8 +452,11 @@ async fn speak(
     hello: Hello,
     limits: Limits,
     (stream, backlog): (impl Stream + 'static, Option<Backlog>),
-    credentials: Option<Credentials>,
+    reached: IpAddr,
 ) -> Result<Client, LinkError> {
+    // The address that was reached decides, not the name that led there.
+    let credentials = link.security().at(reached);
+    let credentials = credentials.map_err(|NoCredentials| LinkError::NoKey { address: address.clone() })?.cloned();
     let place = Place::of(&address);
     let traffic = Arc::new(TrafficCounter::default());
     let meter = Rc::new(Meter::new(traffic.clone(), backlog));

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread;
 
@@ -41,28 +41,20 @@ impl Link {
     /// Starts the thread of what is spoken like this.
     pub fn start(security: Security) -> io::Result<Link> {
         let runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-        let (tasks, mut waiting) = mpsc::channel::<Task>(TASKS_WAITING_MAX);
+        let (tasks, waiting) = mpsc::channel(TASKS_WAITING_MAX);
         let handle = runtime.handle().clone();
-        thread::Builder::new().name("edgent-link".to_owned()).spawn(move || {
-            LocalSet::new().block_on(&runtime, async {
-                while let Some(task) = waiting.recv().await {
-                    task();
-                }
-            });
-        })?;
+        thread::Builder::new()
+            .name("edgent-link".to_owned())
+            .spawn(move || LocalSet::new().block_on(&runtime, carry_out(waiting)))?;
         Ok(Link { tasks, runtime: handle, security, road: None })
     }
 
     /// Lives on a road of its own, within the [`LocalSet`] that this is called in, and on no other thread. Where the
     /// runtime's time is virtual, so is the link's.
-    pub fn within(road: Arc<dyn Road>) -> Link {
-        let (tasks, mut waiting) = mpsc::channel::<Task>(TASKS_WAITING_MAX);
-        spawn_local(async move {
-            while let Some(task) = waiting.recv().await {
-                task();
-            }
-        });
-        Link { tasks, runtime: runtime::Handle::current(), security: Security::insecure(), road: Some(road) }
+    pub fn within(road: Arc<dyn Road>, security: Security) -> Link {
+        let (tasks, waiting) = mpsc::channel(TASKS_WAITING_MAX);
+        spawn_local(carry_out(waiting));
+        Link { tasks, runtime: runtime::Handle::current(), security, road: Some(road) }
     }
 
     /// Offers the service at `listen` (`host:port`; port 0 lets the system choose one).
@@ -75,19 +67,14 @@ impl Link {
     ) -> Result<Server, LinkError> {
         let (link, address) = (self.clone(), listen.to_owned());
         self.run(async move || {
-            if let Some(road) = &link.road {
-                let incoming = road.listen(&address).map_err(|source| LinkError::Connect { address, source })?;
-                let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-                let listener = Listener::Given(incoming);
-                return Ok(server::start(link.clone(), listener, nowhere, None, hello, limits, service));
-            }
-            let listener = TcpListener::bind(&address).await;
-            let listener = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
+            let listener = match &link.road {
+                Some(road) => road.listen(&address).map(|incoming| (NOWHERE, Listener::Given(incoming))),
+                None => listen_on(&address).await,
+            };
             let listener = listener.map_err(|source| LinkError::Connect { address: address.clone(), source });
             let (local_addr, listener) = listener?;
             let credentials = link.security.at(local_addr.ip());
             let credentials = credentials.map_err(|NoCredentials| LinkError::NoKey { address })?.cloned();
-            let listener = Listener::Tcp(listener);
             Ok(server::start(link, listener, local_addr, credentials, hello, limits, service))
         })
         .await
@@ -153,6 +140,20 @@ impl Link {
         let gone = || LinkError::Lost("the link's thread has ended".to_owned());
         self.tasks.send(start).await.map_err(|_| gone())?;
         result.await.map_err(|_| gone())?
+    }
+}
+
+/// Where the ends of a road are: on no machine but this one.
+pub(crate) const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+async fn listen_on(address: &str) -> io::Result<(SocketAddr, Listener)> {
+    let listener = TcpListener::bind(address).await?;
+    Ok((listener.local_addr()?, Listener::Tcp(listener)))
+}
+
+async fn carry_out(mut waiting: mpsc::Receiver<Task>) {
+    while let Some(task) = waiting.recv().await {
+        task();
     }
 }
 

@@ -11,7 +11,7 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// Carries connections in place of the system's network: a simulation's, in virtual time ([`Link::within`](crate::Link::within)).
-/// Whoever is on it is trusted as whoever is on loopback: plain bytes are spoken.
+/// What is spoken on it is what would be on loopback.
 pub trait Road: fmt::Debug + Send + Sync {
     /// Connects to whoever listens at an address.
     fn connect(&self, address: &str) -> BoxFuture<'static, io::Result<Box<dyn Stream>>>;

@@ -24,7 +24,7 @@ use crate::error::{Fault, FaultKind};
 use crate::frame::share;
 use crate::guard::{Caller, Guarded, check_model};
 use crate::limits::Limits;
-use crate::link::Link;
+use crate::link::{Link, NOWHERE};
 use crate::meter::{Meter, Metered, Traffic, TrafficCounter};
 use crate::pair::{self, Bound, Door, Invitation, PairError, Paired};
 use crate::road::Stream;
@@ -134,7 +134,12 @@ enum Accepted {
 impl Listener {
     async fn accept(&mut self) -> io::Result<Accepted> {
         match self {
-            Self::Tcp(listener) => listener.accept().await.map(|(stream, address)| Accepted::Tcp(stream, address)),
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                // Without, calls would wait for one another; it fails where the peer is gone already.
+                let _ = stream.set_nodelay(true);
+                Ok(Accepted::Tcp(stream, address))
+            }
             Self::Given(incoming) => match incoming.recv().await {
                 Some(stream) => Ok(Accepted::Given(stream)),
                 // The road has ended.
@@ -193,9 +198,7 @@ impl Shared {
                                 connections.spawn_local(receive(self.clone(), stream, address, is_known.clone()))
                             }
                             Accepted::Given(stream) => {
-                                let meter = Rc::new(Meter::new(self.traffic.clone(), None));
-                                let stream = Metered::new(stream, meter.clone());
-                                connections.spawn_local(converse(self.clone(), stream, meter, None, is_known.clone()))
+                                connections.spawn_local(receive(self.clone(), stream, NOWHERE, is_known.clone()))
                             }
                         };
                         strangers.came(is_known, connection);
@@ -248,10 +251,12 @@ fn bump(count: &Cell<u64>) {
 }
 
 /// A connection, from accept to close.
-async fn receive(shared: Rc<Shared>, stream: TcpStream, address: SocketAddr, is_known: Rc<Cell<bool>>) {
-    if stream.set_nodelay(true).is_err() {
-        return;
-    }
+async fn receive(
+    shared: Rc<Shared>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    address: SocketAddr,
+    is_known: Rc<Cell<bool>>,
+) {
     let meter = Rc::new(Meter::new(shared.traffic.clone(), None));
     let stream = Metered::new(stream, meter.clone());
     let Some(credentials) = &shared.credentials else {
@@ -259,6 +264,7 @@ async fn receive(shared: Rc<Shared>, stream: TcpStream, address: SocketAddr, is_
     };
     let mut draining = shared.draining.subscribe();
     let shaken = tokio::select! {
+        biased;
         shaken = tls::accept(credentials, shared.door.is_open(), stream) => shaken,
         why = shakes_no_hand(&shared.limits, &meter) => return shared.tell(address, &why),
         _ = draining.wait_for(|draining| *draining) => return,

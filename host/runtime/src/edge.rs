@@ -8,7 +8,7 @@ use crate::codec;
 use crate::metrics::Metrics;
 use crate::shelf::{Prepared, Shelf, give_way};
 use crate::state::State;
-use crate::{Deployment, Due, Turn, Workers, again, trace};
+use crate::{Deployment, Due, Turn, Workers, again, threads, trace};
 use bytes::Bytes;
 use edgent_bundle::Bundle;
 use edgent_link::{
@@ -61,7 +61,7 @@ struct Served {
     /// By name, the version that answers who names none.
     in_force: Arc<RwLock<HashMap<String, Digest>>>,
     /// Held while a version comes into force.
-    changing: Arc<Mutex<()>>,
+    changing: Arc<tokio::sync::Mutex<()>>,
     /// Of each model's pool.
     threads: usize,
     metrics: Arc<Metrics>,
@@ -152,7 +152,7 @@ impl Edge {
         };
         let arrived = Instant::now();
         let due_at = arrived + Duration::from_micros(request.remaining_budget_us);
-        let (stop, takes) = (Stop::at(due_at.into_std()), model.takes(exit, range.clone()));
+        let (stop, takes) = (threads::stop_at(due_at), model.takes(exit, range.clone()));
         let workers = model.workers.clone();
         let mut span = trace::part_for(&request, &model.deployment, exit, &range);
         // The reply goes with the job, but a refused job must still answer.
@@ -212,22 +212,15 @@ impl Edge {
         to: impl FnOnce(&Shelf) -> Result<(u64, Bundle), Fault> + Send + 'static,
         put_in_force: bool,
     ) {
-        let served = self.served.clone();
-        self.runtime.spawn_blocking(move || {
-            give_way();
-            let _alone = served.changing.lock().unwrap_or_else(PoisonError::into_inner);
-            reply.send(to(&served.shelf).and_then(|to| served.change_to(to, put_in_force)));
-        });
+        let change = self.served.clone().alone(move |served| served.change_to(to(&served.shelf)?, put_in_force));
+        self.runtime.spawn(async move { reply.send(change.await) });
     }
 }
 
 impl Edge {
     /// Puts these in force, and what else is so in the store by now.
     pub(crate) async fn reload(&self, changed: Vec<Bundle>) -> Result<(), Fault> {
-        let served = self.served.clone();
-        let reloading = tokio::task::spawn_blocking(move || {
-            give_way();
-            let _alone = served.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let reload = move |served: &Served| {
             for bundle in changed {
                 served.change_to(served.shelf.take_from(&bundle)?, true)?;
             }
@@ -237,8 +230,8 @@ impl Edge {
                 }
             }
             Ok(())
-        });
-        reloading.await.unwrap_or_else(|_| Err(fault(FaultKind::Internal, "reloading panicked")))
+        };
+        self.served.clone().alone(reload).await
     }
 }
 
@@ -256,6 +249,21 @@ impl Served {
             let message = format!("the edge has no model {}; it has {}", short(digest), have.join(", "));
             fault(FaultKind::UnknownModel, message)
         })
+    }
+
+    /// Has a thread for such things change versions, when nobody else does.
+    async fn alone<T: Send + 'static>(
+        self,
+        change: impl FnOnce(&Self) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let alone = Arc::clone(&self.changing).lock_owned().await;
+        let change = move || {
+            let _alone = alone;
+            give_way();
+            change(&self)
+        };
+        let panicked = || Err(fault(FaultKind::Internal, "a change of versions panicked"));
+        threads::apart(change).await.unwrap_or_else(panicked)
     }
 
     /// Prepares a version, serves it beside the others, and perhaps puts it in force for the next start.
@@ -333,12 +341,10 @@ impl Served {
     fn quarantine(&self, runtime: &Handle, model: &Model, why: &str) {
         let (digest, name) = (model.deployment.digest(), model.deployment.manifest().name.clone());
         self.shelf.quarantine(digest, why);
-        let served = self.clone();
-        runtime.spawn_blocking(move || {
-            give_way();
-            let _alone = served.changing.lock().unwrap_or_else(PoisonError::into_inner);
-            let back = served.shelf.instead_of(&name, digest).and_then(|to| served.change_to(to, true));
-            match back {
+        let of = name.clone();
+        let back = self.clone().alone(move |served| served.change_to(served.shelf.instead_of(&of, digest)?, true));
+        runtime.spawn(async move {
+            match back.await {
                 Ok(to) => tracing::warn!(model = %name, version = to.version, "went back to the version before"),
                 Err(fault) => tracing::error!(model = %name, why = fault.message, "there is nothing to go back to"),
             }
@@ -359,13 +365,15 @@ impl Served {
                 continue;
             }
             let served = self.clone();
-            let in_force = tokio::task::spawn_blocking(move || served.shelf.versions()).await;
-            let in_force = in_force.is_ok_and(|versions| {
+            let in_force = threads::apart(move || served.shelf.versions()).await;
+            let in_force = in_force.is_some_and(|versions| {
                 versions
                     .is_ok_and(|versions| versions.iter().any(|version| version.current && version.digest == digest))
             });
-            if !in_force {
-                self.models.write().unwrap_or_else(PoisonError::into_inner).remove(&digest);
+            let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
+            // Somebody may have asked for it since; nobody does while it goes.
+            if !in_force && model.is_going.load(Ordering::Acquire) {
+                models.remove(&digest);
                 tracing::info!(digest = %short(&digest), "retired");
             }
             return;

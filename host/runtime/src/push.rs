@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use edgent_bundle::{Bundle, BundleError, Signature};
 use edgent_link::{BlobName, Client, Digest, FaultKind, LinkError, PIECE_BYTES, Trial, Version};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// About how long a piece of a blob may hold up a request that comes behind it.
 const HOLDS_UP: Duration = Duration::from_micros(1_500);

@@ -2,10 +2,13 @@
 
 #[cfg(test)]
 use crate::simulation::thread as simulated;
+use edgent_nn::Stop;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{io, thread};
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// Starts a thread.
 pub(crate) fn start(name: String, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -20,9 +23,16 @@ pub(crate) fn start(name: String, work: impl FnOnce() + Send + 'static) -> io::R
 pub(crate) fn beside(runtime: &Handle, work: impl FnOnce() + Send + 'static) {
     #[cfg(test)]
     if simulated::is_called_for() {
-        return work();
+        return simulated::start("beside".to_owned(), work).expect("a thread starts");
     }
     runtime.spawn_blocking(work);
+}
+
+/// The same; gives what comes of it, unless it panics.
+pub(crate) async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (done, result) = oneshot::channel();
+    beside(&Handle::current(), move || drop(done.send(work())));
+    result.await.ok()
 }
 
 /// Lets time pass.
@@ -32,6 +42,15 @@ pub(crate) fn sleep(time: Duration) {
         return;
     }
     thread::sleep(time);
+}
+
+/// Stops work at a moment.
+pub(crate) fn stop_at(moment: Instant) -> Stop {
+    #[cfg(test)]
+    if simulated::is_called_for() {
+        return simulated::stop_at(moment);
+    }
+    Stop::at(moment.into_std())
 }
 
 /// By which threads that wait for a change learn of one.

@@ -1,11 +1,16 @@
-"""Writes branching.onnx: a small network with random weights that branches and joins, as Inception and ResNet do.
+"""Writes a small network with random weights that branches and joins, as Inception and ResNet do.
 
-    pip install onnx==1.23.2 numpy && python3 branching.py
+    pip install onnx==1.23.2 numpy
+    python3 branching.py 7 branching.onnx
+    python3 branching.py 8 branching-retrained.onnx
 """
+import sys
+
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 
-random = np.random.default_rng(7)
+seed, file = sys.argv[1:]
+random = np.random.default_rng(int(seed))
 nodes, constants = [], []
 
 
@@ -45,4 +50,4 @@ node("Gemm", "exit2", last, constant("w", 48, 10), constant("b", 10))
 exits = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 10]) for name in ("exit1", "exit2")]
 entry = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 16, 16])
 graph = helper.make_graph(nodes, "branching", [entry], exits, constants)
-save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), "branching.onnx")
+save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), file)

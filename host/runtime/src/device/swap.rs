@@ -12,6 +12,7 @@ use super::{CALL_TIME_MAX, Device, Looked};
 use crate::edge::{fault, us};
 use crate::push::{Pieces, make_ready, push};
 use crate::shelf::{Shelf, give_way};
+use crate::threads;
 use edgent_bundle::{Bundle, Digest, MANIFEST_BYTES_MAX};
 use edgent_link::{Client, CodecTime, Fault, FaultKind, LinkError, Trial, Version};
 use edgent_planner::Event;
@@ -263,12 +264,11 @@ impl Device {
         work: impl FnOnce(&Shelf) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
         let shelf = Arc::clone(&self.shelf);
-        let done = tokio::task::spawn_blocking(move || {
+        let work = move || {
             give_way();
             work(&shelf)
-        })
-        .await;
-        done.unwrap_or_else(|_| Err(fault(FaultKind::Internal, "work on the store panicked")))
+        };
+        threads::apart(work).await.unwrap_or_else(|| Err(fault(FaultKind::Internal, "work on the store panicked")))
     }
 }
 

@@ -1,4 +1,4 @@
-//! A network in virtual time: lines to edges that are slow, silent, or cut.
+//! A network in virtual time: lines to edges that are slow, silent, or cut, or change what they carry.
 
 use edgent_link::{Road, Stream};
 use fastrand::Rng;
@@ -22,6 +22,9 @@ const PIECE_BYTES: usize = 4 << 10;
 const BUFFER_BYTES: usize = 64 << 10;
 /// Pieces under way on a line, in one direction.
 const PIECES: usize = 16;
+/// Bytes of a connection, in one direction, of which none is changed: TLS shakes hands with them, and they are others
+/// in every run.
+const HANDSHAKE_BYTES: usize = 4 << 10;
 
 /// The lines to all places; an address is a place's number.
 #[derive(Debug)]
@@ -39,6 +42,8 @@ struct State {
     /// Who listens there stands still until then; its system takes connections and bytes.
     frozen_until: Option<Instant>,
     slow_until: Option<Instant>,
+    /// Whether one bit of what arrives next is to be changed.
+    flips: bool,
     /// What carries bytes.
     carriers: Vec<AbortHandle>,
 }
@@ -46,9 +51,10 @@ struct State {
 impl Network {
     pub(super) fn new(places: usize, random: &mut Rng) -> Self {
         let line = |_| {
-            let (listener, silent_until, frozen_until, slow_until, carriers) = Default::default();
+            let (listener, silent_until, frozen_until, slow_until, flips, carriers) = Default::default();
             let random = random.fork();
-            Arc::new(Line(Mutex::new(State { random, listener, silent_until, frozen_until, slow_until, carriers })))
+            let state = State { random, listener, silent_until, frozen_until, slow_until, flips, carriers };
+            Arc::new(Line(Mutex::new(state)))
         };
         Self((0..places).map(line).collect())
     }
@@ -78,6 +84,19 @@ impl Line {
 
     pub(super) fn slow(&self, time: Duration) {
         self.state().slow_until = Some(Instant::now() + time);
+    }
+
+    pub(super) fn flip(&self) {
+        self.state().flips = true;
+    }
+
+    /// Changes a bit of a piece, if that is wanted.
+    fn spoil(&self, piece: &mut [u8]) {
+        let mut state = self.state();
+        if std::mem::take(&mut state.flips) {
+            let (at, bit) = (state.random.usize(..piece.len()), state.random.u32(..8));
+            piece[at] ^= 1 << bit;
+        }
     }
 
     /// Ends all connections, wherever a message is.
@@ -131,9 +150,14 @@ impl Line {
             }
         });
         let arrives = tokio::spawn(async move {
-            while let Some((at, piece)) = under_way.recv().await {
+            let mut arrived_bytes = 0;
+            while let Some((at, mut piece)) = under_way.recv().await {
                 sleep_until(at).await;
                 arriving.passes(true).await;
+                if arrived_bytes >= HANDSHAKE_BYTES {
+                    arriving.spoil(&mut piece);
+                }
+                arrived_bytes += piece.len();
                 if to.write_all(&piece).await.is_err() {
                     return;
                 }

@@ -1,6 +1,13 @@
 //! An edge that was slow for a while refuses what could not be in time then, and finds out by itself that it is well.
 
-use super::*;
+use super::in_virtual_time;
+use super::model::{Model, hello};
+use super::network::Network;
+use edgent_link::{InferRequest, Limits, Link, Role, Security};
+use fastrand::Rng;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
 
 /// Enough for an edge that is well.
 const TIGHT_US: u64 = 25_000;
@@ -10,8 +17,8 @@ fn an_edge_that_was_slow_for_a_while_is_soon_asked_again() {
     let dir = tempfile::tempdir().unwrap();
     let model = Model::new(dir.path());
     in_virtual_time(0, async {
-        let link = Link::within(Arc::new(Network::new(1, &mut Rng::with_seed(0))));
-        let (edge, _server) = model.start_edge(&link, 0).await;
+        let link = Link::within(Arc::new(Network::new(1, &mut Rng::with_seed(0))), Security::insecure());
+        let (edge, _server) = model.start_edge(None, &link, 0).await;
         let client = link.connect("0", hello(Role::Device), Limits::default()).await.unwrap();
         let (plan, request) = model.whole(1);
         client.install_plan(plan).await.unwrap();

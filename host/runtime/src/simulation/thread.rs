@@ -1,6 +1,7 @@
 //! Threads in virtual time. One runs while the simulation's own thread stands still, until it wants time to pass or
 //! waits for something: so there is never more than one at work, and what happens follows from the seed.
 
+use edgent_nn::Stop;
 use std::cell::{Cell, RefCell};
 use std::panic::resume_unwind;
 use std::sync::{Arc, mpsc};
@@ -8,7 +9,7 @@ use std::time::Duration;
 use std::{io, thread};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::task::spawn_local;
+use tokio::time::{Instant, sleep_until};
 
 thread_local! {
     static IS_CALLED_FOR: Cell<bool> = const { Cell::new(false) };
@@ -40,13 +41,13 @@ impl Changed {
     }
 }
 
-/// Has threads that this one starts from now on be simulated; it must be within a `LocalSet` then.
+/// Has threads that this one starts from now on be simulated, and those that they start; in its runtime.
 pub(super) fn call_for() {
     IS_CALLED_FOR.set(true);
 }
 
 pub(crate) fn is_called_for() -> bool {
-    IS_CALLED_FOR.get()
+    IS_CALLED_FOR.get() || is_one()
 }
 
 /// Whether this is a simulated thread.
@@ -61,6 +62,17 @@ pub(crate) fn sleep(time: Duration) -> bool {
         want(Want::Time(time));
     }
     is_one
+}
+
+/// Stops work at a moment of virtual time. The other's would come before it, where the machine has much else to do.
+pub(crate) fn stop_at(moment: Instant) -> Stop {
+    let stop = Stop::never();
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        sleep_until(moment).await;
+        stopping.cancel();
+    });
+    stop
 }
 
 fn want(want: Want) {
@@ -86,7 +98,7 @@ pub(crate) fn start(name: String, work: impl FnOnce() + Send + 'static) -> io::R
             SELF.set(None);
         }
     })?;
-    spawn_local(async move {
+    tokio::spawn(async move {
         while give_turn.send(()).is_ok() {
             match wanted.recv() {
                 Ok(Want::Time(time)) => tokio::time::sleep(time).await,
