@@ -40,16 +40,6 @@ pub(crate) fn wide(loops: impl Loops) {
     loops.run::<true>();
 }
 
-/// Vectors are not wide enough for it.
-#[inline(always)]
-pub(crate) fn multiply_pair<const ROWS: usize>(
-    _rows: &[f32],
-    _panels: [&[f32]; 2],
-    _tiles: &mut [[[f32; TILE_COLUMNS]; ROWS]; 2],
-) -> bool {
-    false
-}
-
 /// A function of its own: within the loops that call it, the sums of some rows would be spilled in each step.
 #[inline(never)]
 pub(crate) fn multiply<const FUSED: bool, const ROWS: usize>(

@@ -47,51 +47,6 @@ pub(crate) fn wide(loops: impl Loops) {
     if cfg!(target_arch = "aarch64") { loops.run::<true>() } else { loops.run::<false>() }
 }
 
-/// The products of some rows with two panels, if this processor has vectors of sixteen lanes; says whether it has. Of one panel,
-/// half of what it reads would be weights. Written out, since the compiler makes of loops over such vectors what it likes, as
-/// scattered stores, or vectors of all sizes beside each other.
-#[allow(unsafe_code)]
-pub(crate) fn multiply_pair<const ROWS: usize>(
-    rows: &[f32],
-    panels: [&[f32]; 2],
-    tiles: &mut [[[f32; TILE_COLUMNS]; ROWS]; 2],
-) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") {
-        use std::arch::x86_64::{
-            _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
-        };
-        #[target_feature(enable = "avx512f")]
-        fn with_avx512<const ROWS: usize>(
-            rows: &[f32],
-            panels: [&[f32]; 2],
-            tiles: &mut [[[f32; TILE_COLUMNS]; ROWS]; 2],
-        ) {
-            let mut sums = [[_mm512_setzero_ps(); ROWS]; 2];
-            let [one, other] = panels.map(|panel| panel.as_chunks::<TILE_COLUMNS>().0);
-            for (row, (one, other)) in rows.as_chunks::<ROWS>().0.iter().zip(one.iter().zip(other)) {
-                // SAFETY: sixteen floats are there; they need not be aligned.
-                let values = unsafe { [_mm512_loadu_ps(one.as_ptr()), _mm512_loadu_ps(other.as_ptr())] };
-                for (at, weight) in row.iter().enumerate() {
-                    let weight = _mm512_set1_ps(*weight);
-                    for (sums, values) in sums.iter_mut().zip(values) {
-                        sums[at] = _mm512_fmadd_ps(weight, values, sums[at]);
-                    }
-                }
-            }
-            for (to, sum) in tiles.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
-                // SAFETY: as above.
-                unsafe { _mm512_storeu_ps(to.as_mut_ptr(), *sum) };
-            }
-        }
-        // SAFETY: the processor has AVX-512F; that is all the function needs.
-        unsafe { with_avx512(rows, panels, tiles) };
-        return true;
-    }
-    let _ = (rows, panels, tiles);
-    false
-}
-
 /// The product of some rows with a panel; of both, what belongs to a step lies side by side.
 #[inline(always)]
 pub(crate) fn multiply<const FUSED: bool, const ROWS: usize>(

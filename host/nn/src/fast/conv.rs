@@ -6,17 +6,18 @@
 //! one channel alone (a depthwise convolution), there is nothing to share; then rows are added up tap by tap.
 
 use super::scratch::Scratch;
+use super::sixteen::{self, Kind, Slide};
 use super::slide::{Fold, Runs};
 use super::steps::{PerChannel, Step, apply};
 use super::team::{Team, ranges, take};
 use super::window::{SLACK, Windows};
-use crate::vector::{Loops, TILE_COLUMNS, TILE_ROWS, add_products, multiply, multiply_pair, wide};
+use crate::vector::{Loops, TILE_COLUMNS, TILE_ROWS, add_products, multiply, wide};
 use std::mem;
 use std::ops::Range;
 use tract_nnef::internal::*;
 
 /// Pixels of a panel.
-const PANEL: usize = TILE_COLUMNS;
+pub(super) const PANEL: usize = TILE_COLUMNS;
 /// Filters that are computed together: their results for a panel stay in registers.
 const FILTERS: usize = TILE_ROWS;
 /// Panels that are made before the filters are gone through: so much stays in a processor's second cache…
@@ -294,29 +295,14 @@ impl Share<'_> {
                 fill_panels((windows, taps, channels), staged, here.clone(), pieces, panels);
                 for (block, weights) in weights.chunks(places * FILTERS).enumerate() {
                     let filter = these.start - start + block * FILTERS;
-                    let all = Place { filter, pixel: first - self.pixels.start, pixels: here.len() };
-                    let rows = weights.len() / places;
-                    let paired = match rows {
-                        6 if FILTERS >= 6 => by_pairs::<6>(weights, panels, places, finish, all, self.output),
-                        5 if FILTERS >= 5 => by_pairs::<5>(weights, panels, places, finish, all, self.output),
-                        4 => by_pairs::<4>(weights, panels, places, finish, all, self.output),
-                        3 => by_pairs::<3>(weights, panels, places, finish, all, self.output),
-                        2 => by_pairs::<2>(weights, panels, places, finish, all, self.output),
-                        _ => by_pairs::<1>(weights, panels, places, finish, all, self.output),
-                    };
-                    let pixels = (here.start + paired * PANEL..here.end).step_by(PANEL);
-                    for (panel, pixel) in panels[paired * size..].chunks_exact(size).zip(pixels) {
-                        let panel = &panel[..places * PANEL];
-                        let at_once = PANEL.min(self.pixels.end - pixel);
-                        let to = Place { filter, pixel: pixel - self.pixels.start, pixels: at_once };
-                        match rows {
-                            6 if FILTERS >= 6 => finish.write(multiply::<FUSED, 6>(weights, panel), to, self.output),
-                            5 if FILTERS >= 5 => finish.write(multiply::<FUSED, 5>(weights, panel), to, self.output),
-                            4 => finish.write(multiply::<FUSED, 4>(weights, panel), to, self.output),
-                            3 => finish.write(multiply::<FUSED, 3>(weights, panel), to, self.output),
-                            2 => finish.write(multiply::<FUSED, 2>(weights, panel), to, self.output),
-                            _ => finish.write(multiply::<FUSED, 1>(weights, panel), to, self.output),
-                        }
+                    let to = Place { filter, pixel: first - self.pixels.start, pixels: here.len() };
+                    match weights.len() / places {
+                        6 if FILTERS >= 6 => by_block::<FUSED, 6>(weights, panels, places, finish, to, self.output),
+                        5 if FILTERS >= 5 => by_block::<FUSED, 5>(weights, panels, places, finish, to, self.output),
+                        4 => by_block::<FUSED, 4>(weights, panels, places, finish, to, self.output),
+                        3 => by_block::<FUSED, 3>(weights, panels, places, finish, to, self.output),
+                        2 => by_block::<FUSED, 2>(weights, panels, places, finish, to, self.output),
+                        _ => by_block::<FUSED, 1>(weights, panels, places, finish, to, self.output),
                     }
                 }
                 if !self.conv.steps.is_empty() && !windows.channels_last {
@@ -331,53 +317,55 @@ impl Share<'_> {
 
     #[inline(always)]
     fn depthwise<const FUSED: bool>(&mut self, staged: &mut Vec<f32>) {
-        let FastConv { windows, weights, taps, runs, bias, least, most, .. } = self.conv;
+        let FastConv { windows, weights, taps, runs, bias, least, most, steps, .. } = self.conv;
         let (pixels, start) = (windows.pixels(), self.filters.start);
-        staged.resize(windows.staged() + SLACK, 0.0);
+        let slide = Slide::of(windows, Kind::Products);
+        if slide.is_none() {
+            staged.resize(windows.staged() + SLACK, 0.0);
+        }
+        // What comes between, if anything does.
+        let within = if self.added.is_none() { *least..=*most } else { f32::NEG_INFINITY..=f32::INFINITY };
         for channel in self.filters.clone() {
-            windows.stage(self.input, channel, (channel == start).then_some(0.0), staged);
             let weights = &weights[channel * taps.len()..][..taps.len()];
             let output = &mut self.output[(channel - start) * pixels..];
-            runs.fold::<Products<FUSED>>(windows, staged, weights, output, bias[channel]);
+            match slide {
+                Some(slide) => slide.fold(self.input, channel, weights, output, [bias[channel], 0.0], within.clone()),
+                None => {
+                    windows.stage(self.input, channel, (channel == start).then_some(0.0), staged);
+                    runs.fold::<Products<FUSED>>(windows, staged, weights, output, bias[channel]);
+                }
+            }
             let output = &mut output[..pixels];
             if let Some(added) = self.added {
                 let added = &added[(channel - start) * pixels..][..pixels];
                 output.iter_mut().zip(added).for_each(|(to, added)| *to += added);
             }
-            if *least > f32::NEG_INFINITY || *most < f32::INFINITY {
+            let is_bounded = slide.is_some() && self.added.is_none();
+            if !is_bounded && (*least > f32::NEG_INFINITY || *most < f32::INFINITY) {
                 output.iter_mut().for_each(|to| *to = bounded(*to, *least, *most));
             }
-            apply(&self.conv.steps, channel, output);
+            apply(steps, channel, output);
         }
     }
 }
 
-/// A block of filters on pairs of panels, where vectors are wide enough for it. Gives how many panels that were.
+/// Results of so many filters for all pixels that the panels are of.
 #[inline(always)]
-fn by_pairs<const ROWS: usize>(
+fn by_block<const FUSED: bool, const ROWS: usize>(
     weights: &[f32],
     panels: &[f32],
     places: usize,
     finish: Finish<'_>,
     to: Place,
     output: &mut [f32],
-) -> usize {
-    let mut done = 0;
-    for pair in panels.chunks_exact(2 * panel_elements(places)) {
-        let (one, other) = pair.split_at(panel_elements(places));
-        let mut tiles = [[[0.0; PANEL]; ROWS]; 2];
-        if done + PANEL >= to.pixels
-            || !multiply_pair(weights, [&one[..places * PANEL], &other[..places * PANEL]], &mut tiles)
-        {
-            break;
-        }
-        let one = Place { pixel: to.pixel + done, pixels: PANEL, ..to };
-        let other = Place { pixel: one.pixel + PANEL, pixels: PANEL.min(to.pixels - done - PANEL), ..to };
-        finish.write(tiles[0], one, output);
-        finish.write(tiles[1], other, output);
-        done += 2 * PANEL;
+) {
+    if sixteen::is_there() {
+        return sixteen::block::<ROWS>(weights, panels, places, finish, to, output);
     }
-    done / PANEL
+    for (panel, first) in panels.chunks_exact(panel_elements(places)).zip((0..to.pixels).step_by(PANEL)) {
+        let to = Place { pixel: to.pixel + first, pixels: (to.pixels - first).min(PANEL), ..to };
+        finish.write(multiply::<FUSED, ROWS>(weights, &panel[..places * PANEL]), to, output);
+    }
 }
 
 /// What a window's elements are, each times its weight, in all.
@@ -428,7 +416,7 @@ fn fill_panels(
 }
 
 /// One place more than a panel has, for what is overwritten.
-fn panel_elements(places: usize) -> usize {
+pub(super) fn panel_elements(places: usize) -> usize {
     (places + 1) * PANEL
 }
 
@@ -441,21 +429,21 @@ pub(super) fn bounded(x: f32, least: f32, most: f32) -> f32 {
 
 /// Where results belong: from a filter and a pixel on.
 #[derive(Clone, Copy)]
-struct Place {
-    filter: usize,
-    pixel: usize,
-    pixels: usize,
+pub(super) struct Place {
+    pub(super) filter: usize,
+    pub(super) pixel: usize,
+    pub(super) pixels: usize,
 }
 
 /// What is done with products before they are written.
 #[derive(Clone, Copy)]
-struct Finish<'a> {
-    bias: &'a [f32],
-    added: Option<&'a [f32]>,
-    least: f32,
-    most: f32,
+pub(super) struct Finish<'a> {
+    pub(super) bias: &'a [f32],
+    pub(super) added: Option<&'a [f32]>,
+    pub(super) least: f32,
+    pub(super) most: f32,
     /// From a filter's results to the next one's, and from a pixel to the next.
-    strides: [usize; 2],
+    pub(super) strides: [usize; 2],
 }
 
 impl Finish<'_> {
@@ -502,7 +490,7 @@ impl Finish<'_> {
     }
 
     #[inline(always)]
-    fn write<const ROWS: usize>(self, sums: [[f32; PANEL]; ROWS], to: Place, output: &mut [f32]) {
+    pub(super) fn write<const ROWS: usize>(self, sums: [[f32; PANEL]; ROWS], to: Place, output: &mut [f32]) {
         let [next_filter, next_pixel] = self.strides;
         if to.pixels == PANEL && next_pixel == 1 {
             return self.write_whole(sums, to, output);

@@ -8,6 +8,7 @@ mod conv;
 mod matrix;
 mod pool;
 mod scratch;
+mod sixteen;
 mod slide;
 mod steps;
 mod team;

@@ -1,6 +1,7 @@
 //! The greatest, or the mean, of each window.
 
 use super::scratch::Scratch;
+use super::sixteen::{self, Slide};
 use super::slide::{Fold, Runs};
 use super::team::{Team, ranges, take};
 use super::window::{SLACK, Windows};
@@ -146,19 +147,27 @@ impl Loops for Computing<'_> {
         let FastPool { windows, kind, runs, ones, shares, .. } = pool;
         let channels = windows.channels;
         // Where nothing is greater than nothing at all, tract gives the least number.
-        let around = if *kind == Kind::Greatest { f32::MIN } else { 0.0 };
-        self.staged.resize(windows.staged() + SLACK, 0.0);
+        let is_greatest = *kind == Kind::Greatest;
+        let around = if is_greatest { f32::MIN } else { 0.0 };
+        let slide = Slide::of(windows, if is_greatest { sixteen::Kind::Greatest } else { sixteen::Kind::Products });
+        if slide.is_none() {
+            self.staged.resize(windows.staged() + SLACK, 0.0);
+        }
         let pixels = windows.pixels();
         for (at, plane) in planes.enumerate() {
             let image = &input[plane / channels * channels * windows.input_pixels()..];
-            windows.stage(image, plane % channels, (at == 0).then_some(around), self.staged);
-            let output = &mut output[at * pixels..];
-            match kind {
-                Kind::Greatest => runs.fold::<Greatest>(windows, self.staged, ones, output, around),
-                Kind::Mean { .. } => {
-                    runs.fold::<Sum>(windows, self.staged, ones, output, 0.0);
-                    output.iter_mut().zip(&**shares).for_each(|(sum, share)| *sum *= share);
+            let (channel, output) = (plane % channels, &mut output[at * pixels..]);
+            if let Some(slide) = slide {
+                slide.fold(image, channel, ones, output, [around; 2], f32::NEG_INFINITY..=f32::INFINITY);
+            } else {
+                windows.stage(image, channel, (at == 0).then_some(around), self.staged);
+                match is_greatest {
+                    true => runs.fold::<Greatest>(windows, self.staged, ones, output, around),
+                    false => runs.fold::<Sum>(windows, self.staged, ones, output, around),
                 }
+            }
+            if !is_greatest {
+                output.iter_mut().zip(&**shares).for_each(|(sum, share)| *sum *= share);
             }
         }
     }
