@@ -99,14 +99,16 @@ fn multiply<const ROWS: usize, const PANELS: usize>(
         };
         // Of two that are equal, or of which one is no number, the processor takes the second, as `bounded` does.
         let (least, most) = (_mm512_set1_ps(finish.least), _mm512_set1_ps(finish.most));
-        for (row, bias) in finish.bias[to.filter..][..ROWS].iter().enumerate() {
+        // Loops whose counts are known, so that sums stay in registers.
+        let Some(bias) = finish.bias[to.filter..].first_chunk::<ROWS>() else { return };
+        for (row, bias) in bias.iter().enumerate() {
             let start = (to.filter + row) * finish.strides[0] + to.pixel;
-            let results = &mut output[start..][..to.pixels];
-            for (panel, results) in results.chunks_mut(PANEL).enumerate().take(PANELS) {
-                let lanes = u16::MAX >> (PANEL - results.len());
-                let mut sum = _mm512_add_ps(sums[panel][row], _mm512_set1_ps(*bias));
+            for (panel, sums) in sums.iter().enumerate() {
+                let (start, there) = (start + panel * PANEL, to.pixels.saturating_sub(panel * PANEL).min(PANEL));
+                let (results, lanes) = (&mut output[start..][..there], ((1_u32 << there) - 1) as u16);
+                let mut sum = _mm512_add_ps(sums[row], _mm512_set1_ps(*bias));
                 if let Some(added) = finish.added {
-                    let added = &added[start + panel * PANEL..][..results.len()];
+                    let added = &added[start..][..there];
                     // SAFETY: as many floats are there as there are lanes.
                     sum = _mm512_add_ps(sum, unsafe { _mm512_maskz_loadu_ps(lanes, added.as_ptr()) });
                 }

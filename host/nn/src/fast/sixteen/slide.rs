@@ -90,8 +90,10 @@ mod x86_64 {
 
     const LANES: usize = 16;
 
-    /// Every window. So many rows of them are folded at once that the processor always has something to add up, and few
-    /// elements are read twice.
+    /// Of the largest windows, of steps of two.
+    const ROWS_READ_MAX: usize = 6 * 2 + 5;
+
+    /// Every window. So many rows of them at once that little is read twice.
     #[allow(unsafe_code)]
     pub(super) fn all<const KERNEL: usize, const STRIDE: usize, const GREATEST: bool>(channel: Channel<'_>) {
         #[target_feature(enable = "avx512f")]
@@ -99,12 +101,11 @@ mod x86_64 {
             let [height, width] = channel.windows.output;
             let mut y = 0;
             while y < height {
-                y += match (width > LANES, height - y) {
-                    (false, 7..) => rows::<KERNEL, STRIDE, GREATEST, 7, 1>(&mut channel, y),
-                    (false, _) => rows::<KERNEL, STRIDE, GREATEST, 1, 1>(&mut channel, y),
-                    (true, 4..) if STRIDE == 1 => rows::<KERNEL, STRIDE, GREATEST, 4, 2>(&mut channel, y),
-                    (true, 2..) if STRIDE == 2 => rows::<KERNEL, STRIDE, GREATEST, 2, 2>(&mut channel, y),
-                    (true, _) => rows::<KERNEL, STRIDE, GREATEST, 1, 2>(&mut channel, y),
+                y += match height - y {
+                    7.. if width <= LANES => rows::<KERNEL, STRIDE, GREATEST, 7>(&mut channel, y),
+                    4.. => rows::<KERNEL, STRIDE, GREATEST, 4>(&mut channel, y),
+                    2.. => rows::<KERNEL, STRIDE, GREATEST, 2>(&mut channel, y),
+                    _ => rows::<KERNEL, STRIDE, GREATEST, 1>(&mut channel, y),
                 };
             }
         }
@@ -113,86 +114,82 @@ mod x86_64 {
         unsafe { with_avx512::<KERNEL, STRIDE, GREATEST>(channel) }
     }
 
-    /// So many rows of windows, so many vectors of them at once; says how many rows.
+    /// So many rows of windows; says how many.
     #[target_feature(enable = "avx512f")]
     #[allow(unsafe_code)]
-    fn rows<const KERNEL: usize, const STRIDE: usize, const GREATEST: bool, const ROWS: usize, const VECTORS: usize>(
+    fn rows<const KERNEL: usize, const STRIDE: usize, const GREATEST: bool, const ROWS: usize>(
         channel: &mut Channel<'_>,
         first_row: usize,
     ) -> usize {
+        const { assert!((ROWS - 1) * STRIDE + KERNEL <= ROWS_READ_MAX) };
         let (windows, weights) = (channel.windows, &channel.weights[..KERNEL * KERNEL]);
-        let ([height, width], [above, left]) = (windows.input, windows.before);
+        let ([height, width], [above, left], columns) = (windows.input, windows.before, windows.output[1]);
         let input = &channel.input[..height * width];
         let (start, around) = (_mm512_set1_ps(channel.start), _mm512_set1_ps(channel.around));
         let (least, most) = (_mm512_set1_ps(*channel.within.start()), _mm512_set1_ps(*channel.within.end()));
         let evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
         let odds = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-        let columns = windows.output[1];
-        for first_column in (0..columns).step_by(LANES * VECTORS) {
-            let mut sums = [[start; VECTORS]; ROWS];
-            for row in 0..(ROWS - 1) * STRIDE + KERNEL {
+        for first_column in (0..columns).step_by(LANES) {
+            // Before the line, if less than zero.
+            let first = (first_column * STRIDE) as isize - left as isize;
+            // Of vectors that begin at each column of the first window, and those behind them: what is of a line.
+            let mut there = [[0; 2]; KERNEL];
+            for (column, there) in there.iter_mut().enumerate() {
+                let at = first + (column * STRIDE) as isize;
+                *there = [lanes(width, at), lanes(width, at + LANES as isize)];
+            }
+            // What windows see: by rows, and by columns in the order of weights.
+            let mut seen = [[around; KERNEL]; ROWS_READ_MAX];
+            for (row, seen) in seen.iter_mut().enumerate().take((ROWS - 1) * STRIDE + KERNEL) {
                 let y = (first_row * STRIDE + row).wrapping_sub(above);
-                let line = if y < height { &input[y * width..][..width] } else { &[] };
-                for vector in 0..VECTORS {
-                    // What the windows see at each column of theirs.
-                    let mut values = [around; KERNEL];
-                    let at = ((first_column + vector * LANES) * STRIDE).wrapping_sub(left);
-                    if STRIDE == 1 {
-                        for (column, values) in values.iter_mut().enumerate() {
-                            let (lanes, from) = part(line, at.wrapping_add(column));
-                            // SAFETY: of the lanes that are read, each is of the line.
-                            *values = unsafe { _mm512_mask_loadu_ps(around, lanes, from) };
-                        }
-                    } else {
-                        for pair in 0..KERNEL.div_ceil(2) {
-                            let at = at.wrapping_add(2 * pair);
-                            let ((lanes, from), (others, from_others)) =
-                                (part(line, at), part(line, at.wrapping_add(LANES)));
-                            // SAFETY: as above.
-                            let one = unsafe { _mm512_mask_loadu_ps(around, lanes, from) };
-                            // SAFETY: as above.
-                            let other = unsafe { _mm512_mask_loadu_ps(around, others, from_others) };
-                            values[pair] = _mm512_permutex2var_ps(one, evens, other);
-                            if 2 * pair + 1 < KERNEL {
-                                values[KERNEL.div_ceil(2) + pair] = _mm512_permutex2var_ps(one, odds, other);
-                            }
-                        }
+                if y >= height {
+                    continue;
+                }
+                let from = input[y * width..].as_ptr().wrapping_offset(first);
+                if STRIDE == 1 {
+                    for (column, seen) in seen.iter_mut().enumerate() {
+                        // SAFETY: of the lanes that are read, each is of the line.
+                        *seen = unsafe { _mm512_mask_loadu_ps(around, there[column][0], from.wrapping_add(column)) };
                     }
-                    for (above, sums) in sums.iter_mut().enumerate() {
-                        // Which of their rows this is to the windows that begin so far below.
-                        let own = row.wrapping_sub(above * STRIDE);
-                        if own >= KERNEL {
-                            continue;
-                        }
-                        for (values, weight) in values.iter().zip(&weights[own * KERNEL..][..KERNEL]) {
-                            // Of two that are equal, or of which one is no number, the processor takes the second.
-                            sums[vector] = match GREATEST {
-                                true => _mm512_max_ps(*values, sums[vector]),
-                                false => _mm512_fmadd_ps(_mm512_set1_ps(*weight), *values, sums[vector]),
-                            };
-                        }
+                    continue;
+                }
+                for pair in 0..KERNEL.div_ceil(2) {
+                    let ([lanes, others], from) = (there[pair], from.wrapping_add(2 * pair));
+                    // SAFETY: as above.
+                    let one = unsafe { _mm512_mask_loadu_ps(around, lanes, from) };
+                    // SAFETY: as above.
+                    let other = unsafe { _mm512_mask_loadu_ps(around, others, from.wrapping_add(LANES)) };
+                    seen[pair] = _mm512_permutex2var_ps(one, evens, other);
+                    if 2 * pair + 1 < KERNEL {
+                        seen[KERNEL.div_ceil(2) + pair] = _mm512_permutex2var_ps(one, odds, other);
                     }
                 }
             }
-            for (row, sums) in sums.iter().enumerate() {
-                let output = &mut channel.output[(first_row + row) * columns..][first_column..columns];
-                for (results, sum) in output.chunks_mut(LANES).zip(sums) {
-                    let lanes = u16::MAX >> (LANES - results.len());
-                    let result = _mm512_min_ps(most, _mm512_max_ps(least, *sum));
-                    // SAFETY: as many floats are there as there are lanes.
-                    unsafe { _mm512_mask_storeu_ps(results.as_mut_ptr(), lanes, result) };
+            // In a register for each row, whatever the compiler makes of the loops; `seen` is not slow where it is in memory.
+            for row in 0..ROWS {
+                let mut sum = start;
+                for (weights, seen) in weights.as_chunks::<KERNEL>().0.iter().zip(&seen[row * STRIDE..]) {
+                    for (weight, seen) in weights.iter().zip(seen) {
+                        // Of two that are equal, or of which one is no number, the processor takes the second.
+                        sum = match GREATEST {
+                            true => _mm512_max_ps(*seen, sum),
+                            false => _mm512_fmadd_ps(_mm512_set1_ps(*weight), *seen, sum),
+                        };
+                    }
                 }
+                let result = _mm512_min_ps(most, _mm512_max_ps(least, sum));
+                let output = &mut channel.output[(first_row + row) * columns..][first_column..columns];
+                // SAFETY: of the lanes that are written, each is of the output.
+                unsafe { _mm512_mask_storeu_ps(output.as_mut_ptr(), lanes(output.len(), 0), result) };
             }
         }
         ROWS
     }
 
-    /// Which lanes of a vector that begins at this column of a line are of the line, and where the vector begins: perhaps
-    /// before the line (`at` is less than zero then, wrapped around) or behind it.
+    /// Which lanes of a vector that begins at this place of a line are of the line.
     #[inline(always)]
-    fn part(line: &[f32], at: usize) -> (u16, *const f32) {
-        let at = at as isize;
+    fn lanes(line: usize, at: isize) -> u16 {
         let low = |lanes: isize| ((1_u32 << lanes.clamp(0, LANES as isize)) - 1) as u16;
-        (low(line.len() as isize - at) & !low(-at), line.as_ptr().wrapping_offset(at))
+        low(line as isize - at) & !low(-at)
     }
 }
