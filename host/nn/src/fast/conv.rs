@@ -6,7 +6,7 @@
 //! one channel alone (a depthwise convolution), there is nothing to share; then rows are added up tap by tap.
 
 use super::scratch::Scratch;
-use super::sixteen::{self, Kind, Slide};
+use super::sixteen::{self, Channels, Kind, Places, Slide};
 use super::slide::{Fold, Runs};
 use super::steps::{PerChannel, Step, apply};
 use super::team::{Team, ranges, take};
@@ -163,8 +163,9 @@ impl FastConv {
     /// One image. Each thread of the team has filters or pixels of its own, whose results lie side by side.
     fn image(&self, input: &[f32], added: Option<&[f32]>, output: &mut [f32], team: &Team, scratch: &mut Scratch) {
         let windows = &self.windows;
-        let mut staged = mem::take(&mut scratch.staged);
-        let is_staged = !self.is_depthwise() && !windows.is_as_it_is();
+        let (mut staged, mut places) = (mem::take(&mut scratch.staged), mem::take(&mut scratch.places));
+        sixteen::places(windows, self.is_depthwise(), &mut places);
+        let is_staged = !self.is_depthwise() && (!windows.is_as_it_is() || !places.is_empty());
         if is_staged {
             staged.resize(windows.channels * windows.staged() + SLACK, 0.0);
             wide(Staging { windows, input, staged: &mut staged });
@@ -182,12 +183,13 @@ impl FastConv {
                     output: take(&mut left, results),
                     filters,
                     pixels,
+                    places: &places,
                     scratch: own.take(),
                 }
             }),
             Share::compute,
         );
-        scratch.staged = staged;
+        (scratch.staged, scratch.places) = (staged, places);
     }
 
     /// Filters and pixels of at most so many parts; those that are computed together stay so. Where a pixel's results lie side
@@ -242,6 +244,8 @@ struct Share<'a> {
     input: &'a [f32],
     filters: Range<usize>,
     pixels: Range<usize>,
+    /// None: panels are made.
+    places: &'a [Places],
     /// Of these alone, as is the output.
     added: Option<&'a [f32]>,
     output: &'a mut [f32],
@@ -265,8 +269,10 @@ impl Loops for Computing<'_> {
     fn run<const FUSED: bool>(mut self) {
         if self.share.conv.is_depthwise() {
             self.share.depthwise::<FUSED>(&mut self.scratch.channel);
-        } else {
+        } else if self.share.places.is_empty() {
             self.share.by_panels::<FUSED>(&mut self.scratch.panels, &mut self.scratch.pieces);
+        } else {
+            self.share.directly();
         }
     }
 }
@@ -309,6 +315,46 @@ impl Share<'_> {
                     for filter in these.clone() {
                         let row = &mut self.output[(filter - start) * pixels..][here.clone()];
                         apply(&self.conv.steps, filter, row);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Without panels.
+    #[inline(always)]
+    fn directly(&mut self) {
+        let FastConv { windows, filters, groups, weights, taps, bias, least, most, steps, .. } = self.conv;
+        let (count, in_group, next) = (windows.channels / groups, filters / groups, windows.staged());
+        let (covered, pixels) = (count * taps.len(), self.pixels.len());
+        let Range { start, end } = self.filters;
+        let finish =
+            Finish { bias: &bias[start..end], added: self.added, least: *least, most: *most, strides: [pixels, 1] };
+        // What so many windows see stays in the cache while the filters go over it.
+        let seen_bytes = count * taps.len().min(windows.kernel[0]) * PANEL * size_of::<f32>();
+        let at_once = (PANELS_BYTES / seen_bytes).max(PANELS_MIN).next_multiple_of(2);
+        for group in start / in_group..end.div_ceil(in_group) {
+            let these = start.max(group * in_group)..end.min((group + 1) * in_group);
+            let weights = &weights[these.start * covered..these.end * covered];
+            let channels = Channels { staged: &self.input[group * count * next..], count, next, taps };
+            let mut pixel = 0;
+            for places in self.places.chunks(at_once) {
+                for (block, weights) in weights.chunks(covered * FILTERS).enumerate() {
+                    let to = Place { filter: these.start - start + block * FILTERS, pixel, pixels };
+                    match weights.len() / covered {
+                        6 if FILTERS >= 6 => sixteen::direct::<6>(weights, channels, places, finish, to, self.output),
+                        5 if FILTERS >= 5 => sixteen::direct::<5>(weights, channels, places, finish, to, self.output),
+                        4 => sixteen::direct::<4>(weights, channels, places, finish, to, self.output),
+                        3 => sixteen::direct::<3>(weights, channels, places, finish, to, self.output),
+                        2 => sixteen::direct::<2>(weights, channels, places, finish, to, self.output),
+                        _ => sixteen::direct::<1>(weights, channels, places, finish, to, self.output),
+                    }
+                }
+                let done = pixel..pixel + sixteen::count(places);
+                pixel = done.end;
+                if !steps.is_empty() {
+                    for filter in these.clone() {
+                        apply(steps, filter, &mut self.output[(filter - start) * pixels..][done.clone()]);
                     }
                 }
             }

@@ -2,6 +2,7 @@
 //!
 //! What is kept is written all over before anybody reads it: it tells a request nothing of another.
 
+use super::sixteen::Places;
 use std::cell::RefCell;
 use tract_nnef::internal::*;
 
@@ -17,6 +18,8 @@ pub(super) struct Scratch {
     /// The same of one channel alone, where one is done after another.
     pub(super) channel: Vec<f32>,
     pub(super) panels: Vec<f32>,
+    /// Where a convolution's windows are, if it needs no panels.
+    pub(super) places: Vec<Places>,
     /// Where each piece of a panel belongs, and where it comes from.
     pub(super) pieces: Vec<(usize, usize)>,
     tensors: Vec<Tensor>,

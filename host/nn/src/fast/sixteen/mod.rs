@@ -4,9 +4,11 @@
 //! Results have the same bits as those of the loops that do the same on other processors.
 
 mod block;
+mod direct;
 mod slide;
 
 pub(super) use block::block;
+pub(super) use direct::{Channels, Places, count, direct, places};
 pub(super) use slide::{Kind, Slide};
 
 /// Whether this processor has them.
