@@ -9,7 +9,7 @@
 //!
 //! tract is trusted code that parses untrusted files. Its panics are caught here and become
 //! errors; limits on sizes are checked before memory is asked for.
-#![deny(unsafe_code)] // But for one instruction: vector.rs.
+#![deny(unsafe_code)] // But for vector.rs and the kernels of fast/sixteen.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod backend;

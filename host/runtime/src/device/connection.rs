@@ -7,7 +7,7 @@
 use super::edges::{Changed, Joined};
 use super::probe;
 use super::serving::{Serving, Waiting};
-use super::{CALL_TIME_MAX, Device, DeviceSettings, Looked, SMALL_PROBES, TICK, position};
+use super::{CALL_TIME_MAX, Device, DeviceSettings, InForce, SMALL_PROBES, TICK, position};
 use crate::again;
 use crate::codec::{self, to_wire};
 use edgent_link::{Client, CodecTime, Digest, Direction, Fault, FaultKind, Link, LinkError, Plan};
@@ -248,17 +248,25 @@ impl Device {
         let Ok(_alone) = self.changing.try_lock() else { return };
         let Some(theirs) = self.in_force_at(client).await else { return };
         let ours = self.serving().model();
+        let now = InForce { theirs, ours };
         // What was so when they first met is nobody's wish.
-        let before = self.shared.looked(address, Looked { theirs, ours }).unwrap_or(Looked { theirs, ours });
-        if theirs == ours || (theirs == before.theirs && ours == before.ours) {
-            return;
+        let before = self.shared.settled(address).unwrap_or(now);
+        if theirs == ours || now == before {
+            return self.shared.settle(address, now);
         }
         let (device, client, address) = (Arc::clone(self), client.clone(), address.to_owned());
         tokio::spawn(async move {
             if theirs == before.theirs {
-                device.have_it_in_force(&address, &client, ours).await;
-            } else if let Err(Fault { message, .. }) = device.follow_edge(&client, theirs).await {
+                return device.have_it_in_force(&address, &client, now).await;
+            }
+            let followed = Arc::clone(&device).follow_edge(&client, theirs).await;
+            if let Err(Fault { message, .. }) = &followed {
                 tracing::warn!(why = %message, "the edge's new version cannot be served here; both stay");
+            }
+            // Lost in the midst of it, they have not settled anything: it is tried again when they meet.
+            if followed.is_ok() || !client.is_closed() {
+                let ours = device.serving().model();
+                device.shared.settle(&address, InForce { theirs, ours });
             }
         });
     }

@@ -101,8 +101,8 @@ struct Shared {
     actions: mpsc::Sender<(Arc<Serving>, Action)>,
     edges: Edges,
     edges_configured: bool,
-    /// What was in force when each edge was last looked at, by its address.
-    looked: Mutex<HashMap<String, Looked>>,
+    /// What was in force when that was last settled with each edge, by its address.
+    settled: Mutex<HashMap<String, InForce>>,
     next_id: AtomicU64,
     workers: Workers,
     /// For what may take long.
@@ -122,8 +122,8 @@ struct Counts {
 }
 
 /// What is in force at an edge, and here.
-#[derive(Clone, Copy, Debug)]
-struct Looked {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct InForce {
     theirs: Digest,
     ours: Digest,
 }
@@ -144,7 +144,7 @@ impl Device {
             // Other devices draw other numbers.
             edges: Edges::new(settings.edges.clone(), fastrand::u64(..)),
             edges_configured: !settings.edges.is_empty(),
-            looked: Mutex::default(),
+            settled: Mutex::default(),
             next_id: AtomicU64::new(0),
             workers,
             runtime: Handle::current(),
@@ -344,9 +344,13 @@ impl Shared {
         self.edges.in_force()
     }
 
-    /// Remembers what is in force at an edge and here, and tells what was so before.
-    fn looked(&self, address: &str, now: Looked) -> Option<Looked> {
-        self.looked.lock().unwrap_or_else(PoisonError::into_inner).insert(address.to_owned(), now)
+    /// What was in force at an edge and here when that was settled last.
+    fn settled(&self, address: &str) -> Option<InForce> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner).get(address).copied()
+    }
+
+    fn settle(&self, address: &str, now: InForce) {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner).insert(address.to_owned(), now);
     }
 
     fn edge_is_lost(&self) -> bool {

@@ -8,7 +8,7 @@
 
 use super::edges::Joined;
 use super::serving::Serving;
-use super::{CALL_TIME_MAX, Device, Looked};
+use super::{CALL_TIME_MAX, Device, InForce};
 use crate::edge::{fault, us};
 use crate::push::{Pieces, make_ready, push};
 use crate::shelf::{Shelf, give_way};
@@ -178,7 +178,11 @@ impl Device {
             None => next.tell(Event::EdgeLost),
             // It came while this version was being prepared.
             Some(Joined { client, .. }) if !met => next.introduce(&client),
-            Some(Joined { address, client, .. }) => self.have_it_in_force(&address, &client, next.model()).await,
+            Some(Joined { address, client, .. }) => {
+                let theirs = self.shared.settled(&address).map_or(old.model(), |settled| settled.theirs);
+                let were = InForce { theirs, ours: next.model() };
+                self.have_it_in_force(&address, &client, were).await;
+            }
         }
         self.retire(old);
         Ok(installed(commit_us))
@@ -205,13 +209,17 @@ impl Device {
         Ok(())
     }
 
-    /// The edge puts it in force, too, for its own next start and for other devices. If it cannot now, this is tried
-    /// again when it is next looked at.
-    pub(super) async fn have_it_in_force(&self, address: &str, client: &Client, model: edgent_link::Digest) {
-        match tokio::time::timeout(CALL_TIME_MAX, client.install(model, None)).await {
-            Ok(Ok(_)) => _ = self.shared.looked(address, Looked { theirs: model, ours: model }),
+    /// The edge puts in force what is so here, too, for its own next start and for other devices. If it cannot now, since it is
+    /// lost, or does not have the version yet, this is tried again when it is next looked at; if it refuses, they differ.
+    pub(super) async fn have_it_in_force(&self, address: &str, client: &Client, before: InForce) {
+        let ours = before.ours;
+        match tokio::time::timeout(CALL_TIME_MAX, client.install(ours, None)).await {
+            Ok(Ok(_)) => self.shared.settle(address, InForce { theirs: ours, ours }),
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the edge runs the version in force here, but does not put it in force")
+                tracing::warn!(%error, "the edge runs the version in force here, but does not put it in force");
+                if matches!(&error, LinkError::Fault(fault) if fault.kind == FaultKind::Refused) {
+                    self.shared.settle(address, before);
+                }
             }
             Err(_) => tracing::warn!("the edge did not say that it put the version in force"),
         }

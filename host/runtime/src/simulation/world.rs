@@ -31,8 +31,9 @@ const PACE: Duration = Duration::from_millis(110);
 /// Half of the devices connect anew after this.
 const RECONNECT: Duration = Duration::from_secs(4);
 const GRACE: Duration = Duration::from_secs(1);
-/// So much of what happened is told when something fails.
+/// Of answers, the last of this many things that happened are told when something fails; all of what went wrong is.
 const STORY: usize = 60;
+const ANSWERED: &str = "answered";
 /// What others ask an edge for at once, when it is crowded.
 const CROWD: u64 = 30;
 /// In one of so many runs, hosts have stores, and versions change.
@@ -65,7 +66,9 @@ impl Drop for World<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let story = self.story.lock().unwrap();
-            eprintln!("{}", story[story.len().saturating_sub(STORY)..].join("\n"));
+            let last = story.len().saturating_sub(STORY);
+            let told = story.iter().enumerate().filter(|(at, said)| *at >= last || !said.contains(ANSWERED));
+            told.for_each(|(_, said)| eprintln!("{said}"));
         }
     }
 }
@@ -151,7 +154,7 @@ impl<'a> World<'a> {
             let edges = self.device.edge_states();
             let edges: Vec<_> = edges.iter().map(|edge| (edge.connected, edge.in_force, edge.strikes)).collect();
             self.say(format_args!(
-                "{id} after {took:?}: {placement:?}, exit {exit}, {degraded:?}; edges are there, in force, struck {edges:?}"
+                "{id} {ANSWERED} after {took:?}: {placement:?}, exit {exit}, {degraded:?}; edges are there, in force, struck {edges:?}"
             ));
             self.tally.lock().unwrap().count(&answer);
             if self.since.elapsed() > END {
