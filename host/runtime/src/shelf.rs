@@ -291,7 +291,10 @@ impl Shelf {
         // Who offered it may be in the midst of it.
         let missing = store.missing(&sealed).len();
         if missing > 0 {
-            return Err(fault(FaultKind::NotFound, format!("{missing} blobs of {digest} have not come; put them first")));
+            return Err(fault(
+                FaultKind::NotFound,
+                format!("{missing} blobs of {digest} have not come; put them first"),
+            ));
         }
         let name = sealed.manifest().name.clone();
         let version = store.lock().and_then(|store| store.publish(&name, None, &sealed, &signatures)).map_err(disk)?;
