@@ -71,6 +71,7 @@ impl Device {
             let why = match self.join(&link, place, &settings).await {
                 Ok(mut joined) => loop {
                     tracing::info!(%address, "the edge is connected");
+                    self.meet_first(address, &joined.client).await;
                     tokio::select! {
                         biased;
                         why = joined.client.closed() => break why.to_string(),
@@ -269,6 +270,16 @@ impl Device {
                 device.shared.settle(&address, InForce { theirs, ours });
             }
         });
+    }
+
+    /// Remembers what was in force when they first met, also of an edge that is not in force itself: what changes from then on
+    /// is somebody's wish.
+    async fn meet_first(&self, address: &str, client: &Client) {
+        if self.shared.settled(address).is_none()
+            && let Some(theirs) = self.in_force_at(client).await
+        {
+            self.shared.settle(address, InForce { theirs, ours: self.serving().model() });
+        }
     }
 
     /// The version of this device's model that is in force at the edge, if it says so.
