@@ -44,15 +44,15 @@ oci:
     cargo run --release -- inspect target/oci/copy@model:1
     cargo run --release -- verify target/oci/copy
 
-# What is built with the features that are off by default; a folder of its own, since they change what half of the tree is
-# built with.
+# What is built with the features that are off by default; laid aside, since the next build without them takes its place.
 features:
-    cargo build --release --workspace --features edgent/registry,edgent/otel --bins --target-dir target/features
-    cargo clippy --release --workspace --features edgent/registry,edgent/otel --all-targets --target-dir target/features -- -D warnings
+    cargo build --release --workspace --features edgent/registry,edgent/otel --bins
+    install -D --target-directory target/features target/release/edgent target/release/edgent-host
+    cargo clippy --release --workspace --features edgent/registry,edgent/otel --all-targets -- -D warnings
 
 # Bundles go to a registry and back.
 registry: features
-    tests/registry.sh target/features/release/edgent
+    tests/registry.sh target/features/edgent
 
 # Debian's minisign and edgent take each other's keys and signatures.
 minisign:
@@ -122,7 +122,7 @@ otel: features
     cargo build --release --workspace
     test -x target/otel-peers/bin/python || python3 -m venv target/otel-peers
     target/otel-peers/bin/pip install --quiet --requirement tests/peers/otel.txt
-    BUILT=target/features/release target/otel-peers/bin/python tests/peers/otel.py
+    BUILT=target/features target/otel-peers/bin/python tests/peers/otel.py
 
 # Two hosts beside two processes of Python, onnxruntime and gRPC, over the same slow link: docs/split-peer.md.
 split-peer: peers

@@ -3,7 +3,7 @@
 both, each span with its parent.
 
     just features
-    BUILT=target/features/release target/otel-peers/bin/python tests/peers/otel.py
+    BUILT=target/features target/otel-peers/bin/python tests/peers/otel.py
 """
 
 import contextlib

@@ -503,6 +503,8 @@ fn read(manifest: &[u8]) -> Result<SealedManifest, Fault> {
     SealedManifest::read(manifest.to_vec()).map_err(|e| fault(FaultKind::Refused, format!("the manifest: {e}")))
 }
 
+/// A disk that fails says nothing about the bundle: who asked may ask again.
 fn disk(error: BundleError) -> Fault {
-    fault(FaultKind::Refused, error.to_string())
+    let kind = if matches!(error, BundleError::Io { .. }) { FaultKind::Internal } else { FaultKind::Refused };
+    fault(kind, error.to_string())
 }
